@@ -1,0 +1,1 @@
+"""The models of the papers, as plain modules that need torch alone."""
