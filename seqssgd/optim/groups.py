@@ -1,0 +1,100 @@
+"""Which weights are perturbed: by the role of their module, not by their number of dimensions."""
+
+import re
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+ROLES = ("recurrent", "conv", "dense", "embedding")
+
+
+def noise_groups(
+    model: nn.Module, noise: float, only: Collection[str] | None = None, include: Collection[str] = ()
+) -> list[dict[str, Any]]:
+    """Parameter groups for any optimizer: the weights to perturb with ``"noise": noise``, all the rest with 0.
+
+    Recurrent, convolutional, dense and embedding weights get the level. Biases, gains of norm layers and of weight
+    normalisation, and parameters of modules that torch does not know get 0. A tied weight appears once. Weights
+    behind a parametrization or ``weight_norm`` are perturbed where they are stored, in their unnormalised form.
+
+    Args:
+        model: the network. Every parameter of it ends up in one of the groups, frozen ones too.
+        noise: the noise level c: a perturbation has c times the norm of the weights (the paper's "cσ").
+        only: the roles to perturb, of ``"recurrent"``, ``"conv"``, ``"dense"``, ``"embedding"``; None: all of them.
+        include: names, as in ``model.named_parameters()``, of further weights to perturb: those of your own modules.
+
+    Returns:
+        groups with the entries ``params``, ``noise`` and ``layers`` (for each parameter the name of its layer; the
+        input and recurrent kernels of an LSTM layer share one).
+
+    Raises:
+        ValueError: an unknown role or name, or nothing to perturb.
+
+    >>> import torch
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4))
+    >>> [(g["noise"], g["layers"]) for g in noise_groups(model, noise=0.5)]
+    [(0.5, ['0']), (0.0, ['0.bias', '1.weight', '1.bias'])]
+    """
+    unknown = set(only or ()) - set(ROLES)
+    if isinstance(only, str) or unknown:
+        raise ValueError(f"only={only!r}: give a collection of roles out of {', '.join(ROLES)}")
+    names = {id(p): name for name, p in model.named_parameters()}
+    layers: dict[int, str] = {}
+    for module_name, module in model.named_modules():
+        for role, parameter, layer in _weights(module):
+            if only is None or role in only:
+                layers.setdefault(id(parameter), f"{module_name}.{layer}".strip(".") or role)
+    for name in include:
+        try:
+            layers.setdefault(id(model.get_parameter(name)), name)
+        except AttributeError:
+            raise ValueError(f"include={name!r}: the model has no parameter of that name") from None
+    noisy = [p for p in model.parameters() if id(p) in layers]
+    if not noisy:
+        raise ValueError(f"no weights to perturb: {type(model).__name__} has none with a role in {only or ROLES}")
+    rest = [p for p in model.parameters() if id(p) not in layers]
+    groups = [{"params": noisy, "noise": float(noise), "layers": [layers[id(p)] for p in noisy]}]
+    if rest:
+        groups.append({"params": rest, "noise": 0.0, "layers": [names[id(p)] for p in rest]})
+    return groups
+
+
+def _weights(module: nn.Module) -> Iterator[tuple[str, nn.Parameter, str]]:
+    """The weights that ``module`` itself owns: their role, the parameter, and the layer's name within the module."""
+    if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+        # weight_ih_l0, weight_hh_l0 and weight_hr_l0 make up layer l0, and their _reverse twins another layer
+        stems = {re.sub(r"_(v|orig|raw)$", "", name) for name in _own_names(module)}
+        for stem in sorted(name for name in stems if re.fullmatch(r"weight_(ih|hh|hr)(_l\d+)?(_reverse)?", name)):
+            yield from _stored(module, "recurrent", stem, re.sub(r"^weight_(ih|hh|hr)_?", "", stem))
+    elif isinstance(module, nn.MultiheadAttention):
+        for name in ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"):
+            yield from _stored(module, "dense", name, name)
+    else:
+        for role, classes in (
+            ("conv", nn.modules.conv._ConvNd),
+            ("dense", (nn.Linear, nn.Bilinear)),
+            ("embedding", (nn.Embedding, nn.EmbeddingBag)),
+        ):
+            if isinstance(module, classes):
+                yield from _stored(module, role, "weight", "")
+
+
+def _own_names(module: nn.Module) -> set[str]:
+    return set(module._parameters) | set(getattr(module, "parametrizations", {}))
+
+
+def _stored(module: nn.Module, role: str, name: str, layer: str) -> Iterator[tuple[str, nn.Parameter, str]]:
+    """The parameter in which the weight ``name`` is stored: itself, or the one behind a reparametrization."""
+    if torch.nn.utils.parametrize.is_parametrized(module, name):
+        shape = getattr(module, name).shape
+        originals = [p for p in module.parametrizations[name].parameters(recurse=False) if p.shape == shape]
+        if originals:
+            yield role, originals[-1], layer  # weight_norm stores its gain first and its direction second
+        return
+    for stored in (name, f"{name}_v", f"{name}_orig", f"{name}_raw"):  # weight_norm, pruning, weight drop
+        parameter = module._parameters.get(stored)
+        if parameter is not None:
+            yield role, parameter, layer
+            return

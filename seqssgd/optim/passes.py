@@ -1,0 +1,418 @@
+"""The multi-pass protocol: an optimizer that looks at the loss from several points around the weights.
+
+S-SGD, one-sided noise, SAM and their relatives differ in where they take gradients, not in how they step. Here is
+what they share: a loop over passes that moves the weights, brings them back exactly, averages the gradients, and
+then lets any ``torch.optim`` optimizer step from the untouched weights.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+from torch.optim import LBFGS, Optimizer
+
+from .batchnorm import RunningStatistics
+from .sharding import check_resharded, local
+
+
+class Pass:
+    """One forward-backward pass of a step.
+
+    Attributes:
+        index: 0, 1, … within the step. Models that carry a state from minibatch to minibatch keep one per index.
+        sign: +1 at w+n, -1 at w-n, 0 at the weights themselves.
+        last: true in the last pass of the step: the one in which data-parallel gradients are synchronised
+            (``with contextlib.nullcontext() if part.last else model.no_sync(): …``, around forward *and* backward).
+    """
+
+    def __init__(self, index: int, sign: int, last: bool, share: "_Halves | None" = None):
+        self.index, self.sign, self.last, self._share = index, sign, last, share
+
+    def __repr__(self) -> str:
+        return f"Pass(index={self.index}, sign={self.sign:+d}, last={self.last})"
+
+    def take(self, *batch: Any, dim: int = 0) -> Any:
+        """The part of a minibatch that this pass works on: a half with ``signs="halves"``, otherwise all of it.
+
+        Args:
+            batch: tensors, or any nesting of tensors in tuples, lists and mappings, of one size along ``dim``.
+                What is not a tensor, or has no dimensions, is handed through.
+            dim: the dimension that counts examples: 0, or 1 for time-major data.
+
+        Returns:
+            the same structure; for a single argument the argument itself, not a tuple.
+        """
+        parts = batch if self._share is None else self._share.split(self.index, batch, dim)
+        return parts[0] if len(parts) == 1 else parts
+
+
+class _Halves:
+    """Hands each of two passes its half of the minibatch and remembers the sizes."""
+
+    def __init__(self) -> None:
+        self.first = 0  # examples in the first half
+        self.seen = [0, 0]  # examples in the minibatches that each pass was shown
+
+    def split(self, index: int, batch: tuple, dim: int) -> tuple:
+        sizes = {tensor.shape[dim] for tensor in _tensors(batch) if tensor.ndim}
+        if len(sizes) != 1:
+            raise ValueError(
+                f"take() needs tensors of one size along dim={dim} and got sizes {sorted(sizes)}; "
+                "pass dim= for the dimension that counts examples, and call take() once per dimension"
+            )
+        (size,) = sizes
+        if size < 2:
+            raise ValueError('signs="halves" needs at least 2 examples in a minibatch and got 1; drop the last batch')
+        first = size // 2
+        start, length = (0, first) if index == 0 else (first, size - first)
+        self.first += length if index == 0 else 0
+        self.seen[index] += size
+        return tuple(_map(lambda t: t.narrow(dim, start, length) if t.ndim else t, part) for part in batch)
+
+    def weights(self) -> tuple[float, float]:
+        """Every half counts by its size. Called after each pass, so it also checks that the pass took its half."""
+        seen = self.seen if self.seen[1] else [self.seen[0]] * 2
+        if seen[0] == 0:
+            raise RuntimeError('signs="halves" splits the minibatch: call part.take(inputs, targets) in every pass')
+        if seen[0] != seen[1]:
+            raise RuntimeError(
+                f"the passes took halves of different minibatches ({seen[0]} and {seen[1]} examples); "
+                "call take() on the same data in both"
+            )
+        return self.first / seen[0], 1 - self.first / seen[0]
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, Mapping):
+        for value in tree.values():
+            yield from _tensors(value)
+    elif isinstance(tree, (tuple, list)):
+        for value in tree:
+            yield from _tensors(value)
+
+
+def _map(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
+    if isinstance(tree, PackedSequence):
+        raise TypeError("take() cannot split a PackedSequence; take from the padded tensors and pack afterwards")
+    if isinstance(tree, Tensor):
+        return function(tree)
+    if isinstance(tree, Mapping):
+        return type(tree)((key, _map(function, value)) for key, value in tree.items())
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):  # a named tuple
+        return type(tree)(*(_map(function, value) for value in tree))
+    if isinstance(tree, (tuple, list)):
+        return type(tree)(_map(function, value) for value in tree)
+    return tree
+
+
+class MultiPassOptimizer(Optimizer):
+    """Wraps a ``torch.optim`` optimizer so that its step uses gradients from several passes.
+
+    It is an :class:`torch.optim.Optimizer` whose ``param_groups``, ``state`` and ``defaults`` *are* the base's, so
+    schedulers, ``add_param_group``, gradient scalers and checkpoints see one optimizer. A method says in
+    :meth:`_signs` how many passes a step has and in :meth:`_perturb` where they are; the rest is here.
+
+    Args:
+        base: the optimizer that steps. Its groups' ``"noise"`` entry is the noise level (absent: 0); see
+            :func:`seqssgd.optim.noise_groups`.
+        model: the module that is trained. Needed for ``bn_stats`` and with FSDP2, else optional.
+        bn_stats: which passes update batch-norm running statistics: ``"both"`` (all of them), ``"first"``, ``"none"``.
+
+    Raises:
+        TypeError: ``base`` is no optimizer, or one that needs its own closure (LBFGS).
+        ValueError: a level is negative or not finite; weights under noise are sparse or complex.
+    """
+
+    level_key = "noise"  # the group entry that says how far the weights are moved; 0 leaves them alone
+
+    def __init__(self, base: Optimizer, *, model: nn.Module | None = None, bn_stats: str = "both"):
+        if not isinstance(base, Optimizer):
+            raise TypeError(f"{type(self).__name__} wraps a torch.optim optimizer, not {torch.typename(base)}")
+        if isinstance(base, LBFGS):
+            raise TypeError("LBFGS evaluates its closure as often as it likes; use a first-order optimizer")
+        if isinstance(base, MultiPassOptimizer):
+            raise TypeError(f"{type(base).__name__} is already a multi-pass optimizer; wrap the optimizer inside it")
+        if bn_stats not in ("both", "first", "none"):
+            raise ValueError(f'bn_stats must be "both", "first" or "none", not {bn_stats!r}')
+        if bn_stats != "both" and model is None:
+            raise ValueError(f"bn_stats={bn_stats!r} needs model=, the module whose statistics are kept")
+        # Optimizer.__init__ would make groups of its own; __setstate__ sets up all else that an Optimizer has.
+        Optimizer.__setstate__(
+            self, {"base": base, "model": model, "bn_stats": bn_stats, "draws": 0, "_phase": "idle", "_saved": None}
+        )
+        self._buffers: list[Tensor] = []  # the one extra copy of the weights, reused from step to step
+        self._check_groups()
+
+    # ---- what a method defines -----------------------------------------------------------------------------------
+
+    def _signs(self) -> Sequence[int]:
+        """The sign of each pass of a step, in order."""
+        raise NotImplementedError
+
+    def _perturb(self, part: Pass, weights: list[Tensor], saved: list[Tensor]) -> None:
+        """Moves ``weights`` in place to where ``part`` takes its gradient; ``saved`` are copies of them unmoved."""
+        raise NotImplementedError
+
+    def _share(self) -> _Halves | None:
+        """How a minibatch is divided over the passes; None: every pass gets all of it."""
+        return None
+
+    # ---- the passes ------------------------------------------------------------------------------------------------
+
+    def passes(self) -> Iterator[Pass]:
+        """Yields one :class:`Pass` after another with the weights moved; call ``backward()`` in each.
+
+        After the loop the weights are bit for bit what they were, and ``.grad`` holds the mean over the passes,
+        ready for clipping and :meth:`step`. Gradients that were there before are kept and added to. A ``break``,
+        an exception or Ctrl-C inside the loop brings the weights back too.
+        """
+        self._require_idle("start another pass loop")
+        return self._guarded_passes()
+
+    def _guarded_passes(self) -> Iterator[Pass]:
+        self._require_idle("start another pass loop")
+        self._phase = "running"
+        try:
+            yield from self._passes()
+            self._phase = "complete"
+        finally:  # also a second chance, should Ctrl-C hit the restoring itself
+            self._restore()
+            if self._phase == "running":
+                self._phase = "broken"
+
+    def _passes(self) -> Iterator[Pass]:
+        self._check_groups()
+        weights = [
+            p for group in self.param_groups if group.get(self.level_key) for p in group["params"] if p.requires_grad
+        ]
+        check_resharded(self.model, weights)
+        signs = self._signs() if weights else (0,)
+        share = self._share() if weights else None
+        statistics = RunningStatistics(self.model) if weights and self.bn_stats != "both" else None
+        earlier = self._set_gradients_aside() if len(signs) > 1 else []
+        try:
+            if weights:
+                self._save(weights)
+            for index, sign in enumerate(signs):
+                part = Pass(index, sign, index == len(signs) - 1, share)
+                if weights:
+                    self._move(part)
+                with statistics.kept() if statistics and (self.bn_stats == "none" or index > 0) else nullcontext():
+                    yield part
+                importance = self._pass_weights(len(signs), share)
+                if not part.last:  # so that the sum, times the last pass's weight, is the weighted mean
+                    self._scale_gradients(importance[index] / importance[index + 1])
+        finally:
+            self._restore()
+        self._scale_gradients(importance[-1])
+        self._add_gradients(earlier)
+
+    @torch.no_grad()
+    def _save(self, weights: list[Tensor]) -> None:
+        weights = [local(p) for p in weights]
+        if not _same_layout(self._buffers, weights):
+            self._buffers = [torch.empty_like(p) for p in weights]
+        torch._foreach_copy_(self._buffers, weights)
+        self._saved = (weights, self._buffers)  # from here on there is something to restore
+
+    @torch.no_grad()
+    def _move(self, part: Pass) -> None:
+        self._perturb(part, *self._saved)
+        torch.clear_autocast_cache()  # autocast would go on using its casts of the weights as they were
+
+    @torch.no_grad()
+    def _restore(self) -> None:
+        if self._saved is not None:
+            weights, saved = self._saved
+            torch._foreach_copy_(weights, saved)
+            torch.clear_autocast_cache()
+            self._saved = None
+
+    # ---- gradients -------------------------------------------------------------------------------------------------
+
+    def _pass_weights(self, passes: int, share: _Halves | None) -> Sequence[float]:
+        """How much each pass counts in the step's gradient; the weights add up to one."""
+        return [1 / passes] * passes if share is None else share.weights()
+
+    def _parameters(self) -> Iterator[Tensor]:
+        for group in self.param_groups:
+            yield from group["params"]
+
+    @torch.no_grad()
+    def _set_gradients_aside(self) -> list[tuple[Tensor, Tensor]]:
+        earlier = [(p, p.grad.clone()) for p in self._parameters() if p.grad is not None]
+        for p, _ in earlier:
+            p.grad.zero_()  # in place: data-parallel buckets and captured graphs hold on to its address
+        return earlier
+
+    @torch.no_grad()
+    def _add_gradients(self, earlier: list[tuple[Tensor, Tensor]]) -> None:
+        for p, gradient in earlier:
+            if p.grad is None:
+                p.grad = gradient
+            else:
+                p.grad.add_(gradient)
+
+    @torch.no_grad()
+    def _scale_gradients(self, factor: float) -> None:
+        gradients = [p.grad for p in self._parameters() if p.grad is not None] if factor != 1 else []
+        if gradients:
+            torch._foreach_zero_(gradients) if factor == 0 else torch._foreach_mul_(gradients, factor)
+
+    # ---- stepping --------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Steps the base optimizer, from the unmoved weights, on the gradients that :meth:`passes` left.
+
+        Args:
+            closure: instead of a pass loop: computes the loss, calls ``backward()`` and returns the loss. It is called
+                once per pass, and may call ``zero_grad()`` itself.
+
+        Returns:
+            the closure's loss, averaged over the passes; None without a closure.
+
+        Raises:
+            RuntimeError: without a closure, if no pass loop was completed since the last step. (Allowed while every
+                learning rate is 0, as when a checkpointing library initialises the state by an empty step.)
+        """
+        self._require_idle("step")
+        loss = None if closure is None else self._closure_passes(closure)
+        if self._phase == "broken":
+            raise RuntimeError("step() after a pass loop that was left half-way; run a whole loop over passes() first")
+        if self._phase == "idle" and any(g.get(self.level_key) and g.get("lr", 1) for g in self.param_groups):
+            raise RuntimeError(
+                "step() without passes(): the gradients were taken at the unperturbed weights. Write\n"
+                "    for _ in optimizer.passes():\n        loss_fn(model(inputs), targets).backward()\n"
+                "    optimizer.step()"
+            )
+        self.base.step()
+        if self._phase == "complete" and any(g.get(self.level_key) for g in self.param_groups):
+            self.draws += 1
+        self._phase = "idle"
+        return loss
+
+    def _closure_passes(self, closure: Callable[[], Any]) -> Any:
+        earlier = [(p, p.grad) for p in self._parameters() if p.grad is not None]
+        mean_loss = 0.0
+        for part in self.passes():
+            summed = [(p, p.grad) for p in self._parameters() if p.grad is not None] if part.index else []
+            # The closure may clear the gradients or add to them; either way each pass starts from the same ones.
+            for p in self._parameters():
+                p.grad = None
+            self._add_gradients([(p, gradient.clone()) for p, gradient in earlier])
+            with torch.enable_grad():
+                loss = closure()
+            self._add_gradients(summed)
+            if part._share is not None:
+                raise RuntimeError('a closure cannot say how its minibatch splits: use passes() with signs="halves"')
+            mean_loss = mean_loss + (loss.detach() if isinstance(loss, Tensor) else loss)
+        return mean_loss / (part.index + 1)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clears the gradients, as ``torch.optim.Optimizer.zero_grad`` does."""
+        self.base.zero_grad(set_to_none)
+
+    # ---- one optimizer with the base -------------------------------------------------------------------------------
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The base optimizer's parameter groups, not copies."""
+        return self.base.param_groups
+
+    @property
+    def state(self) -> Any:
+        """The base optimizer's state; nothing is ever added to it."""
+        return self.base.state
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The base optimizer's defaults."""
+        return self.base.defaults
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group to the base optimizer; its level is 0 unless it has one."""
+        self._require_idle("add a parameter group")
+        self._check_group(param_group, len(self.param_groups))
+        self.base.add_param_group(param_group)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The base optimizer's state dict plus ``"perturbation"``, the position in the stream of noise."""
+        self._require_idle("take the state dict")
+        return {**self.base.state_dict(), "perturbation": {"draws": self.draws}}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Loads what :meth:`state_dict` gave, or the state of a bare base optimizer (the levels then stay)."""
+        self._require_idle("load a state dict")
+        own = [dict(group) for group in self.param_groups]
+        self.base.load_state_dict({key: value for key, value in state_dict.items() if key != "perturbation"})
+        for group, entries in zip(self.param_groups, own, strict=True):
+            for key, value in entries.items():
+                group.setdefault(key, value)
+        self.draws = state_dict.get("perturbation", {}).get("draws", 0)
+        self._phase = "idle"
+
+    def __getstate__(self) -> dict[str, Any]:  # for pickle and copy.deepcopy
+        self._require_idle("copy the optimizer")
+        return {**self.__dict__, "_buffers": []}
+
+    # ---- checks ----------------------------------------------------------------------------------------------------
+
+    def _require_idle(self, action: str) -> None:
+        if self._phase == "running":
+            raise RuntimeError(f"cannot {action} inside a loop over passes(): the weights are perturbed there")
+
+    def _check_groups(self) -> None:
+        for index, group in enumerate(self.param_groups):
+            self._check_group(group, index)
+
+    def _check_group(self, group: dict[str, Any], index: int) -> None:
+        level = group.get(self.level_key, 0.0)
+        if not (isinstance(level, Real) and math.isfinite(level) and level >= 0):
+            raise ValueError(
+                f"the noise level of parameter group {index} must be a finite number >= 0, not {level!r} "
+                f'(its entry "{self.level_key}")'
+            )
+        if level == 0:
+            return
+        params = [group["params"]] if isinstance(group["params"], Tensor) else group["params"]
+        for p in params:
+            if p.layout is not torch.strided or not p.is_floating_point():
+                kind = f"a {p.layout} tensor" if p.layout is not torch.strided else f"of type {p.dtype}"
+                raise ValueError(
+                    f"a weight of shape {tuple(p.shape)} in parameter group {index} is {kind}; noise needs dense real "
+                    f'weights, so give it a group of its own with "{self.level_key}": 0'
+                )
+
+
+def _same_layout(buffers: list[Tensor], weights: list[Tensor]) -> bool:
+    return len(buffers) == len(weights) and all(
+        b.shape == w.shape and b.stride() == w.stride() and b.dtype == w.dtype and b.device == w.device
+        for b, w in zip(buffers, weights, strict=True)
+    )
+
+
+class SinglePass(MultiPassOptimizer):
+    """The base optimizer under the same protocol: one pass, nothing moved. For loops that serve every method.
+
+    >>> import torch
+    >>> weight = torch.nn.Parameter(torch.tensor([2.0]))
+    >>> optimizer = SinglePass(torch.optim.SGD([weight], lr=0.1))
+    >>> for _ in optimizer.passes():
+    ...     (weight**2).sum().backward()
+    >>> optimizer.step()
+    >>> weight.tolist()
+    [1.600000023841858]
+    """
+
+    level_key = "unperturbed"
+
+    def _signs(self) -> Sequence[int]:
+        return (0,)

@@ -1,0 +1,81 @@
+"""What weight noise has to know of sharded weights (DTensor, FSDP2)."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+try:  # absent from builds of torch without distributed support
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
+except ImportError:  # pragma: no cover
+    FSDPModule = DTensor = None
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether ``tensor`` is a DTensor."""
+    return DTensor is not None and isinstance(tensor, DTensor)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part of ``tensor`` on this rank; writing to it writes to ``tensor``."""
+    return tensor.to_local() if is_sharded(tensor) else tensor
+
+
+def shard_index(weights: Sequence[Tensor]) -> int:
+    """Which shard this rank holds: 0 for plain tensors and on replicas of the first shard."""
+    for weight in weights:
+        if is_sharded(weight):
+            mesh, index = weight.device_mesh, 0
+            for dim, placement in enumerate(weight.placements):
+                if placement.is_shard():
+                    index = index * mesh.size(dim) + mesh.get_local_rank(dim)
+            return index
+    return 0
+
+
+def sum_over_shards(values: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """Sums ``values``, one entry for each of ``weights``, over the ranks that share those weights out.
+
+    All sharded weights of one call must be sharded alike (as FSDP2 does).
+
+    Raises:
+        ValueError: a weight is sharded along another dimension than its first: its filters would be torn apart.
+    """
+    sharded = [weight for weight in weights if is_sharded(weight)]
+    for weight in sharded:
+        if any(placement.is_partial() or placement.is_shard() and placement.dim for placement in weight.placements):
+            raise ValueError(f"noise needs weights sharded along dimension 0, as FSDP2 does, not {weight.placements}")
+    if not sharded:
+        return values
+    mesh, placements = sharded[0].device_mesh, sharded[0].placements
+    if any(weight.device_mesh != mesh or weight.placements != placements for weight in sharded):
+        raise ValueError("noise needs all sharded weights on one device mesh with the same placements")
+    mask = torch.tensor([is_sharded(weight) for weight in weights], device=values.device)
+    summed = values.clone()
+    for dim, placement in enumerate(placements):
+        if placement.is_shard():
+            dist.all_reduce(summed, group=mesh.get_group(dim))
+    return torch.where(mask, summed, values)
+
+
+def check_resharded(model: nn.Module | None, weights: Sequence[Tensor]) -> None:
+    """Refuses FSDP2 modules that stay gathered after backward: the next pass would reuse the weights of the last.
+
+    Raises:
+        ValueError: weights are sharded and ``model`` is unknown, or it keeps weights gathered.
+    """
+    if not any(is_sharded(weight) for weight in weights):
+        return
+    if model is None:
+        raise ValueError("with FSDP2, pass model= so that its resharding can be checked")
+    for name, module in model.named_modules():
+        if isinstance(module, FSDPModule):
+            state = module._get_fsdp_state()
+            groups = getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group]
+            if any(group is not None and not group.reshard_after_backward for group in groups):
+                raise ValueError(
+                    f"the FSDP2 module '{name or type(module).__name__}' keeps its weights gathered after backward, so "
+                    "the second pass would run on the weights of the first; call set_reshard_after_backward(True)"
+                )
