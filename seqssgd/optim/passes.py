@@ -300,13 +300,11 @@ class MultiPassOptimizer(Optimizer):
         return loss
 
     def _closure_passes(self, closure: Callable[[], Any]) -> Any:
-        earlier = [(p, p.grad) for p in self._parameters() if p.grad is not None]
+        """The closure may clear the gradients or add to them; either way each pass starts from the same ones."""
+        earlier = self._take_gradients()
         mean_loss = 0.0
         for part in self.passes():
-            summed = [(p, p.grad) for p in self._parameters() if p.grad is not None] if part.index else []
-            # The closure may clear the gradients or add to them; either way each pass starts from the same ones.
-            for p in self._parameters():
-                p.grad = None
+            summed = self._take_gradients()
             self._add_gradients([(p, gradient.clone()) for p, gradient in earlier])
             with torch.enable_grad():
                 loss = closure()
@@ -315,6 +313,12 @@ class MultiPassOptimizer(Optimizer):
                 raise RuntimeError('a closure cannot say how its minibatch splits: use passes() with signs="halves"')
             mean_loss = mean_loss + (loss.detach() if isinstance(loss, Tensor) else loss)
         return mean_loss / (part.index + 1)
+
+    def _take_gradients(self) -> list[tuple[Tensor, Tensor]]:
+        taken = [(p, p.grad) for p in self._parameters() if p.grad is not None]
+        for p, _ in taken:
+            p.grad = None
+        return taken
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clears the gradients, as ``torch.optim.Optimizer.zero_grad`` does."""
