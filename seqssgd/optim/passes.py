@@ -144,10 +144,7 @@ class MultiPassOptimizer(Optimizer):
         if bn_stats != "both" and model is None:
             raise ValueError(f"bn_stats={bn_stats!r} needs model=, the module whose statistics are kept")
         # Optimizer.__init__ would make groups of its own; __setstate__ sets up all else that an Optimizer has.
-        Optimizer.__setstate__(
-            self, {"base": base, "model": model, "bn_stats": bn_stats, "draws": 0, "_phase": "idle", "_saved": None}
-        )
-        self._buffers: list[Tensor] = []  # the one extra copy of the weights, reused from step to step
+        self.__setstate__({"base": base, "model": model, "bn_stats": bn_stats, "draws": 0, "_phase": "idle"})
         self._check_groups()
 
     # ---- what a method defines -----------------------------------------------------------------------------------
@@ -365,7 +362,16 @@ class MultiPassOptimizer(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:  # for pickle and copy.deepcopy
         self._require_idle("copy the optimizer")
-        return {**self.__dict__, "_buffers": []}
+        # Hooks and a scheduler's patch of step() belong to this instance; torch's optimizers drop them too.
+        skipped = ("step", "_saved", "_buffers")
+        return {k: v for k, v in self.__dict__.items() if k not in skipped and not k.startswith("_optimizer_")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._saved: tuple[list[Tensor], list[Tensor]] | None = None  # the weights and their copies, while moved
+        self._buffers: list[Tensor] = []  # the one extra copy of the weights, reused from step to step
+        for name in ("state_dict_pre", "state_dict_post", "load_state_dict_pre", "load_state_dict_post"):
+            setattr(self, f"_optimizer_{name}_hooks", getattr(self.base, f"_optimizer_{name}_hooks"))
 
     # ---- checks ----------------------------------------------------------------------------------------------------
 

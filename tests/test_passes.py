@@ -1,0 +1,510 @@
+"""The pass protocol: exact restoring, gradients, mixed precision, loud errors."""
+
+import copy
+import pickle
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from seqssgd.optim import SymmetricNoise, noise_groups
+from seqssgd.optim import passes as passes_module
+
+
+def regression(noise=0.5, base=torch.optim.SGD, **options):
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+    return model, SymmetricNoise(base(noise_groups(model, noise=noise), lr=0.1), **options)
+
+
+X, Y = torch.randn(6, 4, generator=torch.Generator().manual_seed(1)), torch.ones(6, 2)
+
+
+def loss_of(model, x=X, y=Y):
+    return nn.functional.mse_loss(model(x), y)
+
+
+def weights_of(model):
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def equal(a, b):
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def gradients(model):
+    return [p.grad.clone() for p in model.parameters()]
+
+
+# ---- where the weights are -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_the_two_points_lie_symmetric_about_weights_that_come_back_exactly(dtype):
+    model, optimizer = regression()
+    model.to(dtype)
+    clean, seen, signs = weights_of(model), [], []
+    for part in optimizer.passes():
+        seen.append(weights_of(model))
+        signs.append((part.index, part.sign, part.last))
+    assert signs == [(0, 1, False), (1, -1, True)]
+    assert equal(weights_of(model), clean)
+    epsilon = torch.finfo(dtype).eps
+    for name, w in clean.items():
+        plus, minus = seen[0][name], seen[1][name]
+        if name.endswith("bias"):
+            assert torch.equal(plus, w) and torch.equal(minus, w)
+        else:
+            assert not torch.equal(plus, w)
+            assert (plus + minus - 2 * w).abs().max() <= 8 * epsilon * w.abs().max()
+            assert ((plus - w).norm() / w.norm()).item() == pytest.approx(0.5, rel=20 * epsilon)
+
+
+def test_noise_is_new_in_every_step_and_the_same_within_one():
+    model, optimizer = regression()
+
+    def first_point():
+        for part in optimizer.passes():
+            if part.index == 0:
+                point = model[0].weight.detach().clone()
+        return point
+
+    a, b = first_point(), first_point()
+    assert torch.equal(a, b)  # no step in between: the micro-batches of one step share their noise
+    model.zero_grad()
+    optimizer.step()  # without gradients: the weights stay
+    assert not torch.equal(first_point(), a)
+
+
+def test_two_successive_steps_have_opposite_signs_of_one_perturbation():
+    model, optimizer = regression(signs="steps")
+    w = model[0].weight.detach().clone()
+    offsets, signs = [], []
+    for _ in range(4):
+        for part in optimizer.passes():
+            offsets.append(model[0].weight.detach() - w)
+            signs.append((part.index, part.sign, part.last))
+        optimizer.step()
+    assert signs == [(0, 1, True), (0, -1, True)] * 2
+    torch.testing.assert_close(offsets[0], -offsets[1])
+    torch.testing.assert_close(offsets[2], -offsets[3])
+    assert not torch.allclose(offsets[0], offsets[2])
+
+
+def test_the_global_random_state_is_never_touched():
+    model, optimizer = regression()
+    before = torch.get_rng_state()
+    for _ in optimizer.passes():
+        pass
+    optimizer.step()
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_ranks_and_reruns_draw_the_same_noise_and_seeds_draw_other_noise():
+    def point(seed):
+        model, optimizer = regression(seed=seed)
+        return [model[0].weight.detach().clone() for _ in optimizer.passes()][0]
+
+    assert torch.equal(point(0), point(0))
+    assert not torch.equal(point(0), point(1))
+
+
+def test_parameter_addresses_never_change_and_no_noise_is_kept():
+    model, optimizer = regression(base=torch.optim.Adam)
+    addresses = [p.data_ptr() for p in model.parameters()]
+    for _ in range(3):
+        for _ in optimizer.passes():
+            loss_of(model).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert [p.data_ptr() for p in model.parameters()] == addresses
+    state = optimizer.state_dict()
+    assert set(state) == {"state", "param_groups", "perturbation"}
+    assert all(isinstance(value, int) for value in state["perturbation"].values())
+    assert all(set(entry) == {"step", "exp_avg", "exp_avg_sq"} for entry in state["state"].values())
+    extra = sum(b.numel() for b in optimizer._buffers)
+    assert extra == sum(p.numel() for p in model.parameters() if p.ndim > 1)  # one copy of what is perturbed
+
+
+# ---- leaving the loop early ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, None], ids=["exception", "interrupt", "break"])
+@pytest.mark.parametrize("at", [0, 1])
+def test_leaving_the_loop_brings_the_exact_weights_back(error, at):
+    model, optimizer = regression()
+    clean = weights_of(model)
+    try:
+        for part in optimizer.passes():
+            loss_of(model).backward()
+            if part.index == at:
+                assert not equal(weights_of(model), clean)
+                if error is None:
+                    break
+                raise error
+    except (ValueError, KeyboardInterrupt):
+        pass
+    assert equal(weights_of(model), clean)
+    with pytest.raises(RuntimeError, match="half-way"):
+        optimizer.step()
+    optimizer.zero_grad()
+    for _ in optimizer.passes():  # and the next loop is as good as the first
+        loss_of(model).backward()
+    optimizer.step()
+    fresh, reference = regression()
+    for _ in reference.passes():
+        loss_of(fresh).backward()
+    reference.step()
+    assert equal(weights_of(model), weights_of(fresh))
+
+
+def test_an_interrupt_at_any_line_of_the_protocol_brings_the_weights_back():
+    hits = 0
+    for nth in range(1, 400):
+        model, optimizer = regression()
+        clean = weights_of(model)
+        count = 0
+
+        def trace(frame, event, _arg):
+            nonlocal count
+            if frame.f_code.co_filename != passes_module.__file__:
+                return None
+            if event == "line":
+                count += 1
+                if count == nth:  # noqa: B023 the loop's own number is meant
+                    raise KeyboardInterrupt
+            return trace  # noqa: B023
+
+        sys.settrace(trace)
+        try:
+            for _ in optimizer.passes():
+                pass
+        except KeyboardInterrupt:
+            hits += 1
+        finally:
+            sys.settrace(None)
+        assert equal(weights_of(model), clean), f"interrupted at line event {nth}"
+        if count < nth:
+            break
+    assert 40 < hits < 399  # it was interrupted all the way through, and then not any more
+
+
+# ---- gradients -------------------------------------------------------------------------------------------------------
+
+
+def test_clipping_between_loop_and_step_sees_the_mean_gradient():
+    model, optimizer = regression()
+    each = []
+    for _ in optimizer.passes():
+        each.append(torch.autograd.grad(loss_of(model), list(model.parameters())))
+        loss_of(model).backward()
+    for p, a, b in zip(model.parameters(), *each, strict=True):
+        torch.testing.assert_close(p.grad, (a + b) / 2)
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_gradients_accumulate_in_either_nesting(set_to_none):
+    halves = [(X[:3], Y[:3]), (X[3:], Y[3:])]
+    results = []
+    for nesting in ("whole", "outer", "inner"):
+        model, optimizer = regression()
+        for _ in range(2):
+            optimizer.zero_grad(set_to_none=set_to_none)
+            if nesting == "whole":
+                for _ in optimizer.passes():
+                    loss_of(model).backward()
+            elif nesting == "outer":
+                for x, y in halves:
+                    for _ in optimizer.passes():
+                        (loss_of(model, x, y) / 2).backward()
+            else:
+                for _ in optimizer.passes():
+                    for x, y in halves:
+                        (loss_of(model, x, y) / 2).backward()
+            optimizer.step()
+        results.append(list(model.parameters()))
+    for whole, outer, inner in zip(*results, strict=True):
+        torch.testing.assert_close(outer, whole)
+        torch.testing.assert_close(inner, whole)
+
+
+def test_gradients_that_were_there_before_are_added_to_in_place():
+    model, optimizer = regression()
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    addresses = [p.grad.data_ptr() for p in model.parameters()]
+    for _ in optimizer.passes():
+        loss_of(model).backward()
+    with_ones = gradients(model)
+    assert [p.grad.data_ptr() for p in model.parameters()] == addresses
+    optimizer.zero_grad()
+    for _ in optimizer.passes():
+        loss_of(model).backward()
+    for a, b in zip(with_ones, gradients(model), strict=True):
+        torch.testing.assert_close(a, b + 1)
+
+
+def test_a_parameter_used_in_one_pass_only_counts_half():
+    model, optimizer = regression()
+    for part in optimizer.passes():
+        if part.index == 0:
+            model[2].bias.sum().backward()
+    torch.testing.assert_close(model[2].bias.grad, torch.full((2,), 0.5))
+
+
+# ---- halves ----------------------------------------------------------------------------------------------------------
+
+
+def test_take_splits_any_nesting_along_any_dimension():
+    model, optimizer = regression(signs="halves")
+    time_major = torch.arange(15).view(3, 5)
+    batch = {"x": [torch.arange(5), (torch.arange(10).view(5, 2), "name", None)], "n": torch.tensor(7)}
+    halves = []
+    for part in optimizer.passes():
+        halves.append((part.take(batch), part.take(time_major, dim=1), part.take(torch.arange(5), torch.arange(5))))
+    for (nested, columns, pair), where in zip(halves, [slice(0, 2), slice(2, 5)], strict=True):
+        assert nested["x"][0].tolist() == list(range(5))[where]
+        assert nested["x"][1][0].tolist() == torch.arange(10).view(5, 2)[where].tolist()
+        assert nested["x"][1][1:] == ("name", None) and nested["n"].item() == 7
+        assert torch.equal(columns, time_major[:, where])
+        assert isinstance(pair, tuple) and torch.equal(pair[0], pair[1])
+
+
+def test_take_gives_whole_batches_in_the_other_modes():
+    model, optimizer = regression()
+    for part in optimizer.passes():
+        assert part.take(X) is X
+        assert part.take(X, Y) == (X, Y) or part.take(X, Y)[0] is X
+
+
+def test_halves_are_weighted_by_their_sizes():
+    model, optimizer = regression(signs="halves")
+    x, y = X[:5], Y[:5]
+    each = []
+    for part in optimizer.passes():
+        xs, ys = part.take(x, y)
+        each.append(torch.autograd.grad(loss_of(model, xs, ys), list(model.parameters())))
+        loss_of(model, xs, ys).backward()
+    for p, a, b in zip(model.parameters(), *each, strict=True):
+        torch.testing.assert_close(p.grad, 0.4 * a + 0.6 * b)
+
+
+def test_halves_that_are_not_taken_or_cannot_be_are_errors():
+    model, optimizer = regression(signs="halves")
+    with pytest.raises(RuntimeError, match="take"):
+        for _ in optimizer.passes():
+            loss_of(model).backward()
+    with pytest.raises(ValueError, match="at least 2"):
+        for part in optimizer.passes():
+            part.take(X[:1])
+    with pytest.raises(ValueError, match="one size"):
+        for part in optimizer.passes():
+            part.take(X, Y[:3])
+    with pytest.raises(RuntimeError, match="different minibatches"):
+        for part in optimizer.passes():
+            part.take(X if part.index == 0 else X[:4])
+    with pytest.raises(TypeError, match="PackedSequence"):
+        for part in optimizer.passes():
+            part.take(nn.utils.rnn.pack_sequence([X]))
+
+
+def test_a_batch_of_one_trains_once_the_noise_is_off():
+    model, optimizer = regression(noise=0.0, signs="halves")
+    for part in optimizer.passes():
+        assert part.take(X[:1]) is not None and part.sign == 0 and part.last
+        loss_of(model, X[:1], Y[:1]).backward()
+    optimizer.step()
+
+
+# ---- mixed precision -------------------------------------------------------------------------------------------------
+
+
+def test_a_scaler_changes_nothing_and_clips_the_mean():
+    results = []
+    for scaled in (False, True):
+        model, optimizer = regression()
+        scaler = torch.amp.GradScaler("cpu", enabled=scaled, init_scale=2.0**10)
+        for _ in range(3):
+            for _ in optimizer.passes():
+                scaler.scale(loss_of(model)).backward()
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+        results.append(weights_of(model))
+    assert equal(*results)  # powers of two scale without rounding
+
+
+def test_a_scaler_that_skips_the_step_leaves_exact_weights():
+    model, optimizer = regression()
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    clean = weights_of(model)
+    for part in optimizer.passes():
+        scaler.scale(loss_of(model) * (float("inf") if part.index == 0 else 1)).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    assert equal(weights_of(model), clean) and scaler.get_scale() == 2.0
+    optimizer.zero_grad()
+    for _ in optimizer.passes():
+        scaler.scale(loss_of(model)).backward()
+    scaler.step(optimizer)
+    assert not equal(weights_of(model), clean)
+
+
+def test_one_outer_autocast_region_sees_the_weights_of_every_pass():
+    results = []
+    for outer in (True, False):
+        model, optimizer = regression()
+        with torch.autocast("cpu", torch.bfloat16, enabled=outer):
+            loss_of(model)  # fills the cache of casts with the clean weights
+            for _ in optimizer.passes():
+                with torch.autocast("cpu", torch.bfloat16):
+                    loss = loss_of(model)
+                loss.backward()
+        results.append(gradients(model))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+# ---- loud errors -----------------------------------------------------------------------------------------------------
+
+
+def test_what_must_not_happen_inside_the_loop_is_an_error():
+    model, optimizer = regression()
+    clean = weights_of(model)
+    for forbidden in (
+        lambda: optimizer.passes(),
+        lambda: next(made_before),  # noqa: B023
+        lambda: optimizer.state_dict(),
+        lambda: optimizer.load_state_dict({}),
+        lambda: optimizer.step(),
+        lambda: optimizer.step(lambda: loss_of(model)),
+        lambda: optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))]}),
+        lambda: copy.deepcopy(optimizer),
+    ):
+        made_before = optimizer.passes()
+        for _ in optimizer.passes():
+            with pytest.raises(RuntimeError, match="inside a loop over passes"):
+                forbidden()
+            break
+        assert equal(weights_of(model), clean)
+
+
+def test_a_step_without_passes_is_an_error_unless_nothing_would_move():
+    model, optimizer = regression()
+    loss_of(model).backward()
+    with pytest.raises(RuntimeError, match="without passes"):
+        optimizer.step()
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    optimizer.step()  # as checkpointing libraries do to initialise the state
+    model, optimizer = regression(noise=0.0)
+    optimizer.step()
+
+
+@pytest.mark.parametrize("level", [-0.1, float("nan"), float("inf"), "0.5", None])
+def test_impossible_levels_are_refused_wherever_they_come_from(level):
+    weight = nn.Parameter(torch.ones(2, 2))
+    with pytest.raises(ValueError, match="noise level"):
+        SymmetricNoise(torch.optim.SGD([{"params": [weight], "noise": level}], lr=0.1))
+    model, optimizer = regression()
+    with pytest.raises(ValueError, match="noise level"):
+        optimizer.add_param_group({"params": [weight], "noise": level})
+    assert len(optimizer.param_groups) == 2
+    optimizer.param_groups[0]["noise"] = level
+    with pytest.raises(ValueError, match="noise level"):
+        for _ in optimizer.passes():
+            pass
+
+
+def test_sparse_and_complex_weights_under_noise_are_refused():
+    for weight in (torch.zeros(2, 2).to_sparse(), torch.zeros(2, 2, dtype=torch.complex64)):
+        group = {"params": [weight.requires_grad_()], "noise": 0.1}
+        with pytest.raises(ValueError, match="dense real"):
+            SymmetricNoise(torch.optim.SGD([group], lr=0.1))
+        SymmetricNoise(torch.optim.SGD([{**group, "noise": 0.0}], lr=0.1))
+
+
+def test_weights_changed_between_forward_and_backward_are_noticed():
+    model, optimizer = regression()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        for part in optimizer.passes():
+            if part.index == 0:
+                loss = loss_of(model)
+        loss.backward()
+
+
+# ---- one optimizer with its base -------------------------------------------------------------------------------------
+
+
+def test_groups_state_and_defaults_are_the_bases_own():
+    model, optimizer = regression(base=torch.optim.Adam)
+    assert isinstance(optimizer, torch.optim.Optimizer)
+    for name in ("param_groups", "state", "defaults"):
+        assert getattr(optimizer, name) is getattr(optimizer.base, name)
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert optimizer.param_groups is optimizer.base.param_groups
+    extra = nn.Parameter(torch.ones(3, 3))
+    optimizer.add_param_group({"params": [extra], "noise": 0.25})
+    assert optimizer.base.param_groups[-1]["params"][0] is extra
+    seen = []
+    for _ in optimizer.passes():
+        seen.append((extra.detach() - 1).norm().item())
+    assert seen == pytest.approx([0.75, 0.75])
+
+
+def test_step_hooks_run_once_a_step():
+    model, optimizer = regression()
+    calls = []
+    optimizer.register_step_pre_hook(lambda opt, *_: calls.append(("pre", opt)))
+    optimizer.register_step_post_hook(lambda opt, *_: calls.append(("post", opt)))
+    for _ in optimizer.passes():
+        loss_of(model).backward()
+    optimizer.step()
+    assert calls == [("pre", optimizer), ("post", optimizer)]
+
+
+def test_state_dict_hooks_run():
+    model, optimizer = regression()
+    calls = []
+    optimizer.register_state_dict_pre_hook(lambda opt: calls.append("save pre"))
+    optimizer.register_state_dict_post_hook(lambda opt, state: calls.append("save post"))
+    optimizer.register_load_state_dict_pre_hook(lambda opt, state: calls.append("load pre"))
+    optimizer.register_load_state_dict_post_hook(lambda opt: calls.append("load post"))
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert calls == ["save pre", "save post", "load pre", "load post"]
+
+
+def test_a_checkpoint_of_the_bare_optimizer_loads_and_keeps_the_levels():
+    model, optimizer = regression(base=torch.optim.Adam)
+    bare = torch.optim.Adam([{"params": g["params"]} for g in optimizer.param_groups], lr=0.3)
+    loss_of(model).backward()
+    bare.step()
+    optimizer.load_state_dict(bare.state_dict())
+    assert [g["noise"] for g in optimizer.param_groups] == [0.5, 0.0]
+    assert optimizer.param_groups[0]["lr"] == 0.3 and optimizer.param_groups[0]["layers"] == ["0", "2"]
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))], ids=["copy", "pickle"])
+def test_copies_are_independent_and_continue_alike(duplicate):
+    pair = regression(base=torch.optim.Adam)
+    for _ in pair[1].passes():
+        loss_of(pair[0]).backward()
+    pair[1].step()
+    twin_model, twin = duplicate(pair)
+    for model, optimizer in (pair, (twin_model, twin)):
+        optimizer.zero_grad()
+        for _ in optimizer.passes():
+            loss_of(model).backward()
+        optimizer.step()
+    assert equal(weights_of(pair[0]), weights_of(twin_model))
+    assert twin.param_groups[0]["params"][0] is not pair[1].param_groups[0]["params"][0]
+
+
+def test_frozen_weights_are_not_moved():
+    model, optimizer = regression()
+    model[0].weight.requires_grad_(False)
+    frozen = model[0].weight.clone()
+    for _ in optimizer.passes():
+        assert torch.equal(model[0].weight, frozen)
