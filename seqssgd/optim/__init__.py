@@ -3,7 +3,8 @@
 from . import schedules
 from .batchnorm import recalibrate_bn
 from .groups import noise_groups
-from .passes import MultiPassOptimizer, Pass, SinglePass
+from .passes import MultiPassOptimizer, Pass
+from .peers import SinglePass
 from .schedules import LambdaNoise
 from .symmetric import SymmetricNoise
 

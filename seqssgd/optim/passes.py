@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
 from torch.optim import LBFGS, Optimizer
 
 from .batchnorm import RunningStatistics
+from .halves import Halves
 from .sharding import check_resharded, local
 
 
@@ -30,7 +30,7 @@ class Pass:
             (``with contextlib.nullcontext() if part.last else model.no_sync(): …``, around forward *and* backward).
     """
 
-    def __init__(self, index: int, sign: int, last: bool, share: "_Halves | None" = None):
+    def __init__(self, index: int, sign: int, last: bool, share: Halves | None = None):
         self.index, self.sign, self.last, self._share = index, sign, last, share
 
     def __repr__(self) -> str:
@@ -49,67 +49,6 @@ class Pass:
         """
         parts = batch if self._share is None else self._share.split(self.index, batch, dim)
         return parts[0] if len(parts) == 1 else parts
-
-
-class _Halves:
-    """Hands each of two passes its half of the minibatch and remembers the sizes."""
-
-    def __init__(self) -> None:
-        self.first = 0  # examples in the first half
-        self.seen = [0, 0]  # examples in the minibatches that each pass was shown
-
-    def split(self, index: int, batch: tuple, dim: int) -> tuple:
-        sizes = {tensor.shape[dim] for tensor in _tensors(batch) if tensor.ndim}
-        if len(sizes) != 1:
-            raise ValueError(
-                f"take() needs tensors of one size along dim={dim} and got sizes {sorted(sizes)}; "
-                "pass dim= for the dimension that counts examples, and call take() once per dimension"
-            )
-        (size,) = sizes
-        if size < 2:
-            raise ValueError('signs="halves" needs at least 2 examples in a minibatch and got 1; drop the last batch')
-        first = size // 2
-        start, length = (0, first) if index == 0 else (first, size - first)
-        self.first += length if index == 0 else 0
-        self.seen[index] += size
-        return tuple(_map(lambda t: t.narrow(dim, start, length) if t.ndim else t, part) for part in batch)
-
-    def weights(self) -> tuple[float, float]:
-        """Every half counts by its size. Called after each pass, so it also checks that the pass took its half."""
-        seen = self.seen if self.seen[1] else [self.seen[0]] * 2
-        if seen[0] == 0:
-            raise RuntimeError('signs="halves" splits the minibatch: call part.take(inputs, targets) in every pass')
-        if seen[0] != seen[1]:
-            raise RuntimeError(
-                f"the passes took halves of different minibatches ({seen[0]} and {seen[1]} examples); "
-                "call take() on the same data in both"
-            )
-        return self.first / seen[0], 1 - self.first / seen[0]
-
-
-def _tensors(tree: Any) -> Iterator[Tensor]:
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, Mapping):
-        for value in tree.values():
-            yield from _tensors(value)
-    elif isinstance(tree, (tuple, list)):
-        for value in tree:
-            yield from _tensors(value)
-
-
-def _map(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
-    if isinstance(tree, PackedSequence):
-        raise TypeError("take() cannot split a PackedSequence; take from the padded tensors and pack afterwards")
-    if isinstance(tree, Tensor):
-        return function(tree)
-    if isinstance(tree, Mapping):
-        return type(tree)((key, _map(function, value)) for key, value in tree.items())
-    if isinstance(tree, tuple) and hasattr(tree, "_fields"):  # a named tuple
-        return type(tree)(*(_map(function, value) for value in tree))
-    if isinstance(tree, (tuple, list)):
-        return type(tree)(_map(function, value) for value in tree)
-    return tree
 
 
 class MultiPassOptimizer(Optimizer):
@@ -157,7 +96,7 @@ class MultiPassOptimizer(Optimizer):
         """Moves ``weights`` in place to where ``part`` takes its gradient; ``saved`` are copies of them unmoved."""
         raise NotImplementedError
 
-    def _share(self) -> _Halves | None:
+    def _share(self) -> Halves | None:
         """How a minibatch is divided over the passes; None: every pass gets all of it."""
         return None
 
@@ -234,7 +173,7 @@ class MultiPassOptimizer(Optimizer):
 
     # ---- gradients -------------------------------------------------------------------------------------------------
 
-    def _pass_weights(self, passes: int, share: _Halves | None) -> Sequence[float]:
+    def _pass_weights(self, passes: int, share: Halves | None) -> Sequence[float]:
         """How much each pass counts in the step's gradient; the weights add up to one."""
         return [1 / passes] * passes if share is None else share.weights()
 
@@ -407,22 +346,3 @@ def _same_layout(buffers: list[Tensor], weights: list[Tensor]) -> bool:
         b.shape == w.shape and b.stride() == w.stride() and b.dtype == w.dtype and b.device == w.device
         for b, w in zip(buffers, weights, strict=True)
     )
-
-
-class SinglePass(MultiPassOptimizer):
-    """The base optimizer under the same protocol: one pass, nothing moved. For loops that serve every method.
-
-    >>> import torch
-    >>> weight = torch.nn.Parameter(torch.tensor([2.0]))
-    >>> optimizer = SinglePass(torch.optim.SGD([weight], lr=0.1))
-    >>> for _ in optimizer.passes():
-    ...     (weight**2).sum().backward()
-    >>> optimizer.step()
-    >>> weight.tolist()
-    [1.600000023841858]
-    """
-
-    level_key = "unperturbed"
-
-    def _signs(self) -> Sequence[int]:
-        return (0,)

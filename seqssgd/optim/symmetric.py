@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .halves import Halves
 from .noise import NoiseSource
-from .passes import MultiPassOptimizer, Pass, _Halves
+from .passes import MultiPassOptimizer, Pass
 
 SIGNS = ("batch", "halves", "steps")
 
@@ -97,8 +98,8 @@ class SymmetricNoise(MultiPassOptimizer):
             return (-1,) if self.draws % 2 else (+1,)
         return (+1, -1)
 
-    def _share(self) -> _Halves | None:
-        return _Halves() if self.signs == "halves" else None
+    def _share(self) -> Halves | None:
+        return Halves() if self.signs == "halves" else None
 
     def _perturb(self, part: Pass, weights: list[Tensor], saved: list[Tensor]) -> None:
         if part.index == 0:
