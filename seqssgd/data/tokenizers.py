@@ -1,0 +1,226 @@
+"""Tokenizers of language models: lines of text in, one stream of token ids out, and back.
+
+Both kinds have ``encode``, ``decode``, ``vocab_size``, ``eos_id``, ``unk_id`` and ``save``; :func:`load_tokenizer`
+reads either back. Every line that is not blank ends with the token ``<eos>``.
+"""
+
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from seqssgd.errors import UserError
+from seqssgd.files import atomic_path
+
+EOS, UNK = "<eos>", "<unk>"
+SETTINGS = "tokenizer.json"  # beside the file with the tokens: the level, and whether text is lowercased
+
+
+class WordTokenizer:
+    """One token per word, where words are what whitespace separates.
+
+    Args:
+        words: the vocabulary in the order of the ids. It holds ``<eos>``; if it holds ``<unk>``, that token
+            stands for every word outside the vocabulary.
+        lowercase: whether text is lowercased first.
+    """
+
+    level = "word"
+    file = "vocabulary.txt"
+
+    def __init__(self, words: Sequence[str], lowercase: bool = False) -> None:
+        self.words = list(words)
+        self.lowercase = lowercase
+        self.ids = {word: i for i, word in enumerate(self.words)}
+        if EOS not in self.ids or len(self.ids) != len(self.words):
+            raise UserError(f"a vocabulary holds {EOS} and no word twice; this one does not: prepare the text again")
+        self.vocab_size = len(self.words)
+        self.eos_id = self.ids[EOS]
+        self.unk_id = self.ids.get(UNK)
+
+    def encode(self, lines: Iterable[str], name: str = "text") -> Tensor:
+        """Turns lines into a 1-D int64 tensor of ids, ``<eos>`` after every line; blank lines are skipped.
+
+        Raises:
+            UserError: a word outside a vocabulary without ``<unk>``, or the word ``<eos>`` itself. The message
+                names the word, its line (from 1) and the text's ``name``.
+        """
+        ids: list[int] = []
+        for number, line in sentences(lines, self.lowercase, name):
+            words = line.split()
+            try:
+                ids.extend([self.ids[word] for word in words])
+            except KeyError as error:
+                if self.unk_id is None:
+                    raise UserError(
+                        f"{name}, line {number}: the word {error.args[0]!r} is not in the vocabulary, which has no "
+                        f"{UNK}; change the word, or prepare the training text with --vocab-size "
+                        f"below {self.vocab_size:,}, so that rare words become {UNK}"
+                    ) from None
+                ids.extend([self.ids.get(word, self.unk_id) for word in words])
+            ids.append(self.eos_id)
+        return torch.tensor(ids, dtype=torch.int64)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of some ids: words joined by spaces, ``<eos>`` as the end of a line."""
+        lines = " ".join(self.words[i] if i != self.eos_id else "\n" for i in ids)
+        return lines.replace(" \n", "\n").replace("\n ", "\n")
+
+    def save(self, folder: Path) -> None:
+        """Writes ``tokenizer.json`` and ``vocabulary.txt`` into an existing folder."""
+        _save(self, Path(folder), "".join(f"{word}\n" for word in self.words).encode())
+
+    @classmethod
+    def train(cls, lines: Iterable[str], vocab_size: int | None, lowercase: bool, name: str) -> "WordTokenizer":
+        """The ``vocab_size`` most frequent tokens of the lines, ``<eos>`` and ``<unk>`` included; all for ``None``.
+
+        ``<unk>`` is in the vocabulary if a word was cut off (or if the text itself holds it). The order is
+        ``<eos>``, ``<unk>``, then by falling frequency; words that are equally frequent are in code-point order.
+        """
+        counts = Counter(word for _, line in sentences(lines, lowercase, name) for word in line.split())
+        known = [UNK] if UNK in counts else []
+        ranked = sorted(counts.keys() - {UNK}, key=lambda word: (-counts[word], word))
+        if vocab_size is not None and vocab_size < 3:
+            raise UserError(f"--vocab-size {vocab_size}: a word vocabulary needs at least {EOS}, {UNK} and one word")
+        if vocab_size is not None and vocab_size < 1 + len(known) + len(ranked):
+            known, ranked = [UNK], ranked[: vocab_size - 2]
+        return cls([EOS, *known, *ranked], lowercase)
+
+
+class SentencePieceTokenizer:
+    """Word pieces of a sentencepiece model (Kudo and Richardson 2018), with ``<eos>`` after every line.
+
+    Args:
+        model: the serialized sentencepiece model.
+        lowercase: whether text is lowercased first.
+    """
+
+    level = "sentencepiece"
+    file = "tokenizer.model"
+
+    def __init__(self, model: bytes, lowercase: bool = False) -> None:
+        import sentencepiece
+
+        self.model = model
+        self.lowercase = lowercase
+        try:
+            self.processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except RuntimeError:
+            raise UserError(f"{self.file} is not a sentencepiece model: prepare the text again") from None
+        self.vocab_size = self.processor.get_piece_size()
+        self.eos_id = self.processor.eos_id()
+        self.unk_id = self.processor.unk_id()
+
+    def encode(self, lines: Iterable[str], name: str = "text") -> Tensor:
+        """Turns lines into a 1-D int64 tensor of ids, ``<eos>`` after every line; blank lines are skipped.
+
+        A character that the training text lacked becomes the unknown token.
+
+        Raises:
+            UserError: the text holds ``<eos>`` itself; the message names the line (from 1) and the ``name``.
+        """
+        ids: list[int] = []
+        for _, line in sentences(lines, self.lowercase, name):
+            ids.extend(self.processor.encode(line))
+            ids.append(self.eos_id)
+        return torch.tensor(ids, dtype=torch.int64)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of some ids, ``<eos>`` as the end of a line."""
+        lines: list[list[int]] = [[]]
+        for i in ids:
+            if i == self.eos_id:
+                lines.append([])
+            else:
+                lines[-1].append(int(i))
+        return "\n".join(self.processor.decode(line) for line in lines)
+
+    def save(self, folder: Path) -> None:
+        """Writes ``tokenizer.json`` and ``tokenizer.model`` into an existing folder."""
+        _save(self, Path(folder), self.model)
+
+    @classmethod
+    def train(
+        cls, lines: Iterable[str], vocab_size: int | None, lowercase: bool, name: str
+    ) -> "SentencePieceTokenizer":
+        """Fits a unigram model of ``vocab_size`` pieces that covers every character of the lines as it stands."""
+        import sentencepiece
+
+        if vocab_size is None:
+            raise UserError("sentencepiece needs to be told the number of pieces: add --vocab-size, for example 5000")
+        text = [line for _, line in sentences(lines, lowercase, name)]
+        model = io.BytesIO()
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(text),
+                model_writer=model,
+                vocab_size=vocab_size,
+                character_coverage=1.0,
+                normalization_rule_name="identity",
+                max_sentence_length=max(len(line.encode()) for line in text) + 1,  # else long lines are ignored
+                unk_id=0,
+                eos_id=1,
+                bos_id=-1,
+                pad_id=-1,
+                unk_piece="<unknown>",  # leaves <unk>, which many corpora write, an ordinary word
+                eos_piece=EOS,
+                minloglevel=2,
+            )
+        except RuntimeError as error:
+            limit = re.search(r"value <= (\d+)|(\d+) vs (\d+)", str(error))
+            if limit is None:
+                raise
+            most, _, fewest = limit.groups()
+            mend = f"this text allows at most {most}" if most else f"its characters alone need more than {fewest}"
+            raise UserError(f"--vocab-size {vocab_size} does not suit {name}: {mend}") from None
+        return cls(model.getvalue(), lowercase)
+
+
+Tokenizer = WordTokenizer | SentencePieceTokenizer
+TOKENIZERS = {kind.level: kind for kind in (WordTokenizer, SentencePieceTokenizer)}
+
+
+def load_tokenizer(folder: str | Path) -> Tokenizer:
+    """Reads back the tokenizer that ``save`` wrote into a folder.
+
+    Raises:
+        UserError: the folder holds no tokenizer, or a damaged one.
+    """
+    folder = Path(folder)
+    try:
+        settings = json.loads((folder / SETTINGS).read_bytes())
+        kind = TOKENIZERS[settings["level"]]
+        data = (folder / kind.file).read_bytes()
+        content = data if kind is SentencePieceTokenizer else data.decode().split("\n")[:-1]
+        return kind(content, bool(settings["lowercase"]))
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename} is missing: {folder} does not hold a tokenizer") from None
+    except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError):
+        raise UserError(f"the tokenizer in {folder} is damaged ({SETTINGS}); prepare the text again") from None
+
+
+def sentences(lines: Iterable[str], lowercase: bool, name: str = "text") -> Iterator[tuple[int, str]]:
+    """The lines that are not blank, with single spaces between words, and their numbers from 1.
+
+    Raises:
+        UserError: a line holds ``<eos>``.
+    """
+    for number, line in enumerate(lines, 1):
+        line = " ".join((line.lower() if lowercase else line).split())
+        if EOS in line:
+            raise UserError(f"{name}, line {number}: {EOS} stands for the end of a line; remove it from the text")
+        if line:
+            yield number, line
+
+
+def _save(tokenizer: Tokenizer, folder: Path, content: bytes) -> None:
+    with atomic_path(folder / tokenizer.file) as path:
+        path.write_bytes(content)
+    settings = {"level": tokenizer.level, "lowercase": tokenizer.lowercase}
+    with atomic_path(folder / SETTINGS) as path:
+        path.write_text(json.dumps(settings) + "\n")
