@@ -1,0 +1,23 @@
+"""One training loop for every task: passes, checkpoints, exact resume, logs."""
+
+from . import distributed
+from .config import Command, OptimConfig, TrainingConfig, build_optimizer, build_schedulers, parse_recipe
+from .distributed import cleanup, setup
+from .loop import fit
+from .run import RunDirectory
+from .task import Task
+
+__all__ = [
+    "Command",
+    "OptimConfig",
+    "RunDirectory",
+    "Task",
+    "TrainingConfig",
+    "build_optimizer",
+    "build_schedulers",
+    "cleanup",
+    "distributed",
+    "fit",
+    "parse_recipe",
+    "setup",
+]

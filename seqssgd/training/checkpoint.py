@@ -1,0 +1,104 @@
+"""Checkpoints: everything that the next step depends on, in one file that is never half-written."""
+
+import random
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..errors import UserError
+from ..files import atomic_path
+
+
+def save(path: Path, state: Mapping[str, Any]) -> None:
+    """Writes ``state`` (tensors and plain values, nested) so that ``path`` is at every instant absent or whole."""
+    with atomic_path(path) as temporary:
+        torch.save(dict(state), temporary)
+
+
+def save_step(folder: Path, state: Mapping[str, Any], step: int, keep: int) -> None:
+    """Writes ``folder/step-00000200.pt`` and deletes all others of its kind but the ``keep`` - 1 before it.
+
+    Those of later steps go too: they are what a resumed run found damaged.
+    """
+    path = folder / f"step-{step:08d}.pt"
+    save(path, state)
+    kept = [other for other in _steps(folder) if other <= path][:keep]
+    for other in set(_steps(folder)) - set(kept):
+        other.unlink()
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Reads one checkpoint onto the CPU.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises almost anything on a damaged file: EOFError, KeyError, UnpicklingError, …
+        reason = (str(error).splitlines() or [""])[0]
+        raise UserError(f"{path}: damaged checkpoint ({type(error).__name__}: {reason}); delete it") from error
+
+
+def load_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest whole checkpoint and its path; None if there is none. A damaged newer one is reported and passed over.
+
+    Raises:
+        UserError: there are checkpoints, and all are damaged.
+    """
+    paths = _steps(folder)
+    for path in paths:
+        try:
+            return path, load(path)
+        except UserError as error:
+            print(f"warning: {error}; going back to the one before", file=sys.stderr)
+    if paths:
+        raise UserError(f"{folder}: all {len(paths)} checkpoints are damaged; start again with another --out")
+    return None
+
+
+def load_model(model: nn.Module, state: Mapping[str, Any], path: Path) -> None:
+    """Loads the weights of a checkpoint (its ``"model"`` entry) that came from ``path``.
+
+    Raises:
+        UserError: they are the weights of another model.
+    """
+    try:
+        model.load_state_dict(state["model"])
+    except (KeyError, RuntimeError) as error:
+        lines = [line.strip() for line in str(error).splitlines()]
+        reason = lines[1] if len(lines) > 1 else lines[0]
+        raise UserError(f"{path}: weights of another model ({reason}); build the model it was made with") from error
+
+
+def rng_state() -> dict[str, Any]:
+    """The states of all global random generators, as tensors and plain values."""
+    name, keys, *rest = np.random.get_state()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "python": random.getstate(),
+        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), *rest),
+    }
+
+
+def set_rng_state(state: Mapping[str, Any]) -> None:
+    """Sets all global random generators to what :func:`rng_state` gave."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+
+
+def _steps(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*.pt"), reverse=True)

@@ -1,0 +1,355 @@
+"""One training loop for every task and every multi-pass optimizer."""
+
+import contextlib
+import itertools
+import math
+import signal
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import UserError
+from . import checkpoint, distributed
+from .config import TrainingConfig
+from .logs import Console
+from .run import RunDirectory
+from .task import Progress, Task
+
+
+def fit(
+    task: Task,
+    optimizer: torch.optim.Optimizer,
+    schedulers: Sequence[tuple[Any, str]],
+    config: TrainingConfig,
+    run: RunDirectory,
+    *,
+    max_steps: int | None = None,
+    max_minutes: float | None = None,
+) -> dict[str, Any]:
+    """Trains ``task``, from where ``run`` was left: the same bits as if it had never been interrupted (CPU).
+
+    Args:
+        task: see :class:`Task`.
+        optimizer: any optimizer with ``passes()``; :class:`seqssgd.optim.SinglePass` wraps an ordinary one.
+        schedulers: pairs of a scheduler (``step``, ``state_dict``, ``load_state_dict``) and ``"epoch"`` or ``"step"``.
+        max_steps: stop, finished, after that many optimizer steps in all.
+        max_minutes: stop, to be resumed, after that many minutes of this call.
+
+    Returns:
+        the contents of result.json (metrics of the last and the best evaluation, counts, times), with ``"finished"``
+        and ``"exit_code"`` for the program: 0, or 143 and 130 after SIGTERM and SIGINT.
+
+    Raises:
+        UserError: the checkpoints do not belong to this model or are all damaged, or the loss stays non-finite.
+    """
+    loop = _Loop(task, optimizer, schedulers, config, run, max_steps, max_minutes)
+    try:
+        result = distributed.from_main(run.result())
+        if result and (result["stopped_early"] or result["steps"] >= loop.limit):
+            loop.say(f"{run.path}: already finished at step {result['steps']}; nothing to do")
+            return {**result, "finished": True, "exit_code": 0}
+        loop.resume()
+        with _StopSignals() as loop.signals, Console(loop.limit, loop.progress.step) as loop.console:
+            return loop.train()
+    finally:
+        run.close()
+
+
+class _Loop:
+    def __init__(self, task, optimizer, schedulers, config, run, max_steps, max_minutes):  # as fit()
+        self.task, self.optimizer, self.schedulers, self.config, self.run = task, optimizer, schedulers, config, run
+        self.model = task.model
+        self.device = next(self.model.parameters()).device
+        self.wrapped = distributed.parallel(self.model)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
+        self.progress = Progress()
+        self.limit = min(math.inf if max_steps is None else max_steps, config.epochs * task.steps_per_epoch)
+        self.max_seconds = math.inf if max_minutes is None else 60 * max_minutes
+        self.began = self.clock = self.last_save = time.monotonic()
+        self.signals = self.console = None
+
+    # ---- the loop --------------------------------------------------------------------------------------------------
+
+    def train(self) -> dict[str, Any]:
+        p = self.progress
+        self.model.train()
+        while not (p.stopped_early or (p.step >= self.limit and p.position < self.task.steps_per_epoch)):
+            if p.position == 0:
+                self.task.start_epoch(p.epoch)
+            batches = iter(self.task.batches(p.epoch, start=p.position * self.config.accumulate))
+            while p.position < self.task.steps_per_epoch and p.step < self.limit:
+                self.step(self.next_micros(batches))
+                if (reason := self.reason_to_stop()) is not None:
+                    return self.stop(*reason)
+                if self.save_is_due():
+                    self.save()
+            if p.position == self.task.steps_per_epoch:
+                self.end_epoch()
+        if p.evaluated_step != p.step:  # max_steps fell inside an epoch
+            self.evaluate(scheduled=False)
+            self.save()
+        return self.finish()
+
+    def step(self, micros: list[Any]) -> None:
+        """One optimizer step, or none if a loss or a gradient is not finite."""
+        p, started = self.progress, time.monotonic()
+        loss, passes = self.gradients(micros)
+        finite = not distributed.maximum(not math.isfinite(loss)) and self.update()
+        self.optimizer.zero_grad()
+        p.step, p.position, p.passes = p.step + 1, p.position + 1, p.passes + passes
+        p.nonfinite_in_row = 0 if finite else p.nonfinite_in_row + 1
+        p.nonfinite += not finite
+        if math.isfinite(loss):
+            for sums in (p.losses, p.epoch_losses):
+                sums[:] = sums[0] + loss, sums[1] + 1
+        p.training_seconds += time.monotonic() - started
+        self.console.advance()
+        if p.step % self.config.log_every == 0:
+            self.log()
+        self.step_schedulers("step")
+        if p.nonfinite_in_row >= self.config.max_nonfinite:
+            raise UserError(
+                f"{self.run.path}: loss or gradients not finite for {p.nonfinite_in_row} steps in a row, up to step "
+                f"{p.step}; lower the learning rate or the noise, set training.clip, or train in fp32"
+            )
+
+    def gradients(self, micros: list[Any]) -> tuple[float, float]:
+        """Leaves the mean gradient over passes and minibatches in ``.grad``; their mean loss and their number."""
+        total, units, count = torch.zeros((), device=self.device), 0, 0
+        self.task.model = self.wrapped
+        try:
+            for part in self.optimizer.passes():
+                for index, batch in enumerate(micros):
+                    with self.synchronise(part.last and index == len(micros) - 1):
+                        with self.autocast():
+                            loss, seen = self.task.loss(batch, part)
+                        self.scaler.scale(loss / len(micros)).backward()
+                    total += loss.detach()
+                    units, count = units + seen, count + 1
+        finally:
+            self.task.model = self.model
+        in_halves = getattr(self.optimizer, "signs", None) == "halves" and count > len(micros)
+        passes = count / 2 if in_halves else count
+        self.progress.units += units * len(micros) / passes  # several passes over one minibatch read its tokens once
+        return total.item() / count, passes
+
+    def update(self) -> bool:
+        """Clips and steps; False if there was no step because a gradient is not finite."""
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        if self.config.clip is not None:
+            nn.utils.clip_grads_with_norm_(self.model.parameters(), self.config.clip, norm)
+        finite = bool(torch.isfinite(norm))
+        if finite or self.scaler.is_enabled():  # a scaler skips such a step itself, and lowers its scale
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        return finite
+
+    def end_epoch(self) -> None:
+        p = self.progress
+        scheduled = (p.epoch + 1) % self.config.evaluate_every == 0
+        if scheduled or p.step >= self.limit:
+            self.evaluate(scheduled)
+            p.stopped_early = self.config.patience is not None and p.worse_in_row >= self.config.patience
+        self.step_schedulers("epoch")
+        p.epoch, p.position, p.epoch_losses = p.epoch + 1, 0, [0.0, 0]
+        self.save()
+
+    def evaluate(self, scheduled: bool) -> None:
+        """Evaluates; a new best is kept. Evaluations that are only due to a limit do not count for the patience."""
+        p, (name, direction) = self.progress, self.task.best
+        self.model.eval()
+        with torch.no_grad(), _rng_untouched():  # so that an additional evaluation changes nothing
+            metrics = distributed.from_main({key: float(value) for key, value in self.task.evaluate().items()})
+        self.model.train()
+        if name not in metrics:
+            raise ValueError(f"task.best names {name!r}; evaluate() gave {', '.join(metrics)}")
+        p.final, p.evaluated_step, p.worse_in_row = metrics, p.step, p.worse_in_row + scheduled
+        sign = 1 if direction == "min" else -1
+        if sign * metrics[name] < sign * p.best.get(name, sign * math.inf):
+            p.best, p.worse_in_row = {**metrics, "step": p.step, "epoch": self.epoch_of_step()}, 0
+            if distributed.is_main():
+                best = {"model": self.model.state_dict(), "metrics": metrics, "step": p.step, "epoch": p.best["epoch"]}
+                checkpoint.save(self.run.checkpoints / "best.pt", best)
+        row = {**self.row("valid"), **metrics, "train_loss": _mean(p.epoch_losses), **self.times()}
+        self.run.write_metrics(row)
+        self.console.valid(row)
+
+    # ---- pieces of a step ------------------------------------------------------------------------------------------
+
+    def next_micros(self, batches: Iterator[Any]) -> list[Any]:
+        micros = list(itertools.islice(batches, self.config.accumulate))
+        if not micros:
+            p = self.progress
+            raise RuntimeError(f"the task's batches ended after {p.position} of {self.task.steps_per_epoch} steps")
+        return micros
+
+    def synchronise(self, now: bool) -> contextlib.AbstractContextManager:
+        """Processes exchange gradients once per step, in its last backward pass."""
+        return contextlib.nullcontext() if now or self.wrapped is self.model else self.wrapped.no_sync()
+
+    def autocast(self) -> torch.autocast:
+        half = torch.float16 if self.config.precision == "fp16" else torch.bfloat16
+        return torch.autocast(self.device.type, half, enabled=self.config.precision != "fp32")
+
+    def step_schedulers(self, when: str) -> None:
+        with warnings.catch_warnings():  # a skipped first step looks to torch like a scheduler called too early
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
+            for scheduler, unit in self.schedulers:
+                if unit == when:
+                    scheduler.step()
+
+    def log(self) -> None:
+        p = self.progress
+        row = {**self.row("train"), "loss": _mean(p.losses), "nonfinite": p.nonfinite, **self.times()}
+        p.losses = [0.0, 0]
+        self.run.write_metrics(row)
+        self.console.train(row)
+
+    def row(self, kind: str) -> dict[str, Any]:
+        p, groups = self.progress, self.optimizer.param_groups
+        levels = {"lr": float(groups[0]["lr"]), "noise": max(float(group.get("noise", 0)) for group in groups)}
+        return {"kind": kind, "step": p.step, "epoch": self.epoch_of_step(), "passes": p.passes, **levels}
+
+    def epoch_of_step(self) -> int:
+        """The epoch, counted from one, that the last step belongs to."""
+        return self.progress.epoch + (self.progress.position > 0)
+
+    def times(self) -> dict[str, float]:
+        p, now = self.progress, time.monotonic()
+        p.seconds, self.clock = p.seconds + now - self.clock, now
+        rate = p.units * distributed.world_size() / max(p.training_seconds, 1e-9)
+        return {"seconds": round(p.seconds, 3), "units_per_second": round(rate, 3)}
+
+    def say(self, text: str) -> None:
+        if self.console is not None:
+            self.console.line(text)
+        elif distributed.is_main():
+            print(text, flush=True)
+
+    # ---- stopping, saving, resuming --------------------------------------------------------------------------------
+
+    def reason_to_stop(self) -> tuple[str, int] | None:
+        p, number = self.progress, int(distributed.maximum(self.signals.number))
+        if number:
+            return signal.Signals(number).name, 128 + number
+        ends_here = p.step >= self.limit or p.stopped_early
+        if distributed.maximum(time.monotonic() - self.began > self.max_seconds) and not ends_here:
+            return "the time limit", 0
+        return None
+
+    def stop(self, reason: str, exit_code: int) -> dict[str, Any]:
+        self.save()
+        self.say(f"stopped by {reason} at step {self.progress.step}; run the same command again to resume")
+        return {**self.result(), "finished": False, "exit_code": exit_code}
+
+    def finish(self) -> dict[str, Any]:
+        result = self.result()
+        self.run.write_result(result)
+        early = " early: no better for training.patience evaluations" if self.progress.stopped_early else ""
+        self.say(f"finished{early} at step {result['steps']}; see {self.run.path / 'result.json'}")
+        return {**result, "finished": True, "exit_code": 0}
+
+    def result(self) -> dict[str, Any]:
+        p = self.progress
+        return {
+            "final": p.final,
+            "best": p.best,
+            "steps": p.step,
+            "epochs": p.epoch,
+            "passes": p.passes,
+            "nonfinite": p.nonfinite,
+            "stopped_early": p.stopped_early,
+            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+            "units": p.units * distributed.world_size(),
+            **self.times(),
+        }
+
+    def save_is_due(self) -> bool:
+        every, minutes = self.config.checkpoint_every, self.config.checkpoint_minutes
+        late = minutes is not None and time.monotonic() - self.last_save > 60 * minutes
+        return bool(every and self.progress.step % every == 0) or bool(distributed.maximum(late))
+
+    def save(self) -> None:
+        self.times()
+        of_process = {"task": self.task.state_dict(), "rng": checkpoint.rng_state()}
+        processes = distributed.gather(of_process)
+        if distributed.is_main():
+            state = {
+                "progress": asdict(self.progress),
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "schedulers": [scheduler.state_dict() for scheduler, _ in self.schedulers],
+                "scaler": self.scaler.state_dict(),
+                "processes": processes,
+                "metrics_length": self.run.metrics_length(),
+            }
+            checkpoint.save_step(self.run.checkpoints, state, self.progress.step, self.config.keep)
+        self.last_save = time.monotonic()
+
+    def resume(self) -> None:
+        """Goes to the newest checkpoint; at the very start only gives every process a dropout of its own."""
+        newest = checkpoint.load_newest(self.run.checkpoints) if distributed.is_main() else None
+        path = distributed.from_main(newest and newest[0])
+        if path is None:
+            self.run.start_metrics(0, 0)
+            if distributed.rank():
+                torch.manual_seed(torch.initial_seed() + distributed.rank())
+            return
+        state = newest[1] if newest else checkpoint.load(path)
+        if len(state["processes"]) != distributed.world_size():
+            raise UserError(f"{path}: made by {len(state['processes'])} processes; resume with as many")
+        checkpoint.load_model(self.model, state, path)
+        self.optimizer.load_state_dict(state["optimizer"])
+        for (scheduler, _), scheduler_state in zip(self.schedulers, state["schedulers"], strict=True):
+            scheduler.load_state_dict(scheduler_state)
+        self.scaler.load_state_dict(state["scaler"])
+        self.progress = Progress(**state["progress"])
+        self.run.start_metrics(state["metrics_length"], self.progress.step)
+        own = state["processes"][distributed.rank()]
+        self.task.load_state_dict(own["task"])
+        checkpoint.set_rng_state(own["rng"])
+        self.say(f"resuming at step {self.progress.step} from {path}")
+
+
+class _StopSignals(contextlib.AbstractContextManager):
+    """Notes SIGTERM and SIGINT instead of dying of them; a second one of them interrupts at once."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "_StopSignals":
+        with contextlib.suppress(ValueError):  # not in the main thread: signals go elsewhere
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: object) -> None:
+        if self.number:
+            raise KeyboardInterrupt
+        self.number = number
+
+
+@contextlib.contextmanager
+def _rng_untouched() -> Iterator[None]:
+    state = checkpoint.rng_state()
+    try:
+        yield
+    finally:
+        checkpoint.set_rng_state(state)
+
+
+def _mean(sums: Sequence[float]) -> float | None:
+    """The mean over all processes; None if every loss was non-finite."""
+    total, count = distributed.mean(sums[0]), distributed.mean(sums[1])
+    return total / count if count else None

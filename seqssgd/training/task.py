@@ -1,0 +1,62 @@
+"""What the loop is given, and where it is."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+
+class Task(Protocol):
+    """What a recipe gives to :func:`fit`: a model, its data, its loss and its evaluation.
+
+    Attributes:
+        model: the module to train, on its device. Under torchrun it is replaced by its data-parallel wrapper while
+            ``loss`` is called: call ``self.model(...)`` there and ask nothing else of it.
+        steps_per_epoch: optimizer steps in an epoch, each of ``accumulate`` minibatches (the last may have fewer).
+        best: a name in ``evaluate()``'s metrics and ``"min"`` or ``"max"``.
+    """
+
+    model: nn.Module
+    steps_per_epoch: int
+    best: tuple[str, str]
+
+    def start_epoch(self, epoch: int) -> None:
+        """Called before epoch 0, 1, …: to zero a carried state. Not called when a run is resumed within an epoch."""
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
+        """This process's minibatches of an epoch, from number ``start`` on: a pure function of seed and epoch."""
+
+    def loss(self, batch: Any, part: Any) -> tuple[Tensor, int]:
+        """The loss to differentiate on ``part.take(batch)``, and the units (tokens, images, …) it was taken on."""
+
+    def evaluate(self) -> dict[str, float]:
+        """Metrics on validation data; the model is in evaluation mode, without gradients, at the clean weights."""
+
+    def state_dict(self) -> dict:
+        """What is carried from step to step (LSTM states): tensors and plain values."""
+
+    def load_state_dict(self, state: dict) -> None:
+        """Takes back what ``state_dict`` gave."""
+
+
+@dataclass
+class Progress:
+    """Where a run is: plain numbers, all in the checkpoint."""
+
+    step: int = 0
+    epoch: int = 0  # whole epochs done
+    position: int = 0  # steps done in the epoch after them
+    passes: float = 0  # forward-backward passes, counted in whole minibatches
+    units: float = 0  # tokens (or the like) of training data read by this process
+    nonfinite: int = 0  # steps skipped
+    nonfinite_in_row: int = 0
+    losses: list = field(default_factory=lambda: [0.0, 0])  # sum and number since the last log line
+    epoch_losses: list = field(default_factory=lambda: [0.0, 0])
+    seconds: float = 0.0
+    training_seconds: float = 0.0  # of these, those spent on steps
+    evaluated_step: int = -1
+    final: dict = field(default_factory=dict)  # metrics of the last evaluation
+    best: dict = field(default_factory=dict)  # metrics of the best, with its step and epoch
+    worse_in_row: int = 0  # evaluations since the best one
+    stopped_early: bool = False
