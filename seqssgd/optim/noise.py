@@ -91,7 +91,11 @@ class NoiseSource:
         for device in dict.fromkeys(w.device for w in saved):
             here = [i for i, w in enumerate(saved) if w.device == device]
             squares_w = sum_over_shards(_squared_norms([saved[i] for i in here]), [weights[i] for i in here])
-            squares_z = sum_over_shards(_squared_norms([noise[i] for i in here]), [weights[i] for i in here])
+            if self.distribution == "rademacher":
+                squares_z = squares_w.new_tensor([noise[i].numel() for i in here])
+            else:
+                squares_z = _squared_norms([noise[i] for i in here])
+            squares_z = sum_over_shards(squares_z, [weights[i] for i in here])
             if self.granularity == "layer":
                 names = [layers[i] for i in here]
                 number = {name: k for k, name in enumerate(dict.fromkeys(names))}
