@@ -13,7 +13,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from seqssgd.data.tokenizers import TOKENIZERS, Tokenizer, WordTokenizer, load_tokenizer, sentences
+from seqssgd.data.tokenizers import EOS, TOKENIZERS, UNK, Tokenizer, WordTokenizer, load_tokenizer, sentences
 from seqssgd.errors import UserError
 
 SPLITS = ("train", "valid", "test")
@@ -222,11 +222,11 @@ def _tokenize(
         if not isinstance(tokenizer, WordTokenizer) or tokenizer.unk_id is not None:
             raise
         # <unk> has to stand for something in training too, or the model would never learn what it means
-        counts = tokenizer.encode(splits["train"]).bincount(minlength=tokenizer.vocab_size)
-        repeated = int((counts > 1).sum()) + int(counts[tokenizer.eos_id] == 1) + 1
-        if vocab_size is not None or not 3 <= repeated < tokenizer.vocab_size:
+        counts = tokenizer.encode(splits["train"]).bincount(minlength=tokenizer.vocab_size).tolist()
+        repeated = [word for word, count in zip(tokenizer.words, counts, strict=True) if count > 1 and word != EOS]
+        if vocab_size is not None or not repeated or len(repeated) + 1 == tokenizer.vocab_size:
             raise
-    tokenizer = WordTokenizer.train(splits["train"], repeated, lowercase, names["train"])
+    tokenizer = WordTokenizer([EOS, UNK, *repeated], lowercase)
     return tokenizer, {split: tokenizer.encode(lines, names[split]) for split, lines in splits.items()}
 
 

@@ -1,0 +1,105 @@
+"""The command ``seqssgd``: what is done with a finished run.
+
+A new subcommand is one entry in ``COMMANDS`` and the two functions that it names. They import what they need
+themselves, so that ``seqssgd --help`` does not wait for torch.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import NamedTuple
+
+from seqssgd.errors import UserError, run_cli
+
+
+class Command(NamedTuple):
+    help: str
+    arguments: Callable[[argparse.ArgumentParser], None]  # declares the command's options
+    run: Callable[[argparse.Namespace], None]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs ``seqssgd`` with the given arguments (default: those of the process) and returns the exit status."""
+    parser = argparse.ArgumentParser(prog="seqssgd", description="Use the models of finished runs.")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        subparser = subparsers.add_parser(name, help=command.help, description=command.help)
+        command.arguments(subparser)
+    args = parser.parse_args(argv)
+    return run_cli(lambda: COMMANDS[args.command].run(args))
+
+
+command = main  # the name of the installed program's entry point
+
+
+def _run_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--run", required=True, metavar="DIR", help="run directory of recipes/ptb_lstm/train.py")
+    parser.add_argument("--checkpoint", default="best", help="best (on validation; default), last, or a file")
+    parser.add_argument("--device", help="cpu, cuda, … (default: cuda if there is one)")
+
+
+def _device(name: str | None):
+    import torch
+
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"--device {name} cannot be used here ({reason}); try --device cpu") from None
+    return device
+
+
+def _perplexity_arguments(parser: argparse.ArgumentParser) -> None:
+    _run_arguments(parser)
+    parser.add_argument("files", nargs="+", metavar="FILE", help="UTF-8 text, one sentence per line")
+
+
+def _perplexity(args: argparse.Namespace) -> None:
+    from seqssgd.data.text import read_lines
+    from seqssgd.lm import load_language_model, perplexity
+
+    device = _device(args.device)
+    model, tokenizer = load_language_model(args.run, args.checkpoint)
+    streams = {file: tokenizer.encode(read_lines(file), file) for file in args.files}  # all, before any is scored
+    for file, stream in streams.items():
+        score = perplexity(model, stream, device)
+        unknown = 0 if tokenizer.unk_id is None else int((stream == tokenizer.unk_id).sum())
+        print(
+            f"{file}: perplexity {score.perplexity:.3f}, {len(stream):,} tokens with <eos> ({unknown:,} unknown), "
+            f"{score.predictions:,} predictions",
+            flush=True,
+        )
+
+
+def _generate_arguments(parser: argparse.ArgumentParser) -> None:
+    _run_arguments(parser)
+    parser.add_argument("--prompt", default="", help="how the text begins (default: nothing)")
+    parser.add_argument("--length", type=int, default=100, help="tokens to add (default 100)")
+    parser.add_argument("--temperature", type=float, default=1.0, help="below 1 is more careful, 0 takes the likeliest")
+    parser.add_argument("--seed", type=int, default=0, help="of the first text; each further one takes the next")
+    parser.add_argument("--count", type=int, default=1, help="number of texts (default 1)")
+
+
+def _generate(args: argparse.Namespace) -> None:
+    from seqssgd.lm import generate, load_language_model
+
+    if args.count < 1:
+        raise UserError(f"--count {args.count}: it must be at least 1")
+    device = _device(args.device)
+    model, tokenizer = load_language_model(args.run, args.checkpoint)
+    model.to(device)
+    for seed in range(args.seed, args.seed + args.count):
+        if args.count > 1:
+            print(f"--- seed {seed}")
+        print(generate(model, tokenizer, args.prompt, args.length, args.temperature, seed), flush=True)
+
+
+COMMANDS = {
+    "perplexity": Command("score text files with a trained language model", _perplexity_arguments, _perplexity),
+    "generate": Command("write text with a trained language model", _generate_arguments, _generate),
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,175 @@
+"""A trained language model, read back from its run directory: what text it finds likely, and what it writes."""
+
+import math
+import pickle
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from seqssgd.data.tokenizers import Tokenizer, load_tokenizer
+from seqssgd.errors import UserError
+from seqssgd.models.lstm import LSTMLanguageModel
+
+
+class Perplexity(NamedTuple):
+    """``perplexity`` = exp(mean of −ln p) over ``predictions`` predicted tokens."""
+
+    perplexity: float
+    predictions: int
+
+
+def load_language_model(run: str | Path, checkpoint: str | Path = "best") -> tuple[LSTMLanguageModel, Tokenizer]:
+    """The model (on the CPU, in evaluation mode) and the tokenizer of a run of ``recipes/ptb_lstm/train.py``.
+
+    Args:
+        run: the run directory.
+        checkpoint: as in :func:`find_checkpoint`.
+
+    Raises:
+        UserError: not a run of a language model, no such checkpoint, a damaged one, or one of another model.
+    """
+    run = Path(run)
+    settings = _model_settings(run)
+    tokenizer = load_tokenizer(run / "tokenizer")
+    path = find_checkpoint(run, checkpoint)
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)["model"]
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); give another --checkpoint") from None
+    except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError):
+        raise UserError(f"{path} is not a whole checkpoint of a model; give another --checkpoint") from None
+    try:
+        model = LSTMLanguageModel(tokenizer.vocab_size, **settings)
+        model.load_state_dict(weights)
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} does not fit the model in {run / 'config.yaml'}: {reason}") from None
+    return model.eval(), tokenizer
+
+
+def find_checkpoint(run: str | Path, checkpoint: str | Path = "best") -> Path:
+    """The file of a run's checkpoint.
+
+    Args:
+        run: the run directory.
+        checkpoint: ``"best"`` on validation (the last one in a run that has not been validated yet), ``"last"``,
+            or the path of a file.
+
+    Raises:
+        UserError: there is no such checkpoint.
+    """
+    folder = Path(run) / "checkpoints"
+    if checkpoint not in ("best", "last"):
+        if not Path(checkpoint).is_file():
+            raise UserError(f"{checkpoint} is not a file; give best, last, or the path of a checkpoint")
+        return Path(checkpoint)
+    best = folder / "best.pt"
+    if checkpoint == "best" and best.is_file():
+        return best
+    steps = {int(m[1]): path for path in folder.glob("step-*.pt") if (m := re.fullmatch(r"step-(\d+)\.pt", path.name))}
+    if not steps:
+        raise UserError(f"{folder} holds no {'best.pt or ' if checkpoint == 'best' else ''}step-*.pt; train first")
+    return steps[max(steps)]
+
+
+@torch.no_grad()
+def perplexity(
+    model: LSTMLanguageModel, stream: Tensor, device: torch.device | str = "cpu", window: int = 512
+) -> Perplexity:
+    """Perplexity of one stream, read in order and whole, at batch 1, with one state carried from end to end.
+
+    As in Zaremba et al.'s test, the first token only starts the model: N tokens give N − 1 predictions. The model
+    is moved to ``device`` and left in the mode, training or evaluation, in which it came.
+
+    Args:
+        model: the language model.
+        stream: (N,) token ids.
+        device: where to compute.
+        window: tokens read at once; bounds the memory and does not change the result.
+
+    Raises:
+        UserError: fewer than two tokens.
+    """
+    if len(stream) < 2:
+        raise UserError(f"a text of {len(stream)} token has nothing to predict; give at least two")
+    training = model.training
+    model.to(device).eval()
+    total, state = 0.0, None
+    for first in range(0, len(stream) - 1, window):
+        tokens = stream[first : first + window + 1].to(device)
+        logits, state = model(tokens[:-1, None], state)
+        losses = F.cross_entropy(logits[:, 0].float(), tokens[1:], reduction="none")
+        total += losses.sum(dtype=torch.float64).item()
+    model.train(training)
+    predictions = len(stream) - 1
+    mean = total / predictions
+    return Perplexity(math.exp(mean) if mean < 700 else mean * math.inf, predictions)
+
+
+@torch.no_grad()
+def generate(
+    model: LSTMLanguageModel,
+    tokenizer: Tokenizer,
+    prompt: str = "",
+    length: int = 100,
+    temperature: float = 1.0,
+    seed: int = 0,
+) -> str:
+    """Continues a text by sampling.
+
+    Args:
+        model: the language model; computes where its weights are.
+        tokenizer: the tokenizer of the run.
+        prompt: how the text begins, at the start of a line; may be empty.
+        length: number of tokens to add.
+        temperature: logits are divided by it; below 1 the likely becomes likelier, 0 always takes the likeliest.
+        seed: the same seed gives the same text on the same device.
+
+    Returns:
+        The prompt and its continuation.
+
+    Raises:
+        UserError: a length below 1, a negative or infinite temperature, or a word of the prompt that is unknown.
+    """
+    if length < 1:
+        raise UserError(f"--length {length}: it must be at least 1")
+    if not 0 <= temperature < math.inf:
+        raise UserError(f"--temperature {temperature}: it must be a number from 0 up")
+    # the stream that the model learned has an <eos> before every line; the prompt's last line goes on
+    ids = [tokenizer.eos_id, *tokenizer.encode(prompt.splitlines(), "the prompt")[:-1].tolist()]
+    device = model.output.weight.device
+    generator = torch.Generator().manual_seed(seed)
+    training = model.training
+    model.eval()
+    state = None
+    for _ in range(length):
+        new = ids if state is None else ids[-1:]
+        logits, state = model(torch.tensor(new, device=device)[:, None], state)
+        last = logits[-1, 0].double().cpu()
+        if temperature == 0:
+            ids.append(int(last.argmax()))
+        else:
+            probabilities = ((last - last.max()) / temperature).softmax(0)  # no overflow at a tiny temperature
+            ids.append(int(torch.multinomial(probabilities, 1, generator=generator)))
+    model.train(training)
+    return tokenizer.decode(ids[1:])
+
+
+def _model_settings(run: Path) -> dict:
+    """Section ``model`` of a run's ``config.yaml``."""
+    import yaml
+
+    path = run / "config.yaml"
+    try:
+        settings = yaml.safe_load(path.read_bytes())["model"]
+    except OSError:
+        raise UserError(f"{run} is not a run directory (no config.yaml); give a --run that train.py wrote") from None
+    except (yaml.YAMLError, KeyError, TypeError):
+        settings = None
+    if not isinstance(settings, dict):
+        raise UserError(f"{path} has no section 'model'; give a --run of a language model")
+    return settings
