@@ -27,7 +27,7 @@ def noise_groups(
 
     Returns:
         groups with the entries ``params``, ``noise`` and ``layers`` (for each parameter the name of its layer; the
-        input and recurrent kernels of an LSTM layer share one).
+        input and recurrent kernels of an LSTM layer share one; a name means nothing outside its group).
 
     Raises:
         ValueError: an unknown role or name, or nothing to perturb.
@@ -88,8 +88,10 @@ def _own_names(module: nn.Module) -> set[str]:
 def _stored(module: nn.Module, role: str, name: str, layer: str) -> Iterator[tuple[str, nn.Parameter, str]]:
     """The parameter in which the weight ``name`` is stored: itself, or the one behind a reparametrization."""
     if torch.nn.utils.parametrize.is_parametrized(module, name):
-        shape = getattr(module, name).shape
-        originals = [p for p in module.parametrizations[name].parameters(recurse=False) if p.shape == shape]
+        originals = list(module.parametrizations[name].parameters(recurse=False))
+        if len(originals) > 1:  # not asked of a single one, as spectral_norm moves its estimate at every look
+            shape = getattr(module, name).shape
+            originals = [p for p in originals if p.shape == shape]
         if originals:
             yield role, originals[-1], layer  # weight_norm stores its gain first and its direction second
         return

@@ -113,11 +113,11 @@ class SymmetricNoise(MultiPassOptimizer):
         levels, layers, params = [], [], []
         for g, group in enumerate(self.param_groups):
             if group.get("noise"):
-                names = group.get("layers") or [f"{g}.{i}" for i in range(len(group["params"]))]
+                names = group.get("layers") or range(len(group["params"]))
                 for name, p in zip(names, group["params"], strict=True):
                     if p.requires_grad:
                         levels.append(float(group["noise"]))
-                        layers.append(name)
+                        layers.append(f"{g}.{name}")  # groups of two models may name different layers alike
                         params.append(p)
         return levels, layers, params
 
