@@ -1,0 +1,28 @@
+# make venv   .venv with everything for the recipes and tests
+# make demo   trains three small language models in a few minutes and compares them
+# make test   lint and the whole test suite
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: venv demo test tables
+.DELETE_ON_ERROR:
+
+venv: $(VENV)/ready
+
+$(VENV)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("seqssgd needs Python 3.11 or newer: make PYTHON=python3.11 …" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[recipes,test,benchmark]'
+	touch $@
+
+demo: venv
+	$(RUN) recipes/demo/run.py --out demo
+
+test: venv
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m pytest -q -n 2
+
+tables: venv
+	$(RUN) results/tables.py

@@ -1,0 +1,63 @@
+"""A demonstration that needs no data and a few minutes: SGD and symmetric weight noise at equal compute.
+
+    make demo
+
+It trains small LSTM language models on the docstrings of Python's standard library by the commands that it prints,
+and compares them. Started again, it goes on where it was stopped. It is no result: one seed, a tiny text.
+"""
+
+import argparse
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+TRAIN, PREPARE = HERE.parent / "ptb_lstm/train.py", HERE.parents[1] / "data_prep/text.py"
+METHODS = {
+    "sgd": ["--optim.method", "none"],
+    "ssgd": [
+        "--optim.method",
+        "ssgd",
+        "--training.epochs",
+        "8",
+        "--optim.lr_constant_epochs",
+        "4",
+        "--optim.lr_divisor",
+        "2.25",
+    ],
+    "ssgd-halves": ["--optim.method", "ssgd", "--optim.signs", "halves"],
+}
+
+
+def run(*command: object) -> None:
+    """Runs one of the project's commands, after printing it; ends the demonstration if it fails."""
+    words = [str(word) for word in command]
+    print("\n$ python " + shlex.join(words), flush=True)
+    try:
+        status = subprocess.run([sys.executable, *words]).returncode
+    except KeyboardInterrupt:  # the command has stopped too, after a checkpoint
+        status = 130
+    if status:
+        sys.exit(status)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for the text, the runs and the plot")
+    out = parser.parse_args().out
+    print("A demonstration of the commands, not a result: one seed and a tiny text. About three minutes on two cores.")
+    print("Equal compute: symmetric noise takes two passes a step, so it gets half the epochs; its halves take one.")
+    run(HERE / "docstrings.py", "--out", out / "docstrings.txt", "--sentences", 4400)
+    run(
+        PREPARE, "--train", out / "docstrings.txt", "--vocab-size", 3000, "--valid-fraction", 0.1, "--out", out / "data"
+    )
+    runs = [out / name for name in METHODS]
+    for path in runs:
+        run(TRAIN, "--config", HERE / "small.yaml", "--data", out / "data", "--out", path, *METHODS[path.name])
+    run("-m", "seqssgd.cli", "compare", *runs, "--plot", out / "curves.png")
+    print("\nThis was a demonstration. README.md has the library in three lines, and recipes/ the real experiments.")
+
+
+if __name__ == "__main__":
+    main()
