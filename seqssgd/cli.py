@@ -32,48 +32,32 @@ def main(argv: list[str] | None = None) -> int:
 command = main  # the name of the installed program's entry point
 
 
-def _run_arguments(parser: argparse.ArgumentParser) -> None:
+def run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options that say which model to use, and where."""
     parser.add_argument("--run", required=True, metavar="DIR", help="run directory of recipes/ptb_lstm/train.py")
     parser.add_argument("--checkpoint", default="best", help="best (on validation; default), last, or a file")
     parser.add_argument("--device", help="cpu, cuda, … (default: cuda if there is one)")
 
 
-def _device(name: str | None):
-    import torch
-
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"--device {name} cannot be used here ({reason}); try --device cpu") from None
-    return device
-
-
 def _perplexity_arguments(parser: argparse.ArgumentParser) -> None:
-    _run_arguments(parser)
+    run_arguments(parser)
     parser.add_argument("files", nargs="+", metavar="FILE", help="UTF-8 text, one sentence per line")
 
 
 def _perplexity(args: argparse.Namespace) -> None:
     from seqssgd.data.text import read_lines
-    from seqssgd.lm import load_language_model, perplexity
+    from seqssgd.lm import choose_device, describe, load_language_model, perplexity
 
-    device = _device(args.device)
+    device = choose_device(args.device)
     model, tokenizer = load_language_model(args.run, args.checkpoint)
     streams = {file: tokenizer.encode(read_lines(file), file) for file in args.files}  # all, before any is scored
     for file, stream in streams.items():
         score = perplexity(model, stream, device)
-        unknown = 0 if tokenizer.unk_id is None else int((stream == tokenizer.unk_id).sum())
-        print(
-            f"{file}: perplexity {score.perplexity:.3f}, {len(stream):,} tokens with <eos> ({unknown:,} unknown), "
-            f"{score.predictions:,} predictions",
-            flush=True,
-        )
+        print(f"{file}: {describe(score, stream, tokenizer)}", flush=True)
 
 
 def _generate_arguments(parser: argparse.ArgumentParser) -> None:
-    _run_arguments(parser)
+    run_arguments(parser)
     parser.add_argument("--prompt", default="", help="how the text begins (default: nothing)")
     parser.add_argument("--length", type=int, default=100, help="tokens to add (default 100)")
     parser.add_argument("--temperature", type=float, default=1.0, help="below 1 is more careful, 0 takes the likeliest")
@@ -82,11 +66,11 @@ def _generate_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _generate(args: argparse.Namespace) -> None:
-    from seqssgd.lm import generate, load_language_model
+    from seqssgd.lm import choose_device, generate, load_language_model
 
     if args.count < 1:
         raise UserError(f"--count {args.count}: it must be at least 1")
-    device = _device(args.device)
+    device = choose_device(args.device)
     model, tokenizer = load_language_model(args.run, args.checkpoint)
     model.to(device)
     for seed in range(args.seed, args.seed + args.count):
@@ -95,8 +79,25 @@ def _generate(args: argparse.Namespace) -> None:
         print(generate(model, tokenizer, args.prompt, args.length, args.temperature, seed), flush=True)
 
 
+def _compare_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run directory of any recipe")
+    parser.add_argument("--metric", help="of the evaluations (default: the one that all runs have and that is no loss)")
+    parser.add_argument("--plot", metavar="FILE", help="also draw the metric over the passes made (.png, .svg, .pdf)")
+
+
+def _compare(args: argparse.Namespace) -> None:
+    from seqssgd.report import plot, read_run, table
+
+    runs = [read_run(path) for path in args.runs]
+    print(table(runs, args.metric))
+    if args.plot:
+        plot(runs, args.plot, args.metric)
+        print(f"\n{args.plot}: curves of {len(runs)} runs")
+
+
 COMMANDS = {
     "perplexity": Command("score text files with a trained language model", _perplexity_arguments, _perplexity),
+    "compare": Command("set runs side by side in a table and a plot", _compare_arguments, _compare),
     "generate": Command("write text with a trained language model", _generate_arguments, _generate),
 }
 

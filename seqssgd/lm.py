@@ -1,7 +1,6 @@
 """A trained language model, read back from its run directory: what text it finds likely, and what it writes."""
 
 import math
-import pickle
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -10,9 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from seqssgd.data.text import TextDataset
 from seqssgd.data.tokenizers import Tokenizer, load_tokenizer
 from seqssgd.errors import UserError
 from seqssgd.models.lstm import LSTMLanguageModel
+from seqssgd.training import checkpoint as checkpoints
 
 
 class Perplexity(NamedTuple):
@@ -33,21 +34,14 @@ def load_language_model(run: str | Path, checkpoint: str | Path = "best") -> tup
         UserError: not a run of a language model, no such checkpoint, a damaged one, or one of another model.
     """
     run = Path(run)
-    settings = _model_settings(run)
+    settings = _section(run, "model")
     tokenizer = load_tokenizer(run / "tokenizer")
     path = find_checkpoint(run, checkpoint)
     try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)["model"]
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); give another --checkpoint") from None
-    except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError):
-        raise UserError(f"{path} is not a whole checkpoint of a model; give another --checkpoint") from None
-    try:
         model = LSTMLanguageModel(tokenizer.vocab_size, **settings)
-        model.load_state_dict(weights)
-    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} does not fit the model in {run / 'config.yaml'}: {reason}") from None
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{run / 'config.yaml'}: section 'model' describes no LSTM language model ({error})") from None
+    checkpoints.load_model(model, checkpoints.load(path), path)
     return model.eval(), tokenizer
 
 
@@ -74,6 +68,35 @@ def find_checkpoint(run: str | Path, checkpoint: str | Path = "best") -> Path:
     if not steps:
         raise UserError(f"{folder} holds no {'best.pt or ' if checkpoint == 'best' else ''}step-*.pt; train first")
     return steps[max(steps)]
+
+
+def check_same_data(run: str | Path, dataset: TextDataset) -> None:
+    """Makes sure that a run was trained on ``dataset``: on the same text, prepared with the same settings.
+
+    Raises:
+        UserError: it was trained on another text, or on one with other tokens; or it is not a run.
+    """
+    trained_on = _section(Path(run), "data")
+    if trained_on.get("fingerprint") != dataset.info["fingerprint"]:
+        raise UserError(
+            f"{dataset.folder} ({dataset.info['name']}) is not the data that {run} was trained on "
+            f"({trained_on.get('name')}), or was prepared with other settings; give that --data"
+        )
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The device of that name; for ``None`` CUDA if there is one, else the CPU.
+
+    Raises:
+        UserError: there is no such device here.
+    """
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.zeros(1, device=device).item()  # the name alone does not tell whether it is there
+    except (RuntimeError, AssertionError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
+        raise UserError(f"--device {name} cannot be used here ({reason}); try --device cpu") from None
+    return device
 
 
 @torch.no_grad()
@@ -108,6 +131,15 @@ def perplexity(
     predictions = len(stream) - 1
     mean = total / predictions
     return Perplexity(math.exp(mean) if mean < 700 else mean * math.inf, predictions)
+
+
+def describe(score: Perplexity, stream: Tensor, tokenizer: Tokenizer) -> str:
+    """One line on the perplexity of a stream: what it is, and over which tokens it was taken."""
+    unknown = 0 if tokenizer.unk_id is None else int((stream == tokenizer.unk_id).sum())
+    return (
+        f"perplexity {score.perplexity:.3f}, {len(stream):,} tokens with <eos> ({unknown:,} unknown), "
+        f"{score.predictions:,} predictions"
+    )
 
 
 @torch.no_grad()
@@ -159,17 +191,17 @@ def generate(
     return tokenizer.decode(ids[1:])
 
 
-def _model_settings(run: Path) -> dict:
-    """Section ``model`` of a run's ``config.yaml``."""
+def _section(run: Path, name: str) -> dict:
+    """One section of a run's ``config.yaml``."""
     import yaml
 
     path = run / "config.yaml"
     try:
-        settings = yaml.safe_load(path.read_bytes())["model"]
+        section = yaml.safe_load(path.read_bytes())[name]
     except OSError:
         raise UserError(f"{run} is not a run directory (no config.yaml); give a --run that train.py wrote") from None
     except (yaml.YAMLError, KeyError, TypeError):
-        settings = None
-    if not isinstance(settings, dict):
-        raise UserError(f"{path} has no section 'model'; give a --run of a language model")
-    return settings
+        section = None
+    if not isinstance(section, dict):
+        raise UserError(f"{path} has no section {name!r}; give a --run of a language model")
+    return section

@@ -37,7 +37,7 @@ def load(path: Path) -> dict[str, Any]:
     """Reads one checkpoint onto the CPU.
 
     Raises:
-        UserError: the file is missing or damaged.
+        UserError: the file is missing, damaged, or something else.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
@@ -46,10 +46,15 @@ def load(path: Path) -> dict[str, Any]:
             damaged = archive.testzip()  # torch.load itself does not look at the checksums
         if damaged:
             raise ValueError(f"wrong checksum of {damaged}")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict):
+            raise ValueError(f"it holds a {type(state).__name__}")
+        return state
     except Exception as error:  # torch raises almost anything on a damaged file: EOFError, KeyError, UnpicklingError, …
         reason = (str(error).splitlines() or [""])[0]
-        raise UserError(f"{path}: damaged checkpoint ({type(error).__name__}: {reason}); delete it") from error
+        raise UserError(
+            f"{path}: damaged checkpoint, or none ({type(error).__name__}: {reason}); use another one"
+        ) from error
 
 
 def load_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
@@ -73,11 +78,13 @@ def load_model(model: nn.Module, state: Mapping[str, Any], path: Path) -> None:
     """Loads the weights of a checkpoint (its ``"model"`` entry) that came from ``path``.
 
     Raises:
-        UserError: they are the weights of another model.
+        UserError: they are the weights of another model, or there are none.
     """
+    if "model" not in state:
+        raise UserError(f"{path}: no checkpoint of a run (no entry 'model'); use one from a folder checkpoints/")
     try:
         model.load_state_dict(state["model"])
-    except (KeyError, RuntimeError) as error:
+    except (TypeError, RuntimeError) as error:
         lines = [line.strip() for line in str(error).splitlines()]
         reason = lines[1] if len(lines) > 1 else lines[0]
         raise UserError(f"{path}: weights of another model ({reason}); build the model it was made with") from error

@@ -1,0 +1,35 @@
+"""Perplexity of a trained language model on the validation or test text of the data that it was trained on.
+
+    python recipes/ptb_lstm/evaluate.py --run runs/ptb --data data/ptb --split test
+
+The whole split is read in order at batch 1, as Zaremba et al. (2014) test: no token is left out, and the state is
+carried from end to end. (Validation during training reads batch_size columns in parallel and leaves out the tail.)
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from seqssgd.cli import run_arguments
+from seqssgd.data.text import SPLITS, TextDataset, load_text
+from seqssgd.errors import run_cli
+from seqssgd.lm import check_same_data, choose_device, describe, find_checkpoint, load_language_model, perplexity
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    run_arguments(parser)
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="the folder of prepared data")
+    parser.add_argument("--split", choices=SPLITS, default="test", help="which text to read (default test)")
+    args = parser.parse_args(argv)
+    data = load_text(args.data)
+    check_same_data(args.run, data)
+    device = choose_device(args.device)
+    path = find_checkpoint(args.run, args.checkpoint)
+    model, tokenizer = load_language_model(args.run, path)
+    stream = TextDataset(data.folder, data.info, tokenizer).split(args.split)  # in the tokens that the model learned
+    print(f"{path}, {args.split}: {describe(perplexity(model, stream, device), stream, tokenizer)}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main))
