@@ -118,8 +118,10 @@ def _squared_norms(tensors: list[Tensor]) -> Tensor:
 def _filter_ratios(w: Tensor, z: Tensor) -> Tensor:
     """‖w_f‖/‖z_f‖ of each filter f, shaped to broadcast against the weight."""
     dtype = torch.promote_types(w.dtype, torch.float32)
-    norm_w, norm_z = (torch.linalg.vector_norm(t.unsqueeze(-1).flatten(1), dim=1, dtype=dtype) for t in (w, z))
-    return (norm_w / norm_z.clamp_min(1e-30)).view(-1, *[1] * (w.ndim - 1))
+    norm_w, norm_z = (
+        torch.linalg.vector_norm(t.flatten(1) if t.ndim > 1 else t.view(-1, 1), dim=1, dtype=dtype) for t in (w, z)
+    )
+    return (norm_w / norm_z.clamp_min(1e-30)).view(w.shape[:1] + (1,) * (w.ndim - 1))
 
 
 @cache
