@@ -20,7 +20,7 @@ class Run:
         config: the resolved configuration.
         rows: the evaluations in order, as they stand in metrics.jsonl.
         result: the contents of result.json; empty while the run is not finished.
-        evaluations: what the recipe's evaluate.py wrote, by split.
+        evaluations: what the recipe's ``evaluate.py --save`` wrote, by split.
     """
 
     path: Path
@@ -69,6 +69,21 @@ def _json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
+def record(run: str | Path, split: str, figures: dict[str, Any]) -> None:
+    """Adds the evaluation of a split, with the name of its checkpoint, to a run's evaluation.json.
+
+    Raises:
+        UserError: the run directory cannot be written to.
+    """
+    path = Path(run) / "evaluation.json"
+    try:
+        evaluations = {**_json(path), split: figures}
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(evaluations, indent=2) + "\n")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be written ({error}); leave out --save") from None
+
+
 def shared_metric(runs: Sequence[Run], metric: str | None = None) -> str:
     """``metric``, or if that is None the metric that all runs have and that is no loss (the loss if need be).
 
@@ -103,18 +118,19 @@ def table(runs: Sequence[Run], metric: str | None = None) -> str:
         metric: of the evaluations; None: :func:`shared_metric`.
     """
     metric = shared_metric(runs, metric)
-    tested = any("test" in run.evaluations for run in runs)
+    tests = [run.evaluations.get("test", {}) for run in runs]
+    tests = [figures if figures.get("checkpoint") == "best.pt" else {} for figures in tests]
     name = metric.replace("_", " ")
     head = ["run", "method", "epochs", "passes", f"best {name} (epoch)", f"last {name}", "minutes"]
-    if tested:
+    if any(tests):
         head.insert(-1, f"test {name.removeprefix('valid ')} of the best")
     rows = [head, ["---", "---", *["---:"] * (len(head) - 2)]]
-    for run in runs:
+    for run, test in zip(runs, tests, strict=True):
         last, best = run.rows[-1], best_row(run, metric)
         cells = [run.path.name, run.method, f"{last['epoch']}", f"{last['passes']:,.0f}"]
         cells += [f"{best[metric]:.2f} ({best['epoch']})", _number(last[metric]), f"{last['seconds'] / 60:.1f}"]
-        if tested:
-            cells.insert(-1, _number(run.evaluations.get("test", {}).get(metric.removeprefix("valid_"))))
+        if any(tests):
+            cells.insert(-1, _number(test.get(metric.removeprefix("valid_"))))
         rows.append(cells)
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 

@@ -14,6 +14,7 @@ from seqssgd.cli import run_arguments
 from seqssgd.data.text import SPLITS, TextDataset, load_text
 from seqssgd.errors import run_cli
 from seqssgd.lm import check_same_data, choose_device, describe, find_checkpoint, load_language_model, perplexity
+from seqssgd.report import record
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -21,6 +22,7 @@ def main(argv: list[str] | None = None) -> None:
     run_arguments(parser)
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="the folder of prepared data")
     parser.add_argument("--split", choices=SPLITS, default="test", help="which text to read (default test)")
+    parser.add_argument("--save", action="store_true", help="keep the figure in the run directory, for seqssgd compare")
     args = parser.parse_args(argv)
     data = load_text(args.data)
     check_same_data(args.run, data)
@@ -28,7 +30,10 @@ def main(argv: list[str] | None = None) -> None:
     path = find_checkpoint(args.run, args.checkpoint)
     model, tokenizer = load_language_model(args.run, path)
     stream = TextDataset(data.folder, data.info, tokenizer).split(args.split)  # in the tokens that the model learned
-    print(f"{path}, {args.split}: {describe(perplexity(model, stream, device), stream, tokenizer)}")
+    score = perplexity(model, stream, device)
+    print(f"{path}, {args.split}: {describe(score, stream, tokenizer)}")
+    if args.save:
+        record(args.run, args.split, {**score._asdict(), "checkpoint": path.name})
 
 
 if __name__ == "__main__":
