@@ -100,7 +100,7 @@ def read_hub(name: str, config: str | None, column: str) -> dict[str, list[str]]
         table = loaded[present[0]]
         if column not in table.column_names:
             raise UserError(f"--hub {name} has no column {column!r}; --text-column can be {_list(table.column_names)}")
-        texts[split] = [line for text in table[column] for line in str(text).splitlines()]
+        texts[split] = [line for text in table[column] if text is not None for line in str(text).splitlines()]
     if "train" not in texts:
         raise UserError(f"--hub {name} has no training split; it has {_list(loaded)}")
     return texts

@@ -207,11 +207,13 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
 def sentences(lines: Iterable[str], lowercase: bool, name: str = "text") -> Iterator[tuple[int, str]]:
     """The lines that are not blank, with single spaces between words, and their numbers from 1.
 
+    Byte-order marks are dropped: they lie within a text that was joined from several files.
+
     Raises:
         UserError: a line holds ``<eos>``.
     """
     for number, line in enumerate(lines, 1):
-        line = " ".join((line.lower() if lowercase else line).split())
+        line = " ".join((line.lower() if lowercase else line).replace("\ufeff", "").split())
         if EOS in line:
             raise UserError(f"{name}, line {number}: {EOS} stands for the end of a line; remove it from the text")
         if line:
