@@ -72,6 +72,8 @@ def recalibrate_bn(model: nn.Module, batches: Iterable[Any]) -> None:
         model.eval()
         for module in norms:
             module.train()
+        for buffer in RunningStatistics(model).buffers:
+            buffer.nan_to_num_(0.0, 0.0, 0.0)  # or they would outlive an average that gives them the weight 0
         for batch in batches:
             count += 1
             for module in norms:
