@@ -141,7 +141,11 @@ class OptimConfig:
         _one_of(METHODS, "optim.method", self.method)
         _one_of(BASES, "optim.base", self.base)
         _one_of(LR_SCHEDULES, "optim.lr_schedule", self.lr_schedule)
-        checks = {"lr_schedule": lambda: LR_SCHEDULES[self.lr_schedule](self, 1), "noise_schedule": self._noise}
+        checks = {
+            "lr_schedule": lambda: LR_SCHEDULES[self.lr_schedule](self, 1),
+            "noise_schedule": lambda: self.noise_schedule is None or schedule.phases(self.noise_schedule),
+            "noise_ramp": lambda: self.noise_ramp is None or schedule.ramp(*self.noise_ramp),
+        }
         for key, check in checks.items():
             try:
                 check()
@@ -254,20 +258,25 @@ def parse_recipe(config_class: type, argv: Sequence[str] | None = None, descript
     Raises:
         UserError: an unknown key, a wrong value, a missing or empty data folder.
     """
-    from jsonargparse import ArgumentParser  # here: a program that builds its configuration itself does not need it
+    from jsonargparse import ArgumentParser, Namespace  # here: a program with a configuration of its own needs none
 
-    parser = ArgumentParser(exit_on_error=False, description=description)
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, description=description)
     parser.add_argument("--config", action="config", help="a YAML file of settings")
     parser.add_argument("--data", type=str, required=True, metavar="DIR", help="the folder of prepared data")
     parser.add_argument("--out", type=str, required=True, metavar="RUN", help="the run directory; resumed if it exists")
     parser.add_argument("--max-steps", type=int | None, default=None, help="finish after so many steps in all")
     parser.add_argument("--max-minutes", type=float | None, default=None, help="stop, to be resumed, after so many")
     parser.add_class_arguments(config_class, as_group=False)
+    files, options = _split_off_files(argv)
     try:
-        parsed = parser.parse_args(_file_first(argv))
+        parsed = parser.parse_args(files + options)  # the files first: an option holds wherever it stands
+        for field in dataclasses.fields(config_class):
+            if dataclasses.is_dataclass(field.type):
+                value = parsed[field.name]
+                _require(isinstance(value, Namespace), field.name, value, "a group of settings; see --help for them")
         settings = parser.instantiate(parsed)
     except (ArgumentError, UnicodeDecodeError) as error:
-        raise UserError(_one_line(str(error), _keys(config_class))) from error
+        raise UserError(_one_line(str(error), _keys(config_class), files)) from error
     names = [field.name for field in dataclasses.fields(config_class)]
     config = config_class(**{name: settings[name] for name in names})
     for key in ("max_steps", "max_minutes"):
@@ -279,15 +288,15 @@ def parse_recipe(config_class: type, argv: Sequence[str] | None = None, descript
     return Command(config, data, Path(settings.out), settings.max_steps, settings.max_minutes)
 
 
-def _file_first(argv: Sequence[str] | None) -> list[str]:
-    """The arguments with ``--config`` in front: an option holds wherever it stands."""
+def _split_off_files(argv: Sequence[str] | None) -> tuple[list[str], list[str]]:
+    """The arguments that are ``--config FILE``, and all others."""
     import sys
 
     rest, files = list(sys.argv[1:] if argv is None else argv), []
     for index in reversed([i for i, word in enumerate(rest) if word == "--config" or word.startswith("--config=")]):
         end = index + 1 + (rest[index] == "--config")
         files[:0], rest[index:end] = rest[index:end], []
-    return files + rest
+    return files, rest
 
 
 def _keys(config_class: type, prefix: str = "") -> list[str]:
@@ -299,9 +308,12 @@ def _keys(config_class: type, prefix: str = "") -> list[str]:
     return keys
 
 
-def _one_line(message: str, keys: list[str]) -> str:
-    """jsonargparse's message, which may run over many lines, as one that starts with the key."""
+def _one_line(message: str, keys: list[str], files: list[str]) -> str:
+    """jsonargparse's message, which may run over many lines, as one that starts with the key, or names the file."""
     text = " ".join(message.split())
+    if unreadable := re.match(r"(Problems parsing|Unexpected) config: ?|(?='utf-8' codec)", text):
+        names = ", ".join(word.removeprefix("--config=") for word in files if word != "--config")
+        return f"--config {names}: no settings in YAML ({text[unreadable.end() :] or 'nothing at all'})"
     unknown = (
         re.fullmatch(r"Group '(?P<group>.+)' does not accept option '(?P<key>.+)'", text)
         or re.fullmatch(r"Option '(?P<group>)(?P<key>.+)' is not accepted", text)
