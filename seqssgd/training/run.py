@@ -119,10 +119,16 @@ class RunDirectory:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             return
-        self._writer = SummaryWriter(self.path / "tensorboard", purge_step=step + 1)
+        # TensorBoard forgets all from ``step`` on, of which some belongs to a future that is now trained once more
+        self._writer = SummaryWriter(self.path / "tensorboard", purge_step=step)
+        for row in map(json.loads, self._metrics.read_text().splitlines()):
+            if row["step"] == step:
+                self._show(row)
 
     def metrics_length(self) -> int:
-        """The bytes that metrics.jsonl has now, all of them safely on disk."""
+        """The bytes that metrics.jsonl has now, all of them safely on disk, as are TensorBoard's events."""
+        if self._writer is not None:
+            self._writer.flush()
         with open(self._metrics, "ab") as file:
             os.fsync(file.fileno())
             return file.tell()
@@ -134,9 +140,12 @@ class RunDirectory:
         with open(self._metrics, "a") as file:
             file.write(json.dumps(_finite(row)) + "\n")
         if self._writer is not None:
-            for name, value in row.items():
-                if name not in ("kind", "step") and isinstance(value, (int, float)):
-                    self._writer.add_scalar(f"{row['kind']}/{name}", value, row["step"])
+            self._show(row)
+
+    def _show(self, row: Mapping[str, Any]) -> None:
+        for name, value in row.items():
+            if name not in ("kind", "step") and isinstance(value, (int, float)):
+                self._writer.add_scalar(f"{row['kind']}/{name}", value, row["step"])
 
     def close(self) -> None:
         """Writes out what TensorBoard still holds, and lets other processes in."""
