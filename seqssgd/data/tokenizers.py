@@ -221,8 +221,9 @@ def sentences(lines: Iterable[str], lowercase: bool, name: str = "text") -> Iter
 
 
 def _save(tokenizer: Tokenizer, folder: Path, content: bytes) -> None:
-    with atomic_path(folder / tokenizer.file) as path:
-        path.write_bytes(content)
     settings = {"level": tokenizer.level, "lowercase": tokenizer.lowercase}
-    with atomic_path(folder / SETTINGS) as path:
-        path.write_text(json.dumps(settings) + "\n")
+    for name, data in ((tokenizer.file, content), (SETTINGS, f"{json.dumps(settings)}\n".encode())):
+        file = folder / name
+        if not file.is_file() or file.read_bytes() != data:  # a finished run that is called again stays untouched
+            with atomic_path(file) as path:
+                path.write_bytes(data)
