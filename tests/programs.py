@@ -24,11 +24,12 @@ def load(path: str) -> ModuleType:
 
 
 def refused(capsys, main, *arguments: object) -> str:
-    """What a program says on standard error when it refuses; checks that this is one line and the status is 2."""
+    """What a program says on standard error when it refuses; checks that this one line is all and the status is 2."""
     capsys.readouterr()
     assert run_cli(lambda: main([str(argument) for argument in arguments])) == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: "), lines
+    said = capsys.readouterr()
+    lines = said.err.splitlines()
+    assert said.out == "" and len(lines) == 1 and lines[0].startswith("error: "), said
     return lines[0]
 
 

@@ -91,14 +91,14 @@ def words() -> WordTokenizer:
 
 
 def test_temperature_zero_takes_the_likeliest_token_each_time(words):
-    model = model_of(words.vocab_size, init_scale=3)
+    model = model_of(words.vocab_size, init_scale=3, hidden_size=20)
     ids = [words.eos_id, *words.encode(["a b"]), words.ids["c"]]  # "c" begins the last line, which goes on
     start = len(ids)
     for _ in range(25):
         ids.append(int(slow_log_probabilities(model, ids)[-1].argmax()))
     assert generate(model, words, "a b\nc", 25, temperature=0) == words.decode(ids[1:])
     assert generate(model, words, "a b\nc", 25, temperature=1e-300, seed=3) == words.decode(ids[1:])
-    assert len(set(ids[start:])) > 1
+    assert len(set(ids[start:])) > 5
 
 
 def test_a_seed_gives_one_text_and_leaves_the_global_generator_alone(words):
@@ -258,14 +258,11 @@ def test_the_commands_refuse_in_one_line(tmp_path, capsys):
     ):
         command = [arguments[0], "--run", run, *arguments[1:]]
         assert reason in refused(capsys, cli.main, *command)
-        assert capsys.readouterr().out == ""
     assert "is not a run directory" in refused(capsys, cli.main, "generate", "--run", tmp_path)
 
 
 def test_the_help_does_not_wait_for_torch():
     code = "import sys; from seqssgd import cli; sys.argv = ['seqssgd', '--help']\ntry: cli.main()\n"
     code += "finally: assert 'torch' not in sys.modules"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(cli.__file__).parents[1]
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0 and "perplexity" in done.stdout and "generate" in done.stdout, done.stderr
