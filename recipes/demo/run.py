@@ -7,6 +7,7 @@ and compares them. Started again, it goes on where it was stopped. It is no resu
 """
 
 import argparse
+import contextlib
 import shlex
 import subprocess
 import sys
@@ -14,19 +15,11 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 TRAIN, PREPARE = HERE.parent / "ptb_lstm/train.py", HERE.parents[1] / "data_prep/text.py"
+NOISE = ["--optim.method", "ssgd", "--optim.noise", "0.5"]
 METHODS = {
     "sgd": ["--optim.method", "none"],
-    "ssgd": [
-        "--optim.method",
-        "ssgd",
-        "--training.epochs",
-        "8",
-        "--optim.lr_constant_epochs",
-        "4",
-        "--optim.lr_divisor",
-        "2.25",
-    ],
-    "ssgd-halves": ["--optim.method", "ssgd", "--optim.signs", "halves"],
+    "ssgd": [*NOISE, "--training.epochs", "6"],
+    "ssgd-halves": [*NOISE, "--optim.signs", "halves"],
 }
 
 
@@ -34,12 +27,12 @@ def run(*command: object) -> None:
     """Runs one of the project's commands, after printing it; ends the demonstration if it fails."""
     words = [str(word) for word in command]
     print("\n$ python " + shlex.join(words), flush=True)
-    try:
-        status = subprocess.run([sys.executable, *words]).returncode
-    except KeyboardInterrupt:  # the command has stopped too, after a checkpoint
-        status = 130
-    if status:
-        sys.exit(status)
+    process = subprocess.Popen([sys.executable, *words])
+    while process.returncode is None:
+        with contextlib.suppress(KeyboardInterrupt):  # the command got it too, and stops after a checkpoint
+            process.wait()
+    if process.returncode:
+        sys.exit(process.returncode)
 
 
 def main() -> None:
