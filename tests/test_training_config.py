@@ -1,0 +1,335 @@
+"""The command line of every recipe, and the optimizer that a configuration describes."""
+
+import os
+import subprocess
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from seqssgd.errors import UserError, run_cli
+from seqssgd.optim import SinglePass, SymmetricNoise
+from seqssgd.training import OptimConfig, TrainingConfig, build_optimizer, build_schedulers, parse_recipe, setup
+
+PTB_TRAIN = Path(__file__).parents[1] / "recipes/ptb_lstm/train.py"
+
+
+@dataclass
+class ModelConfig:
+    """The network.
+
+    Attributes:
+        size: of it.
+    """
+
+    size: int = 3
+
+
+@dataclass
+class Config:
+    """A recipe's.
+
+    Attributes:
+        model: the network.
+        optim: the optimizer.
+        training: the loop.
+        seed: of the weights.
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    seed: int = 0
+
+
+@pytest.fixture
+def parse(tmp_path):
+    """Reads a command line that has proper --data and --out; yaml=… becomes a file given by --config."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/train.txt").write_text("…")
+
+    def parse(*options, yaml=None):
+        arguments = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "run")]
+        if yaml is not None:
+            (tmp_path / "c.yaml").write_bytes(yaml if isinstance(yaml, bytes) else yaml.encode())
+            arguments += ["--config", str(tmp_path / "c.yaml")]
+        return parse_recipe(Config, [*arguments, *options])
+
+    return parse
+
+
+# ---- what is read ----------------------------------------------------------------------------------------------------
+
+
+def test_without_options_everything_has_its_default(parse, tmp_path):
+    command = parse()
+    assert command.config == Config()
+    assert (command.data, command.out) == (tmp_path / "data", tmp_path / "run")
+    assert command.max_steps is command.max_minutes is None
+
+
+YAML = """
+model: {size: 7}
+optim:
+  method: ssgd
+  lr: 1e-3  # YAML 1.1 itself takes this for a string
+  betas: [0.8, 0.9]
+  only: [recurrent, dense]
+  noise_schedule: 75-25S
+  noise_ramp: [1, 2]
+training: {epochs: 4, clip: 0.25}
+seed: 5
+"""
+
+
+def test_a_file_is_read_and_options_go_before_it(parse):
+    command = parse("--optim.lr", "0.5", "--seed=9", "--max-steps", "12", "--training.clip=null", yaml=YAML)
+    optim = OptimConfig(
+        method="ssgd",
+        lr=0.5,
+        betas=(0.8, 0.9),
+        only=["recurrent", "dense"],
+        noise_schedule="75-25S",
+        noise_ramp=(1, 2),
+    )
+    training = TrainingConfig(epochs=4, clip=None)
+    assert command.config == Config(ModelConfig(7), optim, training, seed=9)
+    assert (command.max_steps, command.max_minutes) == (12, None)
+    assert isinstance(command.config.optim, OptimConfig) and asdict(command.config)["optim"]["betas"] == (0.8, 0.9)
+    assert parse(yaml=YAML).config.optim.lr == 1e-3
+    assert parse("--max-minutes", "0.5").max_minutes == 0.5
+
+
+def test_an_option_wins_wherever_it_stands(parse, tmp_path):
+    first, second = tmp_path / "1.yaml", tmp_path / "2.yaml"
+    first.write_text("optim: {lr: 0.1, momentum: 0.1, noise: 0.1}\nseed: 1")
+    second.write_text("optim: {lr: 0.2, momentum: 0.2}\nseed: 2")
+    for options in (
+        ["--optim.lr", "0.9", "--config", str(first), "--config", str(second)],
+        ["--config", str(first), "--optim.lr", "0.9", f"--config={second}"],
+        [f"--config={first}", f"--config={second}", "--optim.lr=0.9"],
+    ):
+        config = parse(*options).config
+        assert (config.optim.lr, config.optim.momentum, config.optim.noise, config.seed) == (0.9, 0.2, 0.1, 2)
+
+
+# ---- what is refused, in one line that names the key -----------------------------------------------------------------
+
+WRONG_OPTIONS = {  # what is given: how the message begins
+    "--optim.nosie 0.5": "optim.nosie: no such setting; did you mean optim.noise?",
+    "--optim.nois 0.5": "optim.nois: no such setting; did you mean optim.noise?",  # no abbreviations
+    "--conf x.yaml": "conf: no such setting; --help lists them all",
+    "--trainin.epochs=3": "trainin.epochs: no such setting; did you mean training.epochs?",
+    "--training.lr 3": "training.lr: no such setting; did you mean training",
+    "--qqq 1": "qqq: no such setting; --help lists them all",
+    "--optim.lr fast": "optim.lr: expected float, got fast",
+    "--optim.lr 0": "optim.lr: 0.0 is not a finite number > 0",
+    "--optim.lr=-1": "optim.lr: -1.0 is not a finite number > 0",
+    "--optim.lr nan": "optim.lr: ",
+    "--optim.lr inf": "optim.lr: ",
+    "--optim.noise=-0.1": "optim.noise: -0.1 is not a finite number >= 0",
+    "--optim.noise nan": "optim.noise: ",
+    "--optim.noise inf": "optim.noise: ",
+    "--optim.momentum=-1": "optim.momentum: -1.0 is not a finite number >= 0",
+    "--optim.weight_decay=-1": "optim.weight_decay: -1.0 is not a finite number >= 0",
+    "--optim.betas [0.9]": "optim.betas: ",
+    "--optim.betas [0.9,1.0]": "optim.betas: (0.9, 1.0) is not two numbers >= 0 and < 1",
+    "--optim.method sgd": "optim.method: 'sgd' is not one of none, ssgd",
+    "--optim.base rprop": "optim.base: 'rprop' is not one of sgd, adam, adamw",
+    "--optim.signs half": "optim.signs: expected one of 'batch', 'halves', 'steps', got half",
+    "--optim.distribution normal": "optim.distribution: expected one of 'rademacher', 'gaussian', 'uniform'",
+    "--optim.granularity model": "optim.granularity: expected one of 'tensor', 'layer', 'filter', got model",
+    "--optim.only [lstm]": "optim.only: ",
+    "--optim.noise_schedule 75S25": "optim.noise_schedule: phases '75S25': write lengths joined by hyphens",
+    "--optim.noise_ramp [1]": "optim.noise_ramp: ",
+    "--optim.noise_ramp [-1,2]": "optim.noise_ramp: ramp(start=-1, length=2): both must be >= 0",
+    "--optim.lr_schedule linear": "optim.lr_schedule: 'linear' is not one of constant, zaremba, sgdr, cosine, steps",
+    "--optim.lr_schedule zaremba --optim.lr_divisor 0.5": "optim.lr_schedule: zaremba_decay(0, 0.5): ",
+    "--optim.lr_schedule steps --optim.lr_divisor nan": "optim.lr_divisor: ",
+    "--optim.lr_schedule sgdr --optim.lr_period 0": "optim.lr_schedule: sgdr(0, 2): ",
+    "--training.epochs 0": "training.epochs: 0 is not a whole number >= 1",
+    "--training.epochs 1.5": "training.epochs: expected int, got 1.5",
+    "--training.epochs true": "training.epochs: expected int, got True",
+    "--training.accumulate=-1": "training.accumulate: -1 is not a whole number >= 1",
+    "--training.clip 0": "training.clip: 0.0 is not a finite number > 0, or null",
+    "--training.clip nan": "training.clip: ",
+    "--training.checkpoint_every 0": "training.checkpoint_every: 0 is not a finite number > 0, or null",
+    "--training.patience 0": "training.patience: 0 is not a finite number > 0, or null",
+    "--training.precision fp8": "training.precision: expected one of 'fp32', 'bf16', 'fp16', got fp8",
+    "--training.device tpu": "training.device: expected one of 'auto', 'cpu', 'cuda', got tpu",
+    "--training.deterministic maybe": "training.deterministic: expected bool, got maybe",
+    "--optim 5": "optim: ",
+    "--seed x": "seed: expected int, got x",
+    "--max-steps 0": "--max-steps: 0 is not a number > 0",
+    "--max-steps 1.5": "max_steps: ",
+    "--max-minutes=-2": "--max-minutes: -2.0 is not a number > 0",
+    "--max-minutes nan": "max_minutes: ",
+    "--config": "argument --config: expected one argument",
+}
+
+
+@pytest.mark.parametrize("options", WRONG_OPTIONS)
+def test_wrong_options_are_refused_in_one_line_that_names_them(parse, options):
+    with pytest.raises(UserError) as caught:
+        parse(*options.split())
+    message = str(caught.value)
+    assert message.startswith(WRONG_OPTIONS[options]) and "\n" not in message
+
+
+WRONG_YAML = {
+    "optim: {lrr: 1}": "optim.lrr: no such setting; did you mean optim.lr?",
+    "optm: {lr: 1}": "optm.lr: no such setting; did you mean optim.lr?",
+    "sed: 1": "sed: no such setting; did you mean seed?",
+    "optim: {lr: fast}": "optim.lr: expected float, got fast",
+    "optim: {lr: .nan}": "optim.lr: nan is not a finite number > 0",
+    "optim: {lr: .inf}": "optim.lr: inf is not a finite number > 0",
+    "optim: {noise: .nan}": "optim.noise: nan is not a finite number >= 0",
+    "optim: {noise: -1}": "optim.noise: -1.0 is not a finite number >= 0",
+    "optim: {noise_schedule: 75}": "optim.noise_schedule: ",
+    "optim: {noise_schedule: abc}": "optim.noise_schedule: phases 'abc'",
+    "optim: {signs: half}": "optim.signs: expected one of 'batch', 'halves', 'steps', got half",
+    "training: {epochs: 3.0}": "training.epochs: expected int, got 3.0",
+    "training: {epochs: many}": "training.epochs: expected int, got many",
+    "training: {clip: .inf}": "training.clip: inf is not a finite number > 0, or null",
+    "optim: 5": "optim: 5 is not a group of settings",
+    "training: null": "training: None is not a group of settings",
+    "optim: {lr: 1": "--config FILE: no settings in YAML (while parsing a flow mapping",
+    "a: b: c": "--config FILE: no settings in YAML (mapping values are not allowed",
+    "\tseed: 1": "--config FILE: no settings in YAML (while scanning",
+    "- seed\n- optim": "--config FILE: no settings in YAML (- seed - optim)",
+    "thesis": "--config FILE: no settings in YAML (thesis)",
+    "": "--config FILE: no settings in YAML (nothing at all)",
+    b"seed: \xff\xfe": "--config FILE: no settings in YAML ('utf-8' codec can't decode",
+    'seed: !!python/object/apply:os.system ["exit 1"]': "--config FILE: no settings in YAML (could not determine",
+}
+
+
+@pytest.mark.parametrize("yaml", WRONG_YAML)
+def test_wrong_files_are_refused_in_one_line_that_names_key_or_file(parse, tmp_path, yaml):
+    with pytest.raises(UserError) as caught:
+        parse(yaml=yaml)
+    message = str(caught.value)
+    assert message.startswith(WRONG_YAML[yaml].replace("FILE", str(tmp_path / "c.yaml"))) and "\n" not in message
+
+
+def test_a_missing_file_or_folder_is_refused_and_named(parse, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for options, wanted in (
+        (["--config", str(tmp_path / "none.yaml")], f"config: File does not exist: '{tmp_path / 'none.yaml'}'"),
+        (["--config", str(tmp_path)], f"config: Path is not a file: '{tmp_path}'"),
+        (["--data", str(tmp_path / "none")], f"--data {tmp_path / 'none'}: not a folder; prepare the data"),
+        (["--data", str(tmp_path / "empty")], f"--data {tmp_path / 'empty'}: an empty folder; prepare the data"),
+        (["--data", __file__], f"--data {__file__}: not a folder; prepare the data"),
+    ):
+        with pytest.raises(UserError) as caught:
+            parse(*options)
+        assert str(caught.value).startswith(wanted) and "\n" not in str(caught.value)
+    for missing in ("data", "out"):
+        given = {"data": "--out", "out": "--data"}[missing]
+        with pytest.raises(UserError, match=f"required: {missing}$"):
+            parse_recipe(Config, [given, str(tmp_path / "data")])
+
+
+def test_the_same_checks_hold_for_configurations_that_programs_build():
+    for make, key in (
+        (lambda: OptimConfig(lr=float("nan")), "optim.lr"),
+        (lambda: OptimConfig(noise=float("inf")), "optim.noise"),
+        (lambda: OptimConfig(noise_schedule="S"), "optim.noise_schedule"),
+        (lambda: TrainingConfig(precision="fp8"), "training.precision"),
+        (lambda: TrainingConfig(device="tpu"), "training.device"),
+        (lambda: TrainingConfig(threads=0), "training.threads"),
+    ):
+        with pytest.raises(UserError, match=f"^{key}: "):
+            make()
+
+
+def test_settings_that_only_the_machine_can_refuse():
+    with pytest.raises(UserError, match=r"^seed: 9{30} is not a whole number"):
+        setup(TrainingConfig(), 10**30 - 1)
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="^training.device: cuda is not available here"):
+            setup(TrainingConfig(device="cuda"), 0)
+
+
+def test_a_program_ends_with_one_line_and_status_2(tmp_path):
+    (tmp_path / "bad.yaml").write_text("optim: {nosie: 0.7}")
+    options = ["--config", str(tmp_path / "bad.yaml"), "--data", str(tmp_path), "--out", str(tmp_path / "run")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, str(PTB_TRAIN), *options], env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == "error: optim.nosie: no such setting; did you mean optim.noise?\n"
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_exit_status_is_that_of_the_error(capsys):
+    assert run_cli(lambda: parse_recipe(Config, ["--seed", "x"])) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    with pytest.raises(SystemExit) as caught, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "200")
+        parse_recipe(Config, ["--help"])
+    shown = capsys.readouterr().out
+    assert not caught.value.code and "the noise level c" in shown and "--training.patience" in shown
+
+
+# ---- what is built ---------------------------------------------------------------------------------------------------
+
+
+class Network(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.rnn, self.out = nn.Embedding(5, 4), nn.LSTM(4, 4), nn.Linear(4, 5)
+
+
+def levels(optimizer):
+    """{shape of a weight: its noise level}"""
+    return {tuple(p.shape): group["noise"] for group in optimizer.param_groups for p in group["params"]}
+
+
+def test_the_base_optimizer_is_the_one_described():
+    for base, wanted in (("sgd", torch.optim.SGD), ("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)):
+        for method, wrapper in (("none", SinglePass), ("ssgd", SymmetricNoise)):
+            config = OptimConfig(method=method, base=base, lr=0.3, momentum=0.8, weight_decay=0.1, betas=(0.7, 0.6))
+            model = Network()
+            optimizer = build_optimizer(model, config)
+            assert type(optimizer) is wrapper and type(optimizer.base) is wanted
+            for group in optimizer.param_groups:
+                assert (group["lr"], group["weight_decay"]) == (0.3, 0.1)
+                assert group.get("momentum", 0.8) == 0.8 and group.get("betas", (0.7, 0.6)) == (0.7, 0.6)
+                assert ("momentum" in group, "betas" in group) == ((True, False) if base == "sgd" else (False, True))
+            assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
+
+
+def test_the_noise_is_the_one_described():
+    settings = dict(distribution="gaussian", granularity="filter", signs="halves", noise_seed=4, bn_stats="none")
+    optimizer = build_optimizer(Network(), OptimConfig(method="ssgd", noise=0.7, **settings))
+    source = optimizer.source
+    assert (source.distribution, source.granularity, source.seed) == ("gaussian", "filter", 4)
+    assert (optimizer.signs, optimizer.bn_stats) == ("halves", "none")
+    assert levels(optimizer) == {(5, 4): 0.7, (16, 4): 0.7, (16,): 0.0, (5,): 0.0}
+    optimizer = build_optimizer(Network(), OptimConfig(method="ssgd", noise=0.7, only=["recurrent"]))
+    assert levels(optimizer)[(16, 4)] == 0.7
+    noisy = [p.shape for group in optimizer.param_groups if group["noise"] for p in group["params"]]
+    assert noisy == [(16, 4), (16, 4)]
+
+
+def test_roles_that_the_model_lacks_are_a_users_mistake():
+    with pytest.raises(UserError, match="^optim: no weights to perturb: Network has none with a role in .'conv'.$"):
+        build_optimizer(Network(), OptimConfig(method="ssgd", noise=0.7, only=["conv"]))
+
+
+def test_schedulers_are_those_described():
+    def units(**settings):
+        config = OptimConfig(**settings)
+        optimizer = build_optimizer(Network(), config)
+        return [(type(s).__name__, unit) for s, unit in build_schedulers(optimizer, config, epochs=4)]
+
+    assert units() == units(method="ssgd", noise=0.1) == []
+    assert units(method="ssgd", noise=0.1, noise_schedule="1-1S") == [("LambdaNoise", "epoch")]
+    assert units(method="ssgd", noise=0.1, noise_ramp=(0, 2), noise_unit="step") == [("LambdaNoise", "step")]
+    assert units(noise_schedule="1-1S") == []  # nothing to schedule
+    assert units(lr_schedule="cosine") == [("LambdaLR", "epoch")]
+    both = units(method="ssgd", noise=0.1, noise_schedule="1-1S", lr_schedule="zaremba", noise_unit="step")
+    assert both == [("LambdaLR", "epoch"), ("LambdaNoise", "step")]
