@@ -1,0 +1,261 @@
+"""recipes/ptb_lstm/train.py and evaluate.py as they are called: killed and resumed, evaluated, given wrong input."""
+
+import json
+import math
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from programs import ROOT, generated_lines, load, refused, start
+
+from seqssgd.data.text import load_text, write_text_dataset
+from seqssgd.lm import load_language_model
+from seqssgd.training import checkpoint
+
+TRAIN, EVALUATE = load("recipes/ptb_lstm/train.py"), load("recipes/ptb_lstm/evaluate.py")
+TIMES = ("seconds", "units_per_second", "training_seconds", "metrics_length")
+
+
+def prepare(folder: Path, words: int = 15) -> Path:
+    sizes = {"train": 250, "valid": 30, "test": 25}
+    splits = {name: generated_lines(size, words, seed=size) for name, size in sizes.items()}
+    write_text_dataset(folder, splits, f"{words} words")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return prepare(tmp_path_factory.mktemp("prepared") / "data")
+
+
+def command(data: Path, out: Path, *options: object) -> list[str]:
+    """A tiny model with all that makes resuming hard: dropout, noise, decay, carried states."""
+    settings = ["--config", ROOT / "recipes/ptb_lstm/small_cpu_ssgd.yaml", "--data", data, "--out", out]
+    settings += ["--model.hidden_size", 6, "--model.dropout", 0.3, "--batch_size", 5, "--sequence_length", 4]
+    settings += ["--optim.lr_constant_epochs", 1, "--training.threads", 1, "--training.epochs", 2, *options]
+    return [str(setting) for setting in settings]
+
+
+def train(data: Path, out: Path, *options: object) -> dict:
+    assert TRAIN.main(command(data, out, *options)) == 0
+    return json.loads((out / "result.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory) -> Path:
+    """A finished run, for tests that change nothing in it."""
+    torch.set_num_threads(1)
+    train(data, run := tmp_path_factory.mktemp("finished") / "run")
+    return run
+
+
+def without_times(tree):
+    """Nested values without what a clock has measured, tensors as their bytes."""
+    if isinstance(tree, dict):
+        return {key: without_times(value) for key, value in tree.items() if key not in TIMES}
+    if isinstance(tree, (list, tuple)):
+        return [without_times(value) for value in tree]
+    return (tree.dtype, tree.numpy().tobytes()) if isinstance(tree, torch.Tensor) else tree
+
+
+def outcome(run: Path) -> list:
+    """All that a run leaves behind, apart from times."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    files = sorted((run / "checkpoints").glob("*.pt"))
+    states = {path.name: checkpoint.load(path) for path in files}
+    return without_times([rows, states, json.loads((run / "result.json").read_text())])
+
+
+def perplexity_by_hand(run: Path, name: str, stream: torch.Tensor) -> float:
+    model, _ = load_language_model(run, name)
+    with torch.no_grad():
+        logits, _ = model(stream[:-1, None])
+    return math.exp(-logits[:, 0].double().log_softmax(1)[torch.arange(len(stream) - 1), stream[1:]].mean().item())
+
+
+# ---- runs ------------------------------------------------------------------------------------------------------------
+
+
+def test_killed_half_way_and_started_again_a_run_ends_with_the_same_bits(data, tmp_path):
+    options = ["--training.epochs", 6, "--training.checkpoint_every", 25, "--training.log_every", 7]
+    train(data, tmp_path / "whole", *options)
+    process = start("recipes/ptb_lstm/train.py", *command(data, tmp_path / "killed", *options))
+    deadline = time.monotonic() + 60
+    while not any((tmp_path / "killed").glob("checkpoints/step-*[1-9]??.pt")) and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -9 and not (tmp_path / "killed/result.json").exists()
+    again = start("recipes/ptb_lstm/train.py", *command(data, tmp_path / "killed", *options))
+    out, err = again.communicate(timeout=120)
+    assert again.returncode == 0, err
+    assert "resuming at step" in out and "Traceback" not in err
+    assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("options", [
+    ["--optim.signs", "halves"],
+    ["--optim.signs", "steps"],
+    ["--optim.noise_schedule", "40-30S", "--optim.noise_unit", "step", "--optim.signs", "halves"],
+    ["--optim.base", "adam", "--optim.lr", 0.01, "--training.accumulate", 2],
+], ids=["halves", "steps", "late halves", "adam"])  # fmt: skip
+def test_every_form_of_noise_trains_and_resumes_to_the_same_bits(data, tmp_path, options):
+    result = train(data, tmp_path / "whole", *options)
+    assert result["final"]["valid_perplexity"] < 15 and result["nonfinite"] == 0  # better than a uniform guess
+    if "halves" in options:
+        assert result["passes"] == result["steps"]
+    for stop in (33, 61):
+        TRAIN.main([*command(data, tmp_path / "parts", *options), "--max-steps", str(stop)])
+    train(data, tmp_path / "parts", *options)
+    models = [checkpoint.load_newest(tmp_path / run / "checkpoints")[1] for run in ("whole", "parts")]
+    for key in ("model", "optimizer", "schedulers", "processes"):
+        assert without_times(models[0][key]) == without_times(models[1][key])
+
+
+def test_a_finished_run_that_is_called_again_is_left_as_it_is(data, finished, capsys):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    capsys.readouterr()
+    assert TRAIN.main(command(data, finished)) == 0
+    assert "already finished" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+def test_a_truncated_checkpoint_is_reported_and_the_one_before_taken(data, finished, tmp_path, capsys):
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run/result.json").unlink()
+    newest = max((tmp_path / "run/checkpoints").glob("step-*.pt"))
+    newest.write_bytes(newest.read_bytes()[:1000])
+    capsys.readouterr()
+    train(data, tmp_path / "run")
+    said = capsys.readouterr()
+    assert f"{newest.name}: damaged checkpoint" in said.err and "Traceback" not in said.err
+    assert "resuming at step" in said.out
+    assert outcome(tmp_path / "run") == outcome(finished)
+
+
+# ---- evaluation ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("split", ["train", "valid", "test"])
+@pytest.mark.parametrize("name", ["best", "last"])
+def test_evaluation_reads_the_whole_split(data, finished, capsys, split, name):
+    EVALUATE.main(["--run", str(finished), "--data", str(data), "--split", split, "--checkpoint", name])
+    stream = load_text(data).split(split)
+    path = max((finished / "checkpoints").glob("best.pt" if name == "best" else "step-*.pt"))
+    expected = perplexity_by_hand(finished, name, stream)
+    said = capsys.readouterr().out
+    printed = float(said.split("perplexity ")[1].split(",")[0])
+    assert printed == pytest.approx(expected, abs=0.001)
+    counts = f"{len(stream):,} tokens with <eos> (0 unknown), {len(stream) - 1:,} predictions"
+    assert said.startswith(f"{path}, {split}: perplexity ") and said.endswith(f"{counts}\n")
+
+
+def test_evaluation_agrees_with_training_where_both_read_the_same(data, tmp_path, capsys):
+    """With one column and windows that fit, validation in training is the reading of the whole split."""
+    tokens = load_text(data).info["splits"]["valid"]["tokens"] - 1
+    length = next(n for n in range(3, tokens) if tokens % n == 0)
+    result = train(data, tmp_path / "run", "--batch_size", 1, "--sequence_length", length, "--max-steps", 20)
+    capsys.readouterr()
+    EVALUATE.main(["--run", str(tmp_path / "run"), "--data", str(data), "--split", "valid"])
+    printed = float(capsys.readouterr().out.split("perplexity ")[1].split(",")[0])
+    assert printed == pytest.approx(result["best"]["valid_perplexity"], abs=0.001)
+
+
+def test_evaluation_refuses_other_data_and_other_runs(data, finished, tmp_path, capsys):
+    other = prepare(tmp_path / "other", words=14)
+    message = refused(capsys, EVALUATE.main, "--run", finished, "--data", other)
+    assert f"{other} (14 words) is not the data that {finished} was trained on (15 words)" in message
+    settings = tmp_path / "settings"
+    lines = {split: (data / f"{split}.txt").read_text().splitlines() for split in ("train", "valid", "test")}
+    write_text_dataset(settings, lines, "15 words", vocab_size=10)
+    message = refused(capsys, EVALUATE.main, "--run", finished, "--data", settings)
+    assert "or was prepared with other settings; give that --data" in message
+    copied = shutil.copytree(data, tmp_path / "moved")  # the place does not matter, the content does
+    EVALUATE.main(["--run", str(finished), "--data", str(copied)])
+    capsys.readouterr()
+    (copied / "test.txt").write_bytes(b"caf\xe9\n")
+    assert "test.txt has changed" in refused(capsys, EVALUATE.main, "--run", finished, "--data", copied)
+    assert "is not a run directory" in refused(capsys, EVALUATE.main, "--run", tmp_path, "--data", data)
+    message = refused(capsys, EVALUATE.main, "--run", finished, "--data", data, "--checkpoint", data / "test.txt")
+    assert "test.txt: damaged checkpoint, or none" in message
+    with pytest.raises(SystemExit, match="2"):
+        EVALUATE.main(["--run", str(finished), "--data", str(data), "--split", "dev"])
+    assert "argument --split: invalid choice: 'dev'" in capsys.readouterr().err.splitlines()[-1]
+
+
+# ---- wrong input -----------------------------------------------------------------------------------------------------
+
+
+def test_wrong_data_folders_are_refused_before_anything_is_written(data, tmp_path, capsys):
+    def refuse(folder: Path) -> str:
+        message = refused(capsys, TRAIN.main, *command(folder, tmp_path / "run"))
+        assert not (tmp_path / "run").exists()
+        return message
+
+    assert "absent: not a folder; prepare the data" in refuse(tmp_path / "absent")
+    (tmp_path / "empty").mkdir()
+    assert "empty: an empty folder; prepare the data" in refuse(tmp_path / "empty")
+    (tmp_path / "empty/file").write_text("text")
+    assert "empty is not a prepared text" in refuse(tmp_path / "empty")
+    copied = shutil.copytree(data, tmp_path / "copied")
+    for name, content in (("train.txt", b"caf\xe9\n"), ("vocabulary.txt", b"<eos>\n"), ("valid.txt", None)):
+        whole = (copied / name).read_bytes()
+        (copied / name).unlink()
+        if content:
+            (copied / name).write_bytes(content)
+        assert f"{name} {'has changed since it was prepared' if content else 'is missing'}" in refuse(copied)
+        (copied / name).write_bytes(whole)
+
+
+def test_texts_too_short_for_the_minibatch_are_refused(data, tmp_path, capsys):
+    for option, value, reason in (
+        ("--batch_size", 5000, "is too short for batch size 5000"),
+        ("--sequence_length", 5000, "is too short for batch size 5 and windows of 5000"),
+        ("--batch_size", 1, "batch_size: 1 cannot be halved"),
+        ("--model.dropout", 1.5, "model.dropout must be in [0, 1)"),
+        ("--batch_size", 0, "batch size 0: it must be at least 1"),
+        ("--sequence_length", 0, "windows of 0 time steps"),
+    ):
+        options = [option, value, "--optim.signs", "halves"] if value != 0 else [option, value]
+        assert reason in refused(capsys, TRAIN.main, *command(data, tmp_path / "run", *options))
+    assert not (tmp_path / "run").exists()
+
+
+def test_run_directories_that_cannot_be_used_are_refused(data, finished, tmp_path, capsys):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    message = refused(capsys, TRAIN.main, *command(data, finished, "--optim.noise", 0.6))
+    assert f"{finished}: a run of another configuration (optim.noise = 0.7, now 0.6)" in message
+    other = prepare(tmp_path / "other", words=14)
+    message = refused(capsys, TRAIN.main, *command(other, finished))
+    assert "a run of another configuration (data.name = 15 words, now 14 words, data.fingerprint = " in message
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+    (tmp_path / "file").write_text("in the way")
+    for out in (tmp_path / "file", tmp_path / "file/run"):
+        assert f"{out}: cannot write there" in refused(capsys, TRAIN.main, *command(data, out))
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_refused(data, finished, tmp_path, capsys):
+    run = shutil.copytree(finished, tmp_path / "run")
+    (run / "result.json").unlink()
+    for path in (run / "checkpoints").glob("*.pt"):
+        path.write_bytes(b"PK")
+    assert TRAIN.run_cli(lambda: TRAIN.main(command(data, run))) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1].startswith(f"error: {run}/checkpoints: all 2 checkpoints are damaged") and len(lines) == 3
+    assert "best.pt: damaged checkpoint" in refused(capsys, EVALUATE.main, "--run", run, "--data", data)
+
+
+def test_the_programs_themselves_end_with_one_line_and_a_status(tmp_path):
+    absent = tmp_path / "absent"
+    for process in (
+        start("recipes/ptb_lstm/train.py", *command(absent, tmp_path / "run")),
+        start("recipes/ptb_lstm/evaluate.py", "--run", tmp_path, "--data", absent),
+        start("data_prep/ptb.py", "--source", absent, "--out", tmp_path / "out"),
+    ):
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 2 and out == "" and len(err.splitlines()) == 1, err
+        assert err.startswith("error: ") and str(absent) in err
