@@ -1,0 +1,117 @@
+"""One recording in, the bytes of a lossless FLAC out; whatever is wrong with a recording is an ``AudioError``."""
+
+import io
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import soundfile
+
+from seqssgd.data import sphere
+from seqssgd.data.sphere import AudioError
+
+# Subtypes that 16 bits hold without loss, and lossy ones, where more bits would keep nothing more.
+_16_BITS = {"PCM_16", "PCM_S8", "PCM_U8", "ULAW", "ALAW"}
+_LOSSY = {"VORBIS", "OPUS", "MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III"}
+
+
+class Recording(NamedTuple):
+    """Decoded audio: (N, channels) samples, int16, or int32 whose upper 24 bits are used, and the rate in Hz."""
+
+    samples: np.ndarray
+    rate: int
+    flac: bytes | None = None  # the file itself, if that already is a FLAC
+
+
+def read_file(path: str | Path) -> Recording:
+    """The recording in a file: SPHERE, or whatever soundfile reads."""
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise AudioError("there is no such file") from None
+    except OSError as error:
+        raise AudioError(f"cannot be read ({error.strerror})") from None
+    return decode(data)
+
+
+def read_pcm(data: bytes, rate: int, order: str) -> Recording:
+    """The recording in headerless 16-bit mono samples; ``order`` is ``"<i2"`` or ``">i2"``."""
+    if len(data) % 2:
+        raise AudioError(f"is cut off: {len(data):,} bytes are no whole number of 16-bit samples")
+    return Recording(np.frombuffer(data, order).astype(np.int16)[:, None], rate)
+
+
+def decode(data: bytes) -> Recording:
+    """The recording in the bytes of a file, all of it: one that is shorter than its own header says is an error."""
+    if not data:
+        raise AudioError("is empty")
+    if data.startswith(sphere.MAGIC):
+        return Recording(*sphere.read_sphere(data))
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            narrow = file.subtype in _16_BITS | _LOSSY
+            floats = file.subtype in ("FLOAT", "DOUBLE")
+            samples = file.read(dtype="float64" if floats else "int16" if narrow else "int32", always_2d=True)
+            frames, rate, kind = file.frames, file.samplerate, f"{file.format} {file.subtype}"
+            flac = data if file.format == "FLAC" else None
+            lossy = file.subtype in _LOSSY  # their headers give an estimate
+    except soundfile.LibsndfileError as error:
+        raise AudioError(f"cannot be decoded ({error.error_string.strip().rstrip('.')})") from None
+    if len(samples) != frames and not lossy:
+        raise AudioError(f"holds {len(samples):,} samples, but its header says {frames:,}")
+    if floats:
+        samples = _from_floats(samples)
+    elif not narrow and (samples & 0xFF).any():
+        raise AudioError(f"has more bits a sample ({kind}) than the 24 that FLAC keeps")
+    if kind.startswith("WAV"):
+        _check_wav_length(data)
+    return Recording(samples, rate, flac)
+
+
+def flac_of(recording: Recording) -> tuple[bytes, float]:
+    """The FLAC of a recording that is fit for training, and its duration in seconds.
+
+    Raises:
+        AudioError: no samples, or more than one channel.
+    """
+    samples, rate, flac = recording
+    if not len(samples):
+        raise AudioError("holds no samples")
+    if samples.shape[1] != 1:
+        raise AudioError(f"has {samples.shape[1]} channels where one is meant")
+    return flac or encode_flac(samples[:, 0], rate), len(samples) / rate
+
+
+def encode_flac(samples: np.ndarray, rate: int) -> bytes:
+    """(N,) int16 samples, or int32 ones whose lowest 8 bits are 0, as a FLAC file of 16 or 24 bits."""
+    buffer = io.BytesIO()
+    subtype = "PCM_16" if samples.dtype == np.int16 else "PCM_24"
+    try:
+        soundfile.write(buffer, samples, rate, format="FLAC", subtype=subtype)
+    except (soundfile.LibsndfileError, ValueError) as error:
+        raise AudioError(f"cannot be kept as FLAC at {rate:,} Hz ({error})") from None
+    return buffer.getvalue()
+
+
+def _from_floats(samples: np.ndarray) -> np.ndarray:
+    """Samples in [-1, 1] with 24 bits, the resolution of a 32-bit float near full scale."""
+    if not np.isfinite(samples).all():
+        raise AudioError(f"has {int((~np.isfinite(samples)).sum()):,} samples that are not finite (NaN or infinite)")
+    peak = np.abs(samples).max(initial=0.0)
+    if peak > 1:
+        raise AudioError(f"has samples up to {peak:.3g}, beyond the full scale of 1")
+    return np.minimum(np.rint(samples * 2**23), 2**23 - 1).astype(np.int32) << 8
+
+
+def _check_wav_length(data: bytes) -> None:
+    """libsndfile takes a WAV file that ends early for a shorter one; the size in its header tells."""
+    if data[:4] == b"RIFF" and data[8:12] == b"WAVE":
+        position = 12
+        while position + 8 <= len(data):
+            name, size = data[position : position + 4], int.from_bytes(data[position + 4 : position + 8], "little")
+            if name == b"data":
+                missing = position + 8 + size - len(data)
+                if missing > 0 and size < 0x7FFFFFFF:  # streams that never learnt their length have a huge one
+                    raise AudioError(f"is cut off: {missing:,} bytes of its samples are missing")
+                return
+            position += 8 + size + size % 2
