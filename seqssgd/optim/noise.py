@@ -6,7 +6,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from .sharding import local, shard_index, sum_over_shards
+from .sharding import check_shards, is_sharded, local, shard_index, sum_over_shards
 
 DISTRIBUTIONS = ("rademacher", "gaussian", "uniform")
 GRANULARITIES = ("tensor", "layer", "filter")
@@ -54,11 +54,17 @@ class NoiseSource:
             levels: one noise level for each weight.
             layers: one layer name for each weight.
             draw: which perturbation of the stream.
+
+        Raises:
+            ValueError: DTensors that are sharded otherwise than FSDP2 does.
         """
+        check_shards(weights)
         pieces = [local(weight) for weight in weights]
-        self._seed(pieces, draw, shard_index(weights))
-        for piece in pieces:
-            self._fill(piece)
+        for shared_out in (False, True):  # of what every rank has the whole, every rank draws the same
+            mine = [piece for piece, weight in zip(pieces, weights, strict=True) if is_sharded(weight) == shared_out]
+            self._seed(mine, draw, shard_index(weights) if shared_out else 0)
+            for piece in mine:
+                self._fill(piece)
         if self.granularity == "filter":
             scales = [_filter_ratios(w, z) for w, z in zip(saved, pieces, strict=True)]
         else:

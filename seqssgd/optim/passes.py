@@ -17,7 +17,7 @@ from torch.optim import LBFGS, Optimizer
 
 from .batchnorm import RunningStatistics
 from .halves import Halves
-from .sharding import check_resharded, local
+from .sharding import gathering_modules, local
 
 
 class Pass:
@@ -128,7 +128,7 @@ class MultiPassOptimizer(Optimizer):
         weights = [
             p for group in self.param_groups if group.get(self.level_key) for p in group["params"] if p.requires_grad
         ]
-        check_resharded(self.model, weights)
+        self._gathering = gathering_modules(self.model, weights)
         signs = self._signs() if weights else (0,)
         share = self._share() if weights else None
         statistics = RunningStatistics(self.model) if weights and self.bn_stats != "both" else None
@@ -161,14 +161,19 @@ class MultiPassOptimizer(Optimizer):
     @torch.no_grad()
     def _move(self, part: Pass) -> None:
         self._perturb(part, *self._saved)
-        torch.clear_autocast_cache()  # autocast would go on using its casts of the weights as they were
+        self._drop_stale_copies()
+
+    def _drop_stale_copies(self) -> None:
+        torch.clear_autocast_cache()  # autocast would go on using its casts of the weights as they were,
+        for module in self._gathering:  # and FSDP2 what it gathered for a forward without a backward
+            module.reshard()
 
     @torch.no_grad()
     def _restore(self) -> None:
         if self._saved is not None:
             weights, saved = self._saved
             torch._foreach_copy_(weights, saved)
-            torch.clear_autocast_cache()
+            self._drop_stale_copies()
             self._saved = None
 
     # ---- gradients -------------------------------------------------------------------------------------------------
@@ -302,13 +307,14 @@ class MultiPassOptimizer(Optimizer):
     def __getstate__(self) -> dict[str, Any]:  # for pickle and copy.deepcopy
         self._require_idle("copy the optimizer")
         # Hooks and a scheduler's patch of step() belong to this instance; torch's optimizers drop them too.
-        skipped = ("step", "_saved", "_buffers")
+        skipped = ("step", "_saved", "_buffers", "_gathering")
         return {k: v for k, v in self.__dict__.items() if k not in skipped and not k.startswith("_optimizer_")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._saved: tuple[list[Tensor], list[Tensor]] | None = None  # the weights and their copies, while moved
         self._buffers: list[Tensor] = []  # the one extra copy of the weights, reused from step to step
+        self._gathering: list[nn.Module] = []  # FSDP2 modules
         for name in ("state_dict_pre", "state_dict_post", "load_state_dict_pre", "load_state_dict_post"):
             setattr(self, f"_optimizer_{name}_hooks", getattr(self.base, f"_optimizer_{name}_hooks"))
 

@@ -24,34 +24,38 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def shard_index(weights: Sequence[Tensor]) -> int:
-    """Which shard this rank holds: 0 for plain tensors and on replicas of the first shard."""
+    """Which shard this rank holds, from 1, the same on all replicas of the shard; 0 for plain tensors."""
     for weight in weights:
         if is_sharded(weight):
             mesh, index = weight.device_mesh, 0
             for dim, placement in enumerate(weight.placements):
                 if placement.is_shard():
                     index = index * mesh.size(dim) + mesh.get_local_rank(dim)
-            return index
+            return 1 + index
     return 0
 
 
-def sum_over_shards(values: Tensor, weights: Sequence[Tensor]) -> Tensor:
-    """Sums ``values``, one entry for each of ``weights``, over the ranks that share those weights out.
-
-    All sharded weights of one call must be sharded alike (as FSDP2 does).
+def check_shards(weights: Sequence[Tensor]) -> None:
+    """Refuses shards that one perturbation cannot be drawn over. All must be sharded alike, as FSDP2 does.
 
     Raises:
-        ValueError: a weight is sharded along another dimension than its first: its filters would be torn apart.
+        ValueError: a weight is sharded along another dimension than its first (its filters would be torn apart), or
+            otherwise than the weight before it.
     """
     sharded = [weight for weight in weights if is_sharded(weight)]
     for weight in sharded:
         if any(placement.is_partial() or placement.is_shard() and placement.dim for placement in weight.placements):
             raise ValueError(f"noise needs weights sharded along dimension 0, as FSDP2 does, not {weight.placements}")
+        if weight.device_mesh != sharded[0].device_mesh or weight.placements != sharded[0].placements:
+            raise ValueError("noise needs all sharded weights on one device mesh with the same placements")
+
+
+def sum_over_shards(values: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """Sums ``values``, one entry for each of ``weights``, over the ranks that share those weights out."""
+    sharded = [weight for weight in weights if is_sharded(weight)]
     if not sharded:
         return values
     mesh, placements = sharded[0].device_mesh, sharded[0].placements
-    if any(weight.device_mesh != mesh or weight.placements != placements for weight in sharded):
-        raise ValueError("noise needs all sharded weights on one device mesh with the same placements")
     mask = torch.tensor([is_sharded(weight) for weight in weights], device=values.device)
     summed = values.clone()
     for dim, placement in enumerate(placements):
@@ -60,18 +64,23 @@ def sum_over_shards(values: Tensor, weights: Sequence[Tensor]) -> Tensor:
     return torch.where(mask, summed, values)
 
 
-def check_resharded(model: nn.Module | None, weights: Sequence[Tensor]) -> None:
-    """Refuses FSDP2 modules that stay gathered after backward: the next pass would reuse the weights of the last.
+def gathering_modules(model: nn.Module | None, weights: Sequence[Tensor]) -> list[nn.Module]:
+    """The FSDP2 modules in ``model``: whenever weights move, they must be told to ``reshard()`` and gather anew.
+
+    After a forward that no backward follows they go on using what they gathered for it. Modules that do so after
+    backward too are refused: they would step on stale weights.
 
     Raises:
         ValueError: weights are sharded and ``model`` is unknown, or it keeps weights gathered.
     """
     if not any(is_sharded(weight) for weight in weights):
-        return
+        return []
+    found = []
     if model is None:
         raise ValueError("with FSDP2, pass model= so that its resharding can be checked")
     for name, module in model.named_modules():
         if isinstance(module, FSDPModule):
+            found.append(module)
             state = module._get_fsdp_state()
             groups = getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group]
             if any(group is not None and not group.reshard_after_backward for group in groups):
@@ -79,3 +88,4 @@ def check_resharded(model: nn.Module | None, weights: Sequence[Tensor]) -> None:
                     f"the FSDP2 module '{name or type(module).__name__}' keeps its weights gathered after backward, so "
                     "the second pass would run on the weights of the first; call set_reshard_after_backward(True)"
                 )
+    return found
