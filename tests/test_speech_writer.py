@@ -162,9 +162,7 @@ def test_preparation_goes_on_past_what_is_broken_and_reports_it(tmp_path):
 
 def test_another_number_than_expected_is_refused_and_says_why(tmp_path):
     sets = {"train": SETS["train"][:2] + [utterance("bad", read=BROKEN["stereo"][0])]}
-    with pytest.raises(
-        UserError, match=r"2 utterances, expected 3; 1 rejected, listed in .*jsonl, .*bad .*2 "
-    ):
+    with pytest.raises(UserError, match=r"2 utterances, expected 3; 1 rejected, listed in .*jsonl, .*bad .*2 "):
         write_speech_dataset(tmp_path / "out", sets, "Toy", expected={"train": 3})
     assert not (tmp_path / "out").exists()
     write_speech_dataset(tmp_path / "out", sets, "Toy", expected={"train": 2})
