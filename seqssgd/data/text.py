@@ -139,8 +139,10 @@ def write_text_dataset(
 
 def summary(dataset: TextDataset) -> str:
     """What a prepared text holds, one line per split: lines, tokens, and what was dropped or is unknown."""
-    rows = [f"{dataset.folder}: {dataset.info['name']}, {dataset.info['level']} level, "
-            f"vocabulary {dataset.tokenizer.vocab_size:,}"]
+    rows = [
+        f"{dataset.folder}: {dataset.info['name']}, {dataset.info['level']} level, "
+        f"vocabulary {dataset.tokenizer.vocab_size:,}"
+    ]
     for split, count in dataset.info["splits"].items():
         row = f"  {split:<6}{count['lines']:>11,} lines {count['tokens']:>13,} tokens"
         if count["unknown"]:
