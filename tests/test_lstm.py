@@ -15,8 +15,9 @@ def slow_lstm(model: LSTMLanguageModel, tokens: torch.Tensor) -> torch.Tensor:
     for row in tokens:
         x = model.embedding.weight[row]
         for k in range(layers):
-            w_ih, w_hh, b_ih, b_hh = (getattr(model.lstm, f"{n}_l{k}") for n in
-                                      ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+            w_ih, w_hh, b_ih, b_hh = (
+                getattr(model.lstm, f"{n}_l{k}") for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+            )
             i, f, g, o = (x @ w_ih.T + b_ih + h[k] @ w_hh.T + b_hh).chunk(4, dim=1)
             c[k] = f.sigmoid() * c[k] + i.sigmoid() * g.tanh()
             h[k] = o.sigmoid() * c[k].tanh()
