@@ -296,7 +296,15 @@ class SteepTask(SmallTask):
         return loss + (torch.sqrt(self.model[0].bias * 0).sum() if batch[2] else 0), units
 
 
-@pytest.mark.parametrize("task_class", [SmallTask, SteepTask])
+class InfiniteTask(SteepTask):
+    """The other way round."""
+
+    def loss(self, batch, part):
+        loss, units = SmallTask.loss(self, batch[:2], part)
+        return loss + (math.inf if batch[2] else 0), units
+
+
+@pytest.mark.parametrize("task_class", [SmallTask, SteepTask, InfiniteTask])
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_a_skipped_step_changes_neither_weights_nor_optimizer(tmp_path, task_class, accumulate):
     config = settings({}, {"accumulate": accumulate, "clip": 1.0, "checkpoint_every": 1})

@@ -62,9 +62,9 @@ def test_patience_counts_evaluations_not_epochs_and_the_best_starts_it_anew(tmp_
 
 
 def test_an_evaluation_that_is_only_due_to_a_limit_does_not_try_the_patience(tmp_path):
-    config = settings(epochs=4, patience=1)
+    config = settings(epochs=4, patience=2)
     train(tmp_path, config, ScriptedTask, {"values": [1.0, 2.0]}, max_steps=7)  # at step 5, and worse at step 7
-    result, _ = train(tmp_path, config, ScriptedTask, {"values": [0.5, 0.4, 0.3]})
+    result, _ = train(tmp_path, config, ScriptedTask, {"values": [3.0, 0.4, 0.3]})
     assert not result["stopped_early"] and result["steps"] == 20 and result["best"]["score"] == 0.3
 
 
@@ -109,6 +109,7 @@ def test_it_evaluates_every_so_many_epochs_and_at_the_end(tmp_path, every, epoch
     train(tmp_path, settings(epochs=5, evaluate_every=every))
     assert [row["epoch"] for row in rows(tmp_path)] == epochs
     assert [row["step"] for row in rows(tmp_path)] == [5 * epoch for epoch in epochs]
+    assert all(row["train_loss"] > 0 for row in rows(tmp_path))  # of the epoch that just ended
 
 
 def test_evaluations_do_not_change_the_training(tmp_path):
