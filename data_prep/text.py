@@ -12,10 +12,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from seqssgd.data import hub
 from seqssgd.data.text import SPLITS, load_text, read_lines, summary, write_text_dataset
 from seqssgd.errors import UserError, run_cli
-
-HUB_NAMES = {"train": ("train",), "valid": ("validation", "valid", "dev"), "test": ("test",)}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -80,20 +79,9 @@ def cut_tail(texts: dict[str, list[str]], fractions: dict[str, float], name: str
 
 def read_hub(name: str, config: str | None, column: str) -> dict[str, list[str]]:
     """The lines of a data set's training, validation and test splits, as far as it has them."""
-    try:
-        import datasets
-    except ImportError:
-        raise UserError("--hub needs the package datasets: pip install 'seqssgd[recipes]'") from None
-    try:
-        if (Path(name) / "dataset_dict.json").exists():  # written by save_to_disk
-            loaded = datasets.load_from_disk(name)
-        else:
-            loaded = datasets.load_dataset(name, config)
-    except Exception as error:  # the hub, the network, the cache and the data's own reader each raise their own
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"--hub {name} could not be loaded: {reason}") from None
+    loaded = hub.load_hub(name, config)
     texts = {}
-    for split, names in HUB_NAMES.items():
+    for split, names in hub.SPLITS.items():
         present = [candidate for candidate in names if candidate in loaded]
         if not present:
             continue

@@ -34,6 +34,20 @@ def read_file(path: str | Path) -> Recording:
     return decode(data)
 
 
+def read_row(table, index: int, column: str, rate: int, channel: int | None = None) -> Recording:
+    """The recording in a row of a ``datasets.Dataset`` whose column is ``Audio(decode=False)``, at the given rate.
+
+    ``channel`` (from 1) is the one to take of recordings with several.
+    """
+    cell = table[index][column] or {}
+    if cell.get("bytes") is None and not cell.get("path"):
+        raise AudioError("has no audio")
+    recording = read_file(cell["path"]) if cell.get("bytes") is None else decode(cell["bytes"])
+    if channel is not None:
+        recording = take_channel(recording, channel)
+    return resample(recording, rate)
+
+
 def read_pcm(data: bytes, rate: int, order: str) -> Recording:
     """The recording in headerless 16-bit mono samples; ``order`` is ``"<i2"`` or ``">i2"``."""
     if len(data) % 2:
@@ -80,6 +94,32 @@ def flac_of(recording: Recording) -> tuple[bytes, float]:
     if samples.shape[1] != 1:
         raise AudioError(f"has {samples.shape[1]} channels where one is meant")
     return flac or encode_flac(samples[:, 0], rate), len(samples) / rate
+
+
+def take_channel(recording: Recording, number: int) -> Recording:
+    """Channel ``number`` (from 1) of a recording with several; one with a single channel as it is."""
+    count = recording.samples.shape[1]
+    if count == 1:
+        return recording
+    if not 1 <= number <= count:
+        raise AudioError(f"has {count} channels, and no channel {number}")
+    return Recording(recording.samples[:, number - 1 : number], recording.rate)
+
+
+def resample(recording: Recording, rate: int) -> Recording:
+    """A recording of one channel at another sample rate, by FFmpeg's resampler (PyAV); others as they are."""
+    samples = recording.samples
+    if recording.rate == rate or samples.shape[1] != 1 or not len(samples):
+        return recording
+    import av
+
+    kind = "s16" if samples.dtype == np.int16 else "s32"
+    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples.T), kind, "mono")
+    frame.rate = recording.rate
+    resampler = av.AudioResampler(kind, "mono", rate)
+    parts = [part.to_ndarray()[0] for part in [*resampler.resample(frame), *resampler.resample(None)]]
+    result = np.concatenate(parts)[:, None]
+    return Recording(result if kind == "s16" else result & ~0xFF, rate)
 
 
 def encode_flac(samples: np.ndarray, rate: int) -> bytes:

@@ -1,0 +1,125 @@
+"""Prepares any speech recognition data set of the Hugging Face hub, or in one of its formats on disk.
+
+    python data_prep/hub_asr.py --hub openslr/librispeech_asr --hub-config clean --splits train=train.100 --out data/ls
+    python data_prep/hub_asr.py --hub /data/my_parquet_folder --text-column sentence --upper --out data/mine
+
+A local data set is a folder of Parquet files, or one written by ``save_to_disk``; its recordings are whole files (of
+any format that soundfile reads, or SPHERE) or paths to them. They are resampled where they have another rate, and kept
+as FLAC. A folder of audio files cannot be read, because datasets wants torchcodec for that.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+from seqssgd.data.audio import read_row
+from seqssgd.data.hub import SPLITS, load_hub
+from seqssgd.data.speech_shards import Rejected, Utterance
+from seqssgd.data.speech_writer import add_arguments, prepare
+from seqssgd.errors import UserError, run_cli
+
+ID_COLUMNS, SPEAKER_COLUMNS = ("id", "utterance_id", "utt_id"), ("speaker", "speaker_id", "client_id")
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parser().parse_args(argv)
+    loaded = load_hub(args.hub, args.hub_config)
+    sets, rejected = {}, []
+    for name, split in choose_splits(loaded, args.splits, args.hub).items():
+        sets[name], left_out = read_split(name, loaded[split], args)
+        rejected += left_out
+    settings = {"sample_rate": args.sample_rate, "channel": args.channel}
+    prepare(args, sets, args.hub, rejected=rejected, info=settings)
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Prepare any speech recognition data set of the Hugging Face hub.")
+    parser.add_argument("--hub", metavar="NAME", required=True, help="its name on the hub, or a local path")
+    parser.add_argument("--hub-config", metavar="NAME", help="configuration of the data set, such as a language")
+    parser.add_argument("--splits", nargs="+", metavar="SET=SPLIT", default=[],
+                        help="what to prepare (default: train, valid and test, by their usual names)")  # fmt: skip
+    add_arguments(parser)
+    parser.add_argument("--audio-column", default="audio", metavar="COLUMN", help="recordings (default: audio)")
+    parser.add_argument("--text-column", default="text", metavar="COLUMN", help="transcripts (default: text)")
+    parser.add_argument("--id-column", metavar="COLUMN",
+                        help=f"ids (default: {', '.join(ID_COLUMNS)}, or SPLIT-NUMBER)")  # fmt: skip
+    parser.add_argument("--speaker-column", metavar="COLUMN",
+                        help=f"speakers (default: {', '.join(SPEAKER_COLUMNS)}, or 'unknown')")  # fmt: skip
+    parser.add_argument("--sample-rate", type=int, default=16_000, metavar="HZ", help="rate to keep (default: 16000)")
+    parser.add_argument("--channel", type=int, metavar="N", help="channel to take of recordings with several, from 1")
+    case = parser.add_mutually_exclusive_group()
+    case.add_argument("--upper", dest="case", action="store_const", const=str.upper, help="transcripts in upper case")
+    case.add_argument("--lower", dest="case", action="store_const", const=str.lower, help="transcripts in lower case")
+    return parser
+
+
+def choose_splits(loaded: Mapping, wanted: list[str], name: str) -> dict[str, str]:
+    """Our names of the sets, and what the data set calls them."""
+    if not wanted:
+        chosen = {ours: next((split for split in theirs if split in loaded), None) for ours, theirs in SPLITS.items()}
+        chosen = {ours: split for ours, split in chosen.items() if split is not None}
+    else:
+        chosen = dict(item.split("=", 1) if "=" in item else (item, item) for item in wanted)
+    absent = [split for split in chosen.values() if split not in loaded]
+    if absent or not chosen:
+        lacks = f"has no split {', '.join(absent)}" if absent else "has no split of the usual names"
+        raise UserError(f"--hub {name} {lacks}; --splits SET=SPLIT can take {_list(loaded)}")
+    return chosen
+
+
+def read_split(name: str, table, args: argparse.Namespace) -> tuple[list[Utterance], list[Rejected]]:
+    """The utterances of a split (a ``datasets.Dataset``), and what is left out."""
+    import datasets
+
+    columns = table.column_names
+    for option in ("audio_column", "text_column", "id_column", "speaker_column"):
+        column = getattr(args, option)
+        if column is not None and column not in columns:
+            option = f"--{option.replace('_', '-')}"
+            raise UserError(f"--hub {args.hub} has no column {column!r} in {name}; {option} can be {_list(columns)}")
+    ids = args.id_column or next((column for column in ID_COLUMNS if column in columns), None)
+    speakers = args.speaker_column or next((column for column in SPEAKER_COLUMNS if column in columns), None)
+    try:
+        audio = table.select_columns(args.audio_column).cast_column(args.audio_column, datasets.Audio(decode=False))
+        sizes, paths = sources(audio, args.audio_column)
+    except (TypeError, ValueError, KeyError, NotImplementedError) as error:  # pyarrow's errors are ValueErrors
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"--hub {args.hub}: column {args.audio_column!r} holds no audio ({reason}); --audio-column chooses another"
+        ) from None
+    texts = list(table[args.text_column])
+    names = list(table[ids]) if ids else [None] * len(table)
+    voices = list(table[speakers]) if speakers else ["unknown"] * len(table)
+    utterances, rejected = [], []
+    for i, (key, text, voice, path, size) in enumerate(zip(names, texts, voices, paths, sizes, strict=True)):
+        key, path = str(f"{name}-{i:07d}" if key is None else key), path or f"{name}/{i}"
+        if not isinstance(text, str):
+            rejected.append(Rejected(name, key, path, f"has no transcript, but {text!r}"))
+        else:
+            read = partial(read_row, audio, i, args.audio_column, args.sample_rate, args.channel)
+            text = args.case(text) if args.case else text
+            utterances.append(Utterance(key, text, str(voice), path, size, read))
+    return utterances, rejected
+
+
+def sources(audio, column: str) -> tuple[list[int], list[str | None]]:
+    """For every row, the bytes of its recording and the path it had, without reading the recordings."""
+    import pyarrow.compute as pc
+
+    cells = audio.with_format("arrow")[:][column]
+    paths = pc.struct_field(cells, "path").to_pylist()
+    sizes = pc.binary_length(pc.struct_field(cells, "bytes")).to_pylist()
+    for i, (size, path) in enumerate(zip(sizes, paths, strict=True)):
+        if size is None:
+            sizes[i] = Path(path).stat().st_size if path and Path(path).is_file() else 0
+    return sizes, paths
+
+
+def _list(names) -> str:
+    return ", ".join(sorted(map(str, names)))
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main))
