@@ -3,7 +3,7 @@
 import io
 import itertools
 import json
-from dataclasses import asdict
+import time
 
 import pytest
 from toy_task import ToyTask, toy_config, train
@@ -181,11 +181,16 @@ def test_after_a_crash_no_row_is_shown_twice_and_none_is_lost(tmp_path, monkeypa
     assert scalars(tmp_path) == scalars_of(rows(tmp_path))
 
 
-def test_events_are_on_disk_when_a_checkpoint_says_so(tmp_path):
-    """A killed process loses what its writer still holds, but not what was before the checkpoint."""
-    run = RunDirectory(tmp_path, asdict(toy_config()))
+def test_events_are_on_disk_when_a_checkpoint_says_so(tmp_path, monkeypatch):
+    """TensorBoard writes in a thread; a kill after the checkpoint must not lose what was before it."""
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    real = RecordWriter.write
+    monkeypatch.setattr(RecordWriter, "write", lambda self, data: (time.sleep(0.05), real(self, data)))
+    run = RunDirectory(tmp_path, {})
     run.start_metrics(0, 0)
-    run.write_metrics({"kind": "train", "step": 1, "loss": 2.5})
+    for step in (1, 2, 3):
+        run.write_metrics({"kind": "train", "step": step, "loss": 2.5})
     assert run.metrics_length() == (tmp_path / "metrics.jsonl").stat().st_size > 0
-    assert scalars(tmp_path) == {"train/loss": [(1, 2.5)]}
+    assert scalars(tmp_path) == {"train/loss": [(1, 2.5), (2, 2.5), (3, 2.5)]}
     run.close()
