@@ -22,7 +22,7 @@ demo: venv
 test: venv
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
-	$(RUN) -m pytest -q -n 2
+	$(RUN) -m pytest -q -n 2 --dist loadfile
 
 tables: venv
 	$(RUN) results/tables.py
