@@ -51,11 +51,17 @@ def extras() -> set[str]:
     """The import names of every package that the project can use and does not require, and of what they bring along."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert [line.split(">")[0] for line in project["dependencies"]] == ["torch"]
-    import_names = {"pyyaml": "yaml", "pytest-timeout": "pytest_timeout"}
+    import_names = {"pyyaml": "yaml"}
     lines = [line for group in project["optional-dependencies"].values() for line in group]
     names = {line.split(">")[0].split("[")[0] for line in lines}
     assert {"numpy", "datasets", "jsonargparse"} <= names
-    return {import_names.get(name, name) for name in names} | {"pandas", "pyarrow", "scipy", "soundfile", "torchaudio"}
+    return {import_names.get(name, name.replace("-", "_")) for name in names} | {
+        "pandas",
+        "pyarrow",
+        "scipy",
+        "soundfile",
+        "torchaudio",
+    }
 
 
 def test_optim_and_models_train_with_torch_alone_and_load_nothing_else():
