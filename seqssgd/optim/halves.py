@@ -28,7 +28,7 @@ class Halves:
         start, length = (0, first) if index == 0 else (first, size - first)
         self.first += length if index == 0 else 0
         self.seen[index] += size
-        return tuple(map_tensors(lambda t: t.narrow(dim, start, length) if t.ndim else t, part) for part in batch)
+        return tuple(_map_tensors(lambda t: t.narrow(dim, start, length) if t.ndim else t, part) for part in batch)
 
     def weights(self) -> tuple[float, float]:
         """Every half counts by its size. Called after each pass, so it also checks that the pass took its half."""
@@ -54,15 +54,15 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
-def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
+def _map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
     if isinstance(tree, PackedSequence):
         raise TypeError("take() cannot split a PackedSequence; take from the padded tensors and pack afterwards")
     if isinstance(tree, Tensor):
         return function(tree)
     if isinstance(tree, Mapping):
-        return type(tree)((key, map_tensors(function, value)) for key, value in tree.items())
+        return type(tree)((key, _map_tensors(function, value)) for key, value in tree.items())
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):  # a named tuple
-        return type(tree)(*(map_tensors(function, value) for value in tree))
+        return type(tree)(*(_map_tensors(function, value) for value in tree))
     if isinstance(tree, (tuple, list)):
-        return type(tree)(map_tensors(function, value) for value in tree)
+        return type(tree)(_map_tensors(function, value) for value in tree)
     return tree

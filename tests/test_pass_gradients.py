@@ -1,0 +1,182 @@
+"""What the passes leave in the gradients: means, halves, mixed precision."""
+
+import pytest
+import torch
+from regression import X, Y, equal, gradients, loss_of, regression, weights_of
+from torch import nn
+
+# ---- gradients -------------------------------------------------------------------------------------------------------
+
+
+def test_clipping_between_loop_and_step_sees_the_mean_gradient():
+    model, optimizer = regression()
+    each = []
+    for _ in optimizer.passes():
+        each.append(torch.autograd.grad(loss_of(model), list(model.parameters())))
+        loss_of(model).backward()
+    for p, a, b in zip(model.parameters(), *each, strict=True):
+        torch.testing.assert_close(p.grad, (a + b) / 2)
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_gradients_accumulate_in_either_nesting(set_to_none):
+    halves = [(X[:3], Y[:3]), (X[3:], Y[3:])]
+    results = []
+    for nesting in ("whole", "outer", "inner"):
+        model, optimizer = regression()
+        for _ in range(2):
+            optimizer.zero_grad(set_to_none=set_to_none)
+            if nesting == "whole":
+                for _ in optimizer.passes():
+                    loss_of(model).backward()
+            elif nesting == "outer":
+                for x, y in halves:
+                    for _ in optimizer.passes():
+                        (loss_of(model, x, y) / 2).backward()
+            else:
+                for _ in optimizer.passes():
+                    for x, y in halves:
+                        (loss_of(model, x, y) / 2).backward()
+            optimizer.step()
+        results.append(list(model.parameters()))
+    for whole, outer, inner in zip(*results, strict=True):
+        torch.testing.assert_close(outer, whole)
+        torch.testing.assert_close(inner, whole)
+
+
+def test_gradients_that_were_there_before_are_added_to_in_place():
+    model, optimizer = regression()
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    addresses = [p.grad.data_ptr() for p in model.parameters()]
+    for _ in optimizer.passes():
+        loss_of(model).backward()
+    with_ones = gradients(model)
+    assert [p.grad.data_ptr() for p in model.parameters()] == addresses
+    optimizer.zero_grad()
+    for _ in optimizer.passes():
+        loss_of(model).backward()
+    for a, b in zip(with_ones, gradients(model), strict=True):
+        torch.testing.assert_close(a, b + 1)
+
+
+def test_a_parameter_used_in_one_pass_only_counts_half():
+    model, optimizer = regression()
+    for part in optimizer.passes():
+        if part.index == 0:
+            model[2].bias.sum().backward()
+    torch.testing.assert_close(model[2].bias.grad, torch.full((2,), 0.5))
+
+
+# ---- halves ----------------------------------------------------------------------------------------------------------
+
+
+def test_take_splits_any_nesting_along_any_dimension():
+    model, optimizer = regression(signs="halves")
+    time_major = torch.arange(15).view(3, 5)
+    batch = {"x": [torch.arange(5), (torch.arange(10).view(5, 2), "name", None)], "n": torch.tensor(7)}
+    halves = []
+    for part in optimizer.passes():
+        halves.append((part.take(batch), part.take(time_major, dim=1), part.take(torch.arange(5), torch.arange(5))))
+    for (nested, columns, pair), where in zip(halves, [slice(0, 2), slice(2, 5)], strict=True):
+        assert nested["x"][0].tolist() == list(range(5))[where]
+        assert nested["x"][1][0].tolist() == torch.arange(10).view(5, 2)[where].tolist()
+        assert nested["x"][1][1:] == ("name", None) and nested["n"].item() == 7
+        assert torch.equal(columns, time_major[:, where])
+        assert isinstance(pair, tuple) and torch.equal(pair[0], pair[1])
+
+
+def test_take_gives_whole_batches_in_the_other_modes():
+    model, optimizer = regression()
+    for part in optimizer.passes():
+        assert part.take(X) is X
+        assert part.take(X, Y) == (X, Y) or part.take(X, Y)[0] is X
+
+
+def test_halves_are_weighted_by_their_sizes():
+    model, optimizer = regression(signs="halves")
+    x, y = X[:5], Y[:5]
+    each = []
+    for part in optimizer.passes():
+        xs, ys = part.take(x, y)
+        each.append(torch.autograd.grad(loss_of(model, xs, ys), list(model.parameters())))
+        loss_of(model, xs, ys).backward()
+    for p, a, b in zip(model.parameters(), *each, strict=True):
+        torch.testing.assert_close(p.grad, 0.4 * a + 0.6 * b)
+
+
+def test_halves_that_are_not_taken_or_cannot_be_are_errors():
+    model, optimizer = regression(signs="halves")
+    with pytest.raises(RuntimeError, match="take"):
+        for _ in optimizer.passes():
+            loss_of(model).backward()
+    with pytest.raises(ValueError, match="at least 2"):
+        for part in optimizer.passes():
+            part.take(X[:1])
+    with pytest.raises(ValueError, match="one size"):
+        for part in optimizer.passes():
+            part.take(X, Y[:3])
+    with pytest.raises(RuntimeError, match="different minibatches"):
+        for part in optimizer.passes():
+            part.take(X if part.index == 0 else X[:4])
+    with pytest.raises(TypeError, match="PackedSequence"):
+        for part in optimizer.passes():
+            part.take(nn.utils.rnn.pack_sequence([X]))
+
+
+def test_a_batch_of_one_trains_once_the_noise_is_off():
+    model, optimizer = regression(noise=0.0, signs="halves")
+    for part in optimizer.passes():
+        assert part.take(X[:1]) is not None and part.sign == 0 and part.last
+        loss_of(model, X[:1], Y[:1]).backward()
+    optimizer.step()
+
+
+# ---- mixed precision -------------------------------------------------------------------------------------------------
+
+
+def test_a_scaler_changes_nothing_and_clips_the_mean():
+    results = []
+    for scaled in (False, True):
+        model, optimizer = regression()
+        scaler = torch.amp.GradScaler("cpu", enabled=scaled, init_scale=2.0**10)
+        for _ in range(3):
+            for _ in optimizer.passes():
+                scaler.scale(loss_of(model)).backward()
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+        results.append(weights_of(model))
+    assert equal(*results)  # powers of two scale without rounding
+
+
+def test_a_scaler_that_skips_the_step_leaves_exact_weights():
+    model, optimizer = regression()
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    clean = weights_of(model)
+    for part in optimizer.passes():
+        scaler.scale(loss_of(model) * (float("inf") if part.index == 0 else 1)).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    assert equal(weights_of(model), clean) and scaler.get_scale() == 2.0
+    optimizer.zero_grad()
+    for _ in optimizer.passes():
+        scaler.scale(loss_of(model)).backward()
+    scaler.step(optimizer)
+    assert not equal(weights_of(model), clean)
+
+
+def test_one_outer_autocast_region_sees_the_weights_of_every_pass():
+    results = []
+    for outer in (True, False):
+        model, optimizer = regression()
+        with torch.autocast("cpu", torch.bfloat16, enabled=outer):
+            loss_of(model)  # fills the cache of casts with the clean weights
+            for _ in optimizer.passes():
+                with torch.autocast("cpu", torch.bfloat16):
+                    loss = loss_of(model)
+                loss.backward()
+        results.append(gradients(model))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
