@@ -4,11 +4,12 @@ Both kinds have ``encode``, ``decode``, ``vocab_size``, ``eos_id``, ``unk_id`` a
 reads either back. Every line that is not blank ends with the token ``<eos>``.
 """
 
+import contextlib
 import io
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -73,7 +74,8 @@ class WordTokenizer:
 
     def save(self, folder: Path) -> None:
         """Writes ``tokenizer.json`` and ``vocabulary.txt`` into an existing folder."""
-        _save(self, Path(folder), "".join(f"{word}\n" for word in self.words).encode())
+        content = "".join(f"{word}\n" for word in self.words).encode()
+        save_tokenizer(Path(folder), WordTokenizer, {"lowercase": self.lowercase}, content)
 
     @classmethod
     def train(cls, lines: Iterable[str], vocab_size: int | None, lowercase: bool, name: str) -> "WordTokenizer":
@@ -142,43 +144,19 @@ class SentencePieceTokenizer:
 
     def save(self, folder: Path) -> None:
         """Writes ``tokenizer.json`` and ``tokenizer.model`` into an existing folder."""
-        _save(self, Path(folder), self.model)
+        save_tokenizer(Path(folder), SentencePieceTokenizer, {"lowercase": self.lowercase}, self.model)
 
     @classmethod
     def train(
         cls, lines: Iterable[str], vocab_size: int | None, lowercase: bool, name: str
     ) -> "SentencePieceTokenizer":
         """Fits a unigram model of ``vocab_size`` pieces that covers every character of the lines as it stands."""
-        import sentencepiece
-
         if vocab_size is None:
             raise UserError("sentencepiece needs to be told the number of pieces: add --vocab-size, for example 5000")
         text = [line for _, line in sentences(lines, lowercase, name)]
-        model = io.BytesIO()
-        try:
-            sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=iter(text),
-                model_writer=model,
-                vocab_size=vocab_size,
-                character_coverage=1.0,
-                normalization_rule_name="identity",
-                max_sentence_length=max(len(line.encode()) for line in text) + 1,  # else long lines are ignored
-                unk_id=0,
-                eos_id=1,
-                bos_id=-1,
-                pad_id=-1,
-                unk_piece="<unknown>",  # leaves <unk>, which many corpora write, an ordinary word
-                eos_piece=EOS,
-                minloglevel=2,
-            )
-        except RuntimeError as error:
-            limit = re.search(r"value <= (\d+)|(\d+) vs (\d+)", str(error))
-            if limit is None:
-                raise
-            most, _, fewest = limit.groups()
-            mend = f"this text allows at most {most}" if most else f"its characters alone need more than {fewest}"
-            raise UserError(f"--vocab-size {vocab_size} does not suit {name}: {mend}") from None
-        return cls(model.getvalue(), lowercase)
+        special = {"unk_id": 0, "unk_piece": "<unknown>", "eos_id": 1, "eos_piece": EOS}
+        # <unknown> leaves <unk>, which many corpora write, an ordinary word
+        return cls(train_sentencepiece(text, vocab_size, name, **special), lowercase)
 
 
 Tokenizer = WordTokenizer | SentencePieceTokenizer
@@ -191,17 +169,10 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     Raises:
         UserError: the folder holds no tokenizer, or a damaged one.
     """
-    folder = Path(folder)
-    try:
-        settings = json.loads((folder / SETTINGS).read_bytes())
-        kind = TOKENIZERS[settings["level"]]
-        data = (folder / kind.file).read_bytes()
+    with damage_noticed(folder, "prepare the text again"):
+        kind, settings, data = read_tokenizer(folder, TOKENIZERS)
         content = data if kind is SentencePieceTokenizer else data.decode().split("\n")[:-1]
         return kind(content, bool(settings["lowercase"]))
-    except FileNotFoundError as error:
-        raise UserError(f"{error.filename} is missing: {folder} does not hold a tokenizer") from None
-    except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError):
-        raise UserError(f"the tokenizer in {folder} is damaged ({SETTINGS}); prepare the text again") from None
 
 
 def sentences(lines: Iterable[str], lowercase: bool, name: str = "text") -> Iterator[tuple[int, str]]:
@@ -220,10 +191,61 @@ def sentences(lines: Iterable[str], lowercase: bool, name: str = "text") -> Iter
             yield number, line
 
 
-def _save(tokenizer: Tokenizer, folder: Path, content: bytes) -> None:
-    settings = {"level": tokenizer.level, "lowercase": tokenizer.lowercase}
-    for name, data in ((tokenizer.file, content), (SETTINGS, f"{json.dumps(settings)}\n".encode())):
+def train_sentencepiece(text: list[str], vocab_size: int, name: str, setting: str = "--vocab-size", **options) -> bytes:
+    """A unigram model of ``vocab_size`` pieces that covers every character of the lines of ``text`` as it stands.
+
+    ``options`` are sentencepiece's, of the special pieces above all; those that are not named there do not exist.
+
+    Raises:
+        UserError: the text allows no such number of pieces; the message names the ``setting``, text and limit.
+    """
+    import sentencepiece
+
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(text),
+            model_writer=model,
+            vocab_size=vocab_size,
+            character_coverage=1.0,
+            normalization_rule_name="identity",
+            max_sentence_length=max(len(line.encode()) for line in text) + 1,  # else long lines are ignored
+            minloglevel=2,
+            **{"bos_id": -1, "eos_id": -1, "pad_id": -1} | options,
+        )
+    except RuntimeError as error:
+        limit = re.search(r"value <= (\d+)|(\d+) vs (\d+)", str(error))
+        if limit is None:
+            raise
+        most, _, fewest = limit.groups()
+        mend = f"this text allows at most {most}" if most else f"its characters alone need more than {fewest}"
+        raise UserError(f"{setting} {vocab_size} does not suit {name}: {mend}") from None
+    return model.getvalue()
+
+
+def save_tokenizer(folder: Path, kind: type, settings: Mapping[str, object], content: bytes) -> None:
+    """Writes ``tokenizer.json``, with the settings, and the file of that kind of tokenizer."""
+    settings = {"level": kind.level, **settings}
+    for name, data in ((kind.file, content), (SETTINGS, f"{json.dumps(settings)}\n".encode())):
         file = folder / name
         if not file.is_file() or file.read_bytes() != data:  # a finished run that is called again stays untouched
             with atomic_path(file) as path:
                 path.write_bytes(data)
+
+
+def read_tokenizer(folder: str | Path, kinds: Mapping[str, type]) -> tuple[type, dict, bytes]:
+    """The kind of tokenizer in a folder, its settings and the contents of its file."""
+    settings = json.loads((Path(folder) / SETTINGS).read_bytes())
+    kind = kinds[settings["level"]]
+    return kind, settings, (Path(folder) / kind.file).read_bytes()
+
+
+@contextlib.contextmanager
+def damage_noticed(folder: str | Path, mend: str) -> Iterator[None]:
+    """Whatever goes wrong in reading a tokenizer becomes a ``UserError`` that says what to do about it."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename} is missing: {folder} does not hold a tokenizer") from None
+    except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError):
+        raise UserError(f"the tokenizer in {folder} is damaged ({SETTINGS}); {mend}") from None
