@@ -82,7 +82,7 @@ def test_the_real_corpus_has_its_counts_and_no_voice_in_two_sets(real_data, tmp_
     assert sum(len(row["text"]) for row in sets["test"]) == 2565
     people = {name: {re.sub(r"\d", "", row["speaker"]) for row in rows} for name, rows in sets.items()}
     assert not people["train"] & people["valid"] and not (people["train"] | people["valid"]) & people["test"]
-    assert {name[0] for name in people["valid"]} == {"f", "m"}
+    assert sorted(name[0] for name in people["valid"]) == ["f"] * 2 + ["m"] * 6  # of 21 and 53 in training
     texts = {row["id"]: row["text"] for rows in sets.values() for row in rows}
     assert texts["an251-fash-b"] == "YES" and texts["an406-fcaw-b"] == "RUBOUT G M E F THREE NINE"
     for row in sets["valid"][::10]:  # in the wrong byte order it would be noise
@@ -116,7 +116,8 @@ def test_validation_takes_whole_speakers_of_both_sexes_and_keeps_namesakes_toget
     for count in (2, 3, 4):
         sets = prepare(source, tmp_path / f"out{count}", "--valid-speakers", count)
         valid, train = ({row["speaker"] for row in sets[name]} for name in ("valid", "train"))
-        assert not valid & train and len(valid | train) == 6 and {name[0] for name in valid} == {"f", "m"}
+        assert not valid & train and len(valid | train) == 6
+        assert sum(name[0] == "f" for name in valid) == 1 and len(valid) in (count, count + 1)
         assert ("mabc" in valid) == ("mabc2" in valid)
         assert len(sets["valid"]) == 2 * len(valid)
 

@@ -124,10 +124,10 @@ def test_other_rates_are_resampled_and_a_channel_is_taken(tmp_path):
     buffer = io.BytesIO()
     soundfile.write(buffer, stereo, 44_100, format="FLAC", subtype="PCM_16")
     source = write_parquet(tmp_path / "set", {"train": {"audio": [{"bytes": buffer.getvalue()}], "text": ["tone"]}})
-    row = prepare(source, tmp_path / "out", "--channel", 1, "--sample-rate", 16_000)["train"][0]
+    row = prepare(source, tmp_path / "out", "--channel", 1, "--sample-rate", 8000)["train"][0]
     samples, rate = soundfile.read(io.BytesIO(row["audio"]["bytes"]))
-    assert rate == 16_000 and len(samples) == 1600 and row["duration"] == 0.1
-    expected = np.sin(2 * np.pi * 440 * np.arange(1600) / 16_000) / 2
+    assert rate == 8000 and len(samples) == 800 and row["duration"] == 0.1
+    expected = np.sin(2 * np.pi * 440 * np.arange(800) / 8000) / 2
     assert np.abs(samples - expected)[100:-100].max() < 1e-3
 
 

@@ -144,6 +144,18 @@ def test_every_layout_gives_the_same_bytes(layout, tmp_path):
     assert contents(tmp_path / "out") == contents(tmp_path / "expected")
 
 
+def test_disks_are_known_by_their_names_with_either_separator(tmp_path):
+    corpus = WSJ.Corpus(write(tmp_path / "wsj", tree(), "underscore"))
+    assert set(corpus.disks) == {disk.replace("-", "_").replace(".", "_") for disk, _ in tree()} and not corpus.merged
+
+
+def test_an_index_in_upper_case_names_the_same_files(tmp_path):
+    files = tree()
+    files["13-34.1", "wsj1/doc/indices/h1_p0.ndx"] = b"13_16_1:WSJ1/SI_DT_20/4K0/4K0C0301.WV1\n"
+    rows = prepare(write(tmp_path / "wsj", files), tmp_path / "out", "--sets", "dev93")["dev93"]
+    assert list(rows) == ["4k0c0301"] and rows["4k0c0301"]["speaker"] == "4k0"
+
+
 def test_the_two_halves_of_the_merged_layout_can_be_given_by_themselves(tmp_path):
     write(tmp_path / "wsj", tree(), "merged")
     sets = prepare([tmp_path / "wsj/wsj0", tmp_path / "wsj/wsj1"], tmp_path / "out", "--sets", "si284", "eval92")
