@@ -45,6 +45,12 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
+def encoded(samples: np.ndarray, kind: str = "WAV", subtype: str | None = None) -> bytes:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, 16_000, format=kind, subtype=subtype)
+    return buffer.getvalue()
+
+
 SETS = {"train": [utterance(f"a{i:02d}") for i in range(7)], "test": [utterance("t1"), utterance("u1")]}
 
 
@@ -99,6 +105,15 @@ def test_recordings_that_are_flac_already_are_kept_byte_for_byte():
     assert flac_of(decode(buffer.getvalue())) == (buffer.getvalue(), 500 / 8000)
 
 
+@pytest.mark.parametrize("kind", ["MP3", "OGG"])
+def test_lossy_recordings_are_read_too(kind):
+    tone = np.sin(2 * np.pi * 440 * np.arange(16_000) / 16_000) / 2
+    samples, rate, _ = decode(encoded(tone, kind))
+    assert samples.dtype == np.int16 and rate == 16_000 and abs(len(samples) - 16_000) < 2400  # encoders pad
+    spectrum = np.abs(np.fft.rfft(samples[4000:12_000, 0]))
+    assert spectrum.argmax() == 220
+
+
 @pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "FLOAT", "PCM_U8", "ULAW"])
 def test_no_bit_of_a_wav_is_lost(subtype):
     samples = speech_like(500)[:, 0].astype(np.float64) / 32_768 + (2**-22 if subtype in ("PCM_24", "FLOAT") else 0)
@@ -112,10 +127,9 @@ def test_no_bit_of_a_wav_is_lost(subtype):
 # ---- what is rejected ------------------------------------------------------------------------------------------------
 
 
-def encoded(samples: np.ndarray, kind: str = "WAV", subtype: str | None = None) -> bytes:
-    buffer = io.BytesIO()
-    soundfile.write(buffer, samples, 16_000, format=kind, subtype=subtype)
-    return buffer.getvalue()
+def without_length(flac: bytes) -> bytes:
+    """The FLAC as one that went through a pipe: the lower 36 bits of bytes 18 to 25 are its number of samples."""
+    return flac[:21] + bytes([flac[21] & 0xF0, 0, 0, 0, 0]) + flac[26:]
 
 
 NOISE = np.random.default_rng(0).normal(size=4000) / 8
@@ -129,6 +143,8 @@ BROKEN = {
     "truncated wav": (partial(decode, encoded(NOISE)[:-500]), "500 bytes of its samples are missing"),
     "damaged flac": (partial(decode, encoded(NOISE, "FLAC").replace(encoded(NOISE, "FLAC")[3000:3010], b"0" * 10)),
                      "cannot be decoded"),
+    "truncated aiff": (partial(decode, encoded(NOISE, "AIFF")[:-500]), "500 bytes of its samples are missing"),
+    "endless flac": (partial(decode, without_length(encoded(NOISE, "FLAC"))), "does not say how long it is"),
     "stereo": (partial(decode, encoded(np.stack([NOISE, NOISE], 1))), "has 2 channels where one is meant"),
     "nan": (partial(decode, encoded(np.where(NOISE > 0.2, np.nan, NOISE), subtype="FLOAT")), "not finite"),
     "too loud": (partial(decode, encoded(NOISE * 100, subtype="FLOAT")), "beyond the full scale"),

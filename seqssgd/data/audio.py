@@ -13,6 +13,7 @@ from seqssgd.data.sphere import AudioError
 # Subtypes that 16 bits hold without loss, and lossy ones, where more bits would keep nothing more.
 _16_BITS = {"PCM_16", "PCM_S8", "PCM_U8", "ULAW", "ALAW"}
 _LOSSY = {"VORBIS", "OPUS", "MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III"}
+_BLOCK = 1 << 20  # samples
 
 
 class Recording(NamedTuple):
@@ -65,20 +66,21 @@ def decode(data: bytes) -> Recording:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             narrow = file.subtype in _16_BITS | _LOSSY
             floats = file.subtype in ("FLOAT", "DOUBLE")
-            samples = file.read(dtype="float64" if floats else "int16" if narrow else "int32", always_2d=True)
-            frames, rate, kind = file.frames, file.samplerate, f"{file.format} {file.subtype}"
+            if file.frames >= 2**36:
+                raise AudioError("is a stream that does not say how long it is; encode it again as a file")
+            samples = _read_blocks(file, "float64" if floats else "int16" if narrow else "int32")
+            rate, kind = file.samplerate, f"{file.format} {file.subtype}"
+            frames = len(samples) if file.subtype in _LOSSY else file.frames  # theirs is an estimate
             flac = data if file.format == "FLAC" else None
-            lossy = file.subtype in _LOSSY  # their headers give an estimate
     except soundfile.LibsndfileError as error:
         raise AudioError(f"cannot be decoded ({error.error_string.strip().rstrip('.')})") from None
-    if len(samples) != frames and not lossy:
+    if len(samples) != frames:
         raise AudioError(f"holds {len(samples):,} samples, but its header says {frames:,}")
     if floats:
         samples = _from_floats(samples)
     elif not narrow and (samples & 0xFF).any():
         raise AudioError(f"has more bits a sample ({kind}) than the 24 that FLAC keeps")
-    if kind.startswith("WAV"):
-        _check_wav_length(data)
+    _check_length(data)
     return Recording(samples, rate, flac)
 
 
@@ -143,15 +145,25 @@ def _from_floats(samples: np.ndarray) -> np.ndarray:
     return np.minimum(np.rint(samples * 2**23), 2**23 - 1).astype(np.int32) << 8
 
 
-def _check_wav_length(data: bytes) -> None:
-    """libsndfile takes a WAV file that ends early for a shorter one; the size in its header tells."""
-    if data[:4] == b"RIFF" and data[8:12] == b"WAVE":
-        position = 12
-        while position + 8 <= len(data):
+def _check_length(data: bytes) -> None:
+    """libsndfile takes a WAV or AIFF file that ends early for a shorter one; the sizes in its header tell."""
+    missing = 0
+    if data[:4] == b"FORM":
+        missing = 8 + int.from_bytes(data[4:8], "big") - len(data)
+    elif data[:4] == b"RIFF":
+        position, name = 12, b""
+        while position + 8 <= len(data) and name != b"data":
             name, size = data[position : position + 4], int.from_bytes(data[position + 4 : position + 8], "little")
-            if name == b"data":
-                missing = position + 8 + size - len(data)
-                if missing > 0 and size < 0x7FFFFFFF:  # streams that never learnt their length have a huge one
-                    raise AudioError(f"is cut off: {missing:,} bytes of its samples are missing")
-                return
-            position += 8 + size + size % 2
+            position += 8 + size + size % 2 * (name != b"data")
+        if name == b"data" and size < 0x7FFFFFFF:  # streams that never learnt their length have a huge one
+            missing = position - len(data)
+    if missing > 0:
+        raise AudioError(f"is cut off: {missing:,} bytes of its samples are missing")
+
+
+def _read_blocks(file: soundfile.SoundFile, dtype: str) -> np.ndarray:
+    """All samples, (N, channels), of a file whose header may give any number of them."""
+    blocks = [file.read(_BLOCK, dtype, always_2d=True)]
+    while len(blocks[-1]) == _BLOCK:
+        blocks.append(file.read(_BLOCK, dtype, always_2d=True))
+    return np.concatenate(blocks)
