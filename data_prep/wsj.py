@@ -88,7 +88,7 @@ class Corpus:
         for source in sources:
             if not source.is_dir():
                 raise UserError(f"{source} is not a folder; give the folders that hold the disks of WSJ")
-            source = source.resolve()
+            source = Path(os.path.abspath(source))  # a link may be named as the disk, and its target otherwise
             if source.name.lower() in ("wsj0", "wsj1"):
                 self.merged.append(source.parent)
             else:
@@ -106,10 +106,10 @@ class Corpus:
                     self._scan(folder / name, depth - 1)
 
     def names(self, folder: Path) -> dict[str, str]:
-        """The names in a folder by their lower-case forms; none if there is no such folder."""
+        """The names in a folder by their :func:`plain` forms; none if there is no such folder."""
         if folder not in self._names:
             try:
-                self._names[folder] = {name.lower(): name for name in sorted(os.listdir(folder), reverse=True)}
+                self._names[folder] = {plain(name): name for name in sorted(os.listdir(folder), reverse=True)}
             except (NotADirectoryError, FileNotFoundError):
                 self._names[folder] = {}
         return self._names[folder]
@@ -199,8 +199,8 @@ class Transcripts:
         for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
             if entry.is_dir():
                 self._scan(Path(entry.path), seen | {folder.resolve()})
-            elif entry.name.lower().endswith(".dot"):
-                self.files.setdefault(entry.name.lower()[:6], []).append(Path(entry.path))
+            elif plain(entry.name).endswith(".dot"):
+                self.files.setdefault(plain(entry.name)[:6], []).append(Path(entry.path))
 
     def find(self, name: str, audio: Path) -> str | None:
         """The transcript of an id, from the file nearest to its audio; ``None`` if there is none."""
@@ -236,6 +236,11 @@ def utterances(
             rejected.append(Rejected(name, entry.id, entry.path, reason))
         else:
             yield Utterance(entry.id, text, entry.id[:3], entry.path, audio.stat().st_size, partial(read_file, audio))
+
+
+def plain(name: str) -> str:
+    """A name on a disk as indices write it; some copies have it as on the medium: ``4K0C0301.WV1;1``."""
+    return name.lower().removesuffix(";1")
 
 
 def _disk_name(disk: str) -> str:

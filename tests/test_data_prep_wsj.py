@@ -72,14 +72,21 @@ def write(folder: Path, files: dict[tuple[str, str], bytes], layout: str = "disk
             disk = disk.replace("-", "_")
         elif layout == "merged":
             disk = "."
-        elif layout == "upper":
+        elif layout in ("upper", "medium"):
             path = path.upper()
             data = data.upper() if path.endswith(".DOT") else data
+            path += ";1" if layout == "medium" else ""
         target = folder / disk / path
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(data)
     if layout == "given":
         return sorted(folder.iterdir())
+    if layout == "links":
+        (folder / "links").mkdir()
+        for i, disk in enumerate(sorted(path for path in folder.iterdir() if path.name[:1] == "1")):
+            disk.rename(folder / f"cdrom{i}")
+            (folder / "links" / disk.name).symlink_to(folder / f"cdrom{i}")
+        return sorted((folder / "links").iterdir())
     return [folder / "csr_1", folder / "csr_2_comp"] if layout == "published" else [folder]
 
 
@@ -136,7 +143,7 @@ def test_sets_hold_the_utterances_of_their_indices_with_the_known_errors_mended(
     assert "nothing to do" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("layout", ["published", "given", "underscore", "merged", "upper"])
+@pytest.mark.parametrize("layout", ["published", "given", "underscore", "merged", "upper", "medium", "links"])
 def test_every_layout_gives_the_same_bytes(layout, tmp_path):
     prepare(write(tmp_path / "disks", tree()), tmp_path / "expected")
     sources = write(tmp_path / "source", tree(), layout)
