@@ -1,6 +1,7 @@
 """Sets of prepared speech as they are read: samples, checks before training, and every fault by name."""
 
 import io
+import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -231,7 +232,24 @@ def test_a_recording_that_is_not_as_long_as_prepared_is_an_error_when_it_is_read
         data.waveform(4)
 
 
-def test_a_missing_package_is_one_error_that_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UserError, match=r"needs the package datasets: pip install 'seqssgd\[recipes\]'"):
-        load_speech(tmp_path, "train")
+def test_without_the_extra_everything_can_be_imported_and_says_what_to_install(tmp_path):
+    program = """
+import sys
+for name in ("av", "datasets", "numpy", "pyarrow", "sentencepiece", "soundfile", "torchaudio", "tqdm"):
+    sys.modules[name] = None
+from seqssgd.data.batching import BucketBatches
+from seqssgd.data.speech import load_speech
+from seqssgd.errors import UserError
+from seqssgd.speech.features import LogMel, SpecAugment, SpeedPerturbation
+from seqssgd.speech.tokens import CharacterTokenizer, PieceTokenizer
+
+CharacterTokenizer.train().encode("a"), BucketBatches([1], 1).epoch(0)
+for call in (lambda: load_speech(".", "a"), LogMel, SpeedPerturbation, lambda: PieceTokenizer.train(["a"], 9)):
+    try: call()
+    except UserError as error: print(error)
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=200)
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert len(lines) == 4 and all("needs the package" in line or "need the package" in line for line in lines), lines
+    assert all(line.endswith(": pip install 'seqssgd[recipes]'") for line in lines), lines

@@ -11,13 +11,19 @@ import sys
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from seqssgd.data.progress import Progress
 from seqssgd.errors import UserError
+
+if TYPE_CHECKING:  # the packages of the extra are imported where they are needed, by _packages()
+    import datasets
+    import numpy as np
+
+    from seqssgd.data.audio import Recording
 
 PREPARE = "write it with: python data_prep/an4.py --source AN4 --out {0}, or another program in data_prep/"
 
@@ -35,11 +41,19 @@ class SpeechSet:
         caches: whether decoded recordings are kept in memory.
     """
 
-    def __init__(self, name: str, table, rate: int, rates: Sequence[int], counts: Sequence[int], cache: float) -> None:
+    def __init__(
+        self,
+        name: str,
+        table: "datasets.Dataset",
+        rate: int,
+        rates: Sequence[int],
+        counts: Sequence[int],
+        cache_gigabytes: float,
+    ) -> None:
         self.name, self.rate, self.source_rates, self._rates = name, rate, sorted(set(rates)), rates
         self.ids, self.texts = list(table["id"]), list(table["text"])
         self.samples = [-(-count * rate // own) for count, own in zip(counts, rates, strict=True)]
-        self.caches = 2 * sum(self.samples) <= cache * 1e9
+        self.caches = 2 * sum(self.samples) <= cache_gigabytes * 1e9
         self._audio = table.select_columns("audio")
         self._cache: dict[int, np.ndarray] = {}
 
@@ -79,8 +93,10 @@ class SpeechSet:
                 self._cache[index] = samples
         return torch.from_numpy(samples).float().mul_(2.0 ** (1 - 8 * samples.itemsize))
 
-    def _fitted(self, samples: np.ndarray, index: int) -> np.ndarray:
+    def _fitted(self, samples: "np.ndarray", index: int) -> "np.ndarray":
         """As many samples as there should be; a few more or less at the end are a resampler's."""
+        import numpy as np
+
         missing = self.samples[index] - len(samples)
         if abs(missing) > (32 if self._rates[index] != self.rate else 0):
             _, audio = _packages()
@@ -158,7 +174,7 @@ def _find(folder: Path, name: str) -> tuple[dict | None, list[Path]]:
     return None, files
 
 
-def _open(title: str, files: Sequence[Path]):
+def _open(title: str, files: Sequence[Path]) -> "datasets.Dataset":
     """The files as one memory-mapped ``datasets.Dataset`` whose audio is left as it is."""
     datasets, _ = _packages()
     if not sys.stderr.isatty():
@@ -189,8 +205,10 @@ def _open(title: str, files: Sequence[Path]):
         raise UserError(f"{title}: the column audio holds no recordings, but {kind}; prepare it again") from None
 
 
-def _decode_all(title: str, table, ids: Sequence) -> tuple[list[int], list[int], list[str]]:
+def _decode_all(title: str, table: "datasets.Dataset", ids: Sequence) -> tuple[list[int], list[int], list[str]]:
     """The sample rates and lengths of all recordings, and what is wrong with them."""
+    from seqssgd.data.progress import Progress
+
     _, audio = _packages()
     rates, counts, problems = [], [], []
     with Progress(len(table), unit=f"recordings of {title} checked") as progress:
@@ -205,7 +223,7 @@ def _decode_all(title: str, table, ids: Sequence) -> tuple[list[int], list[int],
     return rates, counts, problems
 
 
-def _decode(cell: dict | None):
+def _decode(cell: dict | None) -> "Recording":
     """The recording in a cell of the column ``audio``: one channel, not empty."""
     _, audio = _packages()
     data = (cell or {}).get("bytes")
@@ -219,12 +237,12 @@ def _decode(cell: dict | None):
     return recording
 
 
-def _packages():
+def _packages() -> tuple[ModuleType, ModuleType]:
     """The package datasets and the module that decodes, or one error that says what to install."""
     try:
         import datasets
 
-        from seqssgd.data import audio
+        from seqssgd.data import audio, speech_writer  # noqa: F401  (imports what else the extra brings)
     except ImportError as error:
         raise UserError(f"prepared speech needs the package {error.name}: pip install 'seqssgd[recipes]'") from None
     return datasets, audio
