@@ -286,6 +286,8 @@ def test_every_utterance_gets_a_speed_of_its_own_and_none_sees_the_padding():
         torch.testing.assert_close(faster[row, : new[row]], alone[0], rtol=1e-5, atol=1e-6)
         assert not faster[row, new[row] :].any()
     assert faster.shape[1] >= new.max()
+    shortest = torch.tensor([perturb.shortest(length) for length in lengths.tolist()])
+    assert torch.equal(shortest[factors == 1.25], new[factors == 1.25]) and (shortest <= new).all()
 
 
 def test_augmentation_is_off_in_evaluation_mode_and_draws_nothing():

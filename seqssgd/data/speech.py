@@ -3,6 +3,7 @@
 A set is ``SET.parquet`` or a folder ``SET/`` of such files, with the columns ``id``, ``audio`` (its ``bytes`` are the
 file of one recording) and ``text``, as the programs in ``data_prep/`` write it. What these have written is known to be
 whole; Parquet files from elsewhere are decoded once, from the first to the last recording, before they are used.
+The package datasets keeps a copy of every set, which it can map into memory, in its cache (see its HF_HOME).
 """
 
 import hashlib

@@ -224,6 +224,11 @@ class SpeedPerturbation(nn.Module):
         resample = import_torchaudio().transforms.Resample
         self.resamplers = nn.ModuleList(resample(ratio.numerator, ratio.denominator) for ratio in self.ratios)
 
+    def shortest(self, samples: int) -> int:
+        """The samples that the highest speed leaves of so many."""
+        fastest = max(self.ratios)
+        return -(-samples * fastest.denominator // fastest.numerator)
+
     def forward(self, waves: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Waveforms (B, N') with their lengths (B,), for those of normal speed; these themselves in evaluation mode."""
         if not self.training:
