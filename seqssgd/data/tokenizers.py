@@ -209,7 +209,7 @@ def train_sentencepiece(text: list[str], vocab_size: int, name: str, setting: st
             vocab_size=vocab_size,
             character_coverage=1.0,
             normalization_rule_name="identity",
-            max_sentence_length=max(len(line.encode()) for line in text) + 1,  # else long lines are ignored
+            max_sentence_length=max(10, max(len(line.encode()) for line in text) + 1),  # longer lines are ignored
             minloglevel=2,
             **{"bos_id": -1, "eos_id": -1, "pad_id": -1} | options,
         )

@@ -164,6 +164,6 @@ def _discounts(counts: Iterable[int]) -> tuple[float, float, float, float]:
     if all(number[count] for count in (1, 2, 3, 4)):
         share = number[1] / (number[1] + 2 * number[2])
         found = tuple(count - (count + 1) * share * number[count + 1] / number[count] for count in (1, 2, 3))
-        if all(0 < discount < count for count, discount in enumerate(found, 1)):
+        if min(found) > 0:
             return 0.0, *found
     return 0.0, *FALLBACK
