@@ -295,6 +295,7 @@ def test_augmentation_is_off_in_evaluation_mode_and_draws_nothing():
     features, frames = torch.randn(2, 9, 5), torch.tensor([9, 4])
     state = torch.get_rng_state()
     assert SpeedPerturbation().eval()(waves, lengths)[0] is waves
+    assert SpeedPerturbation([1.0])(waves, lengths)[0] is waves
     assert SpecAugment().eval()(features, frames) is features
     assert SpecAugment(0, 9, 0.1, 0, 9)(features, frames) is features
     assert torch.equal(torch.get_rng_state(), state)

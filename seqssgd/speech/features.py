@@ -231,7 +231,7 @@ class SpeedPerturbation(nn.Module):
 
     def forward(self, waves: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Waveforms (B, N') with their lengths (B,), for those of normal speed; these themselves in evaluation mode."""
-        if not self.training:
+        if not self.training or set(self.ratios) == {1}:
             return waves, lengths
         chosen = torch.randint(len(self.factors), (len(waves),))
         waves = waves.masked_fill(~frame_mask(lengths, waves.shape[1]), 0.0)  # a resampler looks beyond the end
