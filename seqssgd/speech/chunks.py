@@ -1,0 +1,73 @@
+"""Long recordings through a network in overlapping chunks, whose logits are put together as if it had seen all at once.
+
+A chunk carries frames of context on both sides, and only the logits between them are kept. Where the context covers
+the network's receptive field these equal the logits of the whole recording, and memory depends on the chunk alone.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..models.sgcn import Conv2dFrontEnd, SimpleGatedConvNet
+
+
+def receptive_field(model: SimpleGatedConvNet) -> tuple[int, int]:
+    """How many frames of the features before and after its first one a frame of the logits depends on, at most.
+
+    With subsampling s, frame t of the logits depends on frames s·t - past … s·t + future of the features.
+    """
+    past, future = (sum(block.conv.margins[side] for block in model.blocks) * model.subsampling for side in (0, 1))
+    if isinstance(model.front_end, Conv2dFrontEnd):  # three frames each, the second of frames `stride` apart
+        around = 1 + model.front_end.strides[0]
+        return past + around, future + around
+    return past, future + model.subsampling - 1
+
+
+def chunked_logits(
+    network: Callable[[Tensor], Tensor],
+    inputs: Tensor,
+    chunk: int,
+    past: int,
+    future: int,
+    stride: int = 1,
+) -> Tensor:
+    """The logits of one long recording.
+
+    Args:
+        network: from successive inputs (T, …) of one recording to logits (T', V). Input ``stride · t`` is where the
+            logits of frame t begin, wherever the inputs are cut.
+        inputs: (N, …), features or samples. What depends on the whole recording, such as a normalisation, has to be
+            done before.
+        chunk: inputs per chunk, context left out; rounded up to a multiple of ``stride``.
+        past: inputs before ``stride · t`` that frame t depends on.
+        future: inputs after ``stride · t`` that frame t depends on.
+        stride: inputs per frame of the logits.
+
+    Returns:
+        As many frames as ``network(inputs)`` has, (T', V), on the CPU; equal up to rounding where ``past`` and
+        ``future`` are what the network depends on, or more.
+
+    Raises:
+        ValueError: sizes that make no sense, or a network with fewer frames than ``stride`` promises.
+    """
+    if min(chunk, stride) < 1 or min(past, future) < 0:
+        raise ValueError(
+            f"chunk={chunk} and stride={stride} must be at least 1, past={past} and future={future} at least 0"
+        )
+    chunk, past = (math.ceil(size / stride) * stride for size in (chunk, past))
+    kept = []
+    for begin in range(0, max(1, len(inputs)), chunk):
+        first, end = max(0, begin - past), begin + chunk + future
+        logits = network(inputs[first:end])[(begin - first) // stride :]
+        if end >= len(inputs):  # all that follows has been seen
+            kept.append(logits.cpu())
+            break
+        if len(logits) < chunk // stride:
+            raise ValueError(
+                f"the network made {len(logits)} frames of what should give {chunk // stride} or more; "
+                f"stride={stride} or future={future} does not suit it"
+            )
+        kept.append(logits[: chunk // stride].cpu())
+    return torch.cat(kept)
