@@ -59,9 +59,9 @@ def models(tmp_path_factory):
     return {"characters": (over_characters, folder / "characters.arpa"), "words": (over_words, folder / "words.arpa")}
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(autouse=True)
 def _packages(request):
-    if "greedy" not in request.node.name:
+    if "greedy_" not in request.node.name:
         pytest.importorskip("flashlight.lib.text.decoder", reason="needs pip install 'seqssgd[beam]'")
         pytest.importorskip("kenlm", reason="needs pip install 'seqssgd[beam]'")
 
