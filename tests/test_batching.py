@@ -106,8 +106,11 @@ def test_only_the_utterances_asked_for_are_used():
     [
         ({"budget": max(LENGTHS) - 1}, "is too small for 1 utterances of .* the longest"),
         ({"budget": 3 * max(LENGTHS) - 1, "smallest": 2, "buckets": 500}, "is too small for 3 utterances"),
-        ({"indices": [1, 2, 3], "world_size": 4}, "3 utterances are too few for 4 processes"),
-        ({"indices": [1, 2, 3], "smallest": 2, "world_size": 2}, "3 utterances are too few for 2 processes"),
+        ({"indices": [1, 2, 3], "world_size": 4}, "3 utterances do not make equally many .* for each of 4 processes"),
+        (
+            {"indices": [1, 2, 3], "smallest": 2, "world_size": 2},
+            "3 utterances do not make equally many minibatches of 2 or more",
+        ),
         ({"indices": []}, "0 utterances do not make a minibatch of 1"),
         ({"buckets": 0}, "at least one bucket"),
         ({"smallest": 3, "largest": 4}, "minibatches of 3 to 4 utterances"),
@@ -118,6 +121,12 @@ def test_impossible_plans_say_why(settings, reason):
     settings = {"budget": BUDGET} | settings
     with pytest.raises(UserError, match=reason):
         BucketBatches(LENGTHS, **settings)
+
+
+def test_a_handful_of_utterances_is_a_plan_too():
+    assert sorted(BucketBatches([7, 5], 100, smallest=2).epoch(0)[0]) == [0, 1]
+    plans = [BucketBatches([7, 5, 6], 100, rank=rank, world_size=3) for rank in range(3)]
+    assert sorted(plan.epoch(0)[0] for plan in plans) == [[0], [1], [2]]
 
 
 def test_evaluation_takes_all_of_them_the_longest_first():
@@ -219,14 +228,20 @@ def test_what_goes_wrong_in_loading_is_raised_in_its_turn():
 
 
 def test_loading_stops_when_nobody_listens_any_more():
-    loaded, before = [], threading.active_count()
-    batches = prefetch(range(10_000), lambda item: loaded.append(item) or time.sleep(0.001) or item)
+    loaded, go_on, before = [], threading.Event(), threading.active_count()
+
+    def load(item):
+        loaded.append(item)
+        assert item == 0 or go_on.wait(30)
+        return item
+
+    batches = prefetch(range(100), load)
     assert next(batches) == 0
-    batches.close()
-    count = len(loaded)
-    assert count < 6 and threading.active_count() == before
-    time.sleep(0.02)
-    assert len(loaded) == count
+    timer = threading.Timer(0.2, go_on.set)
+    timer.start()
+    batches.close()  # waits for what is being loaded, and takes back what is waiting
+    timer.join()
+    assert loaded == [0, 1] and threading.active_count() == before
 
 
 def test_random_numbers_are_the_same_with_and_without_loading_ahead():

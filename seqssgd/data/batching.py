@@ -168,7 +168,7 @@ class BucketBatches:
         world_size: number of processes.
 
     Raises:
-        UserError: the longest utterances do not fit the budget, or there are too few for the processes.
+        UserError: the longest utterances do not fit the budget, or there are too few for the processes, or for halves.
     """
 
     def __init__(
@@ -191,11 +191,13 @@ class BucketBatches:
             )
         self.lengths, self.seed, self.rank, self.world_size = lengths, seed, rank, world_size
         chosen = sorted(range(len(lengths)) if indices is None else indices, key=lambda i: (lengths[i], i))
+        if len(chosen) < smallest:
+            raise UserError(f"{len(chosen):,} utterances do not make a minibatch of {smallest}")
         enough = round(sum(lengths[i] for i in chosen) / (3 * max(budget, 1)))
         self.buckets = []
-        for part in _cut(chosen, lengths, max(1, min(buckets, enough)), smallest):
+        for part in _cut(chosen, lengths, max(1, min(buckets, enough))):
             longest = lengths[part[-1]]
-            size = min(budget // max(longest, 1), largest or len(part))
+            size = budget // max(longest, 1) if largest is None else min(budget // max(longest, 1), largest)
             # with 2·smallest - 1, every number from smallest on is a sum of numbers from smallest to that
             if size < 2 * smallest - 1:
                 raise UserError(
@@ -242,23 +244,19 @@ class BucketBatches:
             if not options:
                 total = sum(len(bucket.indices) for bucket in self.buckets)
                 raise UserError(
-                    f"{total:,} utterances are too few for {self.world_size} processes with minibatches of at least "
-                    f"{smallest}"
+                    f"{total:,} utterances do not make equally many minibatches of {smallest} or more for each of "
+                    f"{self.world_size} processes; give them a larger budget, or use fewer processes"
                 )
             at = max(options, key=lambda i: len(self.buckets[i].indices) / self.buckets[i].count)
             self.buckets[at] = self.buckets[at]._replace(count=self.buckets[at].count + 1)
 
 
-def _cut(chosen: list[int], lengths: Sequence[int], buckets: int, smallest: int) -> list[list[int]]:
-    """Sorted utterances in up to so many parts of equal total length, with ``smallest`` or more in each."""
-    if len(chosen) < smallest:
-        raise UserError(f"{len(chosen):,} utterances do not make a minibatch of {smallest}")
+def _cut(chosen: list[int], lengths: Sequence[int], buckets: int) -> list[list[int]]:
+    """Sorted utterances in up to so many parts of equal total length."""
     total, done, parts = sum(lengths[i] for i in chosen), 0, [[]]
     for index in chosen:
-        if len(parts[-1]) >= smallest and done * buckets >= total * len(parts):
+        if parts[-1] and done * buckets >= total * len(parts):
             parts.append([])
         parts[-1].append(index)
         done += lengths[index]
-    if len(parts[-1]) < smallest:
-        parts[-2:] = [parts[-2] + parts[-1]]
     return parts
