@@ -50,6 +50,32 @@ def test_every_utterance_is_in_one_minibatch_of_one_process_within_the_budget(wo
         assert settings.get("smallest", 1) <= len(batch) <= settings.get("largest", 500)
 
 
+def test_any_plan_is_whole_and_equal_or_refused_for_a_reason_that_holds():
+    draw, made = random.Random(0), 0
+    for _ in range(400):
+        lengths = [draw.randint(1, draw.choice([3, 50, 1000])) for _ in range(draw.randint(1, 120))]
+        smallest, world_size, fit = draw.choice([1, 1, 2, 3]), draw.randint(1, 4), draw.randint(1, 12)
+        largest = draw.choice([None, 2 * smallest - 1, 20])
+        settings = {"smallest": smallest, "largest": largest, "buckets": draw.randint(1, 40), "world_size": world_size}
+        try:
+            plans = [BucketBatches(lengths, fit * max(lengths), rank=r, **settings) for r in range(world_size)]
+        except UserError as error:
+            tight = len(lengths) < 4 * smallest * world_size or min(fit, largest or fit) <= 2 * smallest
+            reasons = {"too small": fit < 2 * smallest - 1, "do not make a ": len(lengths) < smallest}
+            assert any(text in str(error) and holds for text, holds in {**reasons, "equally many": tight}.items()), (
+                error
+            )
+            continue
+        made += 1
+        epochs = [plan.epoch(1) for plan in plans]
+        batches = [batch for epoch in epochs for batch in epoch]
+        assert {len(epoch) for epoch in epochs} == {len(plans[0])}
+        assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+        assert all(smallest <= len(batch) <= (largest or 120) for batch in batches)
+        assert all(len(batch) * max(lengths[i] for i in batch) <= fit * max(lengths) for batch in batches)
+    assert made > 250
+
+
 def test_minibatches_are_a_pure_function_of_seed_and_epoch():
     plan = BucketBatches(LENGTHS, BUDGET, seed=4)
     first = plan.epoch(7)
