@@ -131,9 +131,18 @@ def results_program():
 
 
 def test_every_table_in_the_readme_files_is_that_of_the_results(tmp_path):
-    for name, readme in results_program().PLACES.items():
-        runs = [read_run(path.parent) for path in sorted((ROOT / "results" / name).glob("*/metrics.jsonl"))]
+    for name, (readme, text) in results_program().tables().items():
         copy = tmp_path / "README.md"
-        copy.write_text((ROOT / readme).read_text())
-        write_between(copy, f"results/{name}", table(runs))
-        assert copy.read_text() == (ROOT / readme).read_text(), f"{readme} is out of date: make tables"
+        copy.write_text(readme.read_text())
+        write_between(copy, f"results/{name}", text)
+        assert copy.read_text() == readme.read_text(), f"{readme.name} is out of date for {name}: make tables"
+
+
+def test_runs_that_a_table_quotes_can_be_repeated():
+    """Each names the commit, unmodified, and the command that made it, and reached its end."""
+    program = results_program()
+    for run in [run for name in program.RUNS for run in program.read_runs(name)]:
+        environment = json.loads((run.path / "environment.json").read_text())
+        assert environment["commit"] and not environment["modified"], run.path
+        assert environment["command"][0].startswith("recipes/") and environment["cpu"], run.path
+        assert run.result["steps"] == run.rows[-1]["step"], run.path
