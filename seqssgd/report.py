@@ -121,14 +121,17 @@ def table(runs: Sequence[Run], metric: str | None = None) -> str:
     tests = [run.evaluations.get("test", {}) for run in runs]
     tests = [figures if figures.get("checkpoint") == "best.pt" else {} for figures in tests]
     name = metric.replace("_", " ")
-    head = ["run", "method", "epochs", "passes", f"best {name} (epoch)", f"last {name}", "minutes"]
+    short = max(run.rows[-1]["seconds"] for run in runs) < 600
+    unit = "seconds" if short else "minutes"
+    head = ["run", "method", "epochs", "passes", f"best {name} (epoch)", f"last {name}", unit]
     if any(tests):
         head.insert(-1, f"test {name.removeprefix('valid ')} of the best")
     rows = [head, ["---", "---", *["---:"] * (len(head) - 2)]]
     for run, test in zip(runs, tests, strict=True):
         last, best = run.rows[-1], best_row(run, metric)
         cells = [run.path.name, run.method, f"{last['epoch']}", f"{last['passes']:,.0f}"]
-        cells += [f"{best[metric]:.2f} ({best['epoch']})", _number(last[metric]), f"{last['seconds'] / 60:.1f}"]
+        cells += [f"{best[metric]:.2f} ({best['epoch']})", _number(last[metric])]
+        cells.append(f"{last['seconds']:.0f}" if short else f"{last['seconds'] / 60:.1f}")
         if any(tests):
             cells.insert(-1, _number(test.get(metric.removeprefix("valid_"))))
         rows.append(cells)

@@ -47,12 +47,18 @@ def test_a_table_holds_the_best_and_the_last_evaluation_of_every_run(tmp_path):
         "passes",
         "best valid perplexity (epoch)",
         "last valid perplexity",
-        "minutes",
+        "seconds",
     ]
     assert rows == [
-        ["a", "SGD", "3", "60", "120.25 (2)", "130.50", "3.0"],
-        ["b", "S-Adam 0.7, halves", "2", "40", "99.00 (2)", "99.00", "2.0"],
+        ["a", "SGD", "3", "60", "120.25 (2)", "130.50", "180"],
+        ["b", "S-Adam 0.7, halves", "2", "40", "99.00 (2)", "99.00", "120"],
     ]
+
+
+def test_runs_of_more_than_ten_minutes_are_timed_in_minutes(tmp_path):
+    long = make_run(tmp_path / "long", perplexities(*[100.0] * 11))
+    head, _, row = cells(table([read_run(long)]))
+    assert (head[-1], row[-1]) == ("minutes", "11.0")
 
 
 def test_an_accuracy_is_best_when_high_and_values_that_were_not_finite_never_are(tmp_path):
