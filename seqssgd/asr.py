@@ -1,20 +1,30 @@
-"""A speech recogniser: waveforms to logits as one module, its settings, and what it makes of a set of recordings."""
+"""A speech recogniser: waveforms to logits as one module, its settings, and what it makes of recordings."""
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .data.batching import SpeechBatch, by_length, collate
-from .data.speech import SpeechSet
+from .data.speech import SpeechSet, load_speech, scaled
 from .errors import UserError
+from .metrics import RealTimeFactor
 from .models.sgcn import SimpleGatedConvNet
+from .runs import find_checkpoint, read_config, read_section
+from .speech.chunks import chunked_logits, receptive_field
 from .speech.decode import greedy
 from .speech.features import LogMel
-from .speech.tokens import LabelTokenizer
+from .speech.tokens import LabelTokenizer, load_tokenizer
+from .training import checkpoint as checkpoints
+
+Text = TypeVar("Text")
+KIND = "a speech recogniser"
+SPLITS = ("train", "valid", "test")
 
 
 @dataclass
@@ -123,9 +133,10 @@ def transcribe_set(
     tokenizer: LabelTokenizer,
     device: torch.device,
     batch_seconds: float = 120.0,
-    decode: Callable[[Tensor, Tensor], Iterable[str]] | None = None,
+    decode: Callable[[Tensor, Tensor], Iterable[Text]] | None = None,
     targets: list[Tensor] | None = None,
-) -> tuple[dict[str, str], float | None]:
+    factor: RealTimeFactor | None = None,
+) -> tuple[dict[str, Text], float | None]:
     """What a model hears in a set of recordings.
 
     Args:
@@ -134,26 +145,159 @@ def transcribe_set(
         tokenizer: that of the model.
         device: the model's.
         batch_seconds: audio that is recognised at a time.
-        decode: logits and lengths of a batch to one text each; None: greedily.
+        decode: logits and lengths of a batch to one text (or whatever is wanted) each; None: greedily.
         targets: the labels of all utterances, for the loss.
+        factor: measures features, network and decoding, but not the reading of the recordings.
 
     Returns:
         The text of every utterance by its id, and the mean loss per label (None without targets).
     """
-    texts: dict[int, str] = {}
+    texts: dict[int, Text] = {}
     total, count = 0.0, 0
     empty = [torch.zeros(0, dtype=torch.long)] * len(data)
     for indices in by_length(data.samples, int(batch_seconds * data.rate)):
-        batch: SpeechBatch = collate(data, empty if targets is None else targets, indices).to(device)
-        logits, lengths = model(*model.features(batch.waves, batch.wave_lengths))
+        batch: SpeechBatch = collate(data, empty if targets is None else targets, indices)
+        seconds = int(batch.wave_lengths.sum()) / data.rate
+        with nullcontext() if factor is None else factor.measure(seconds):
+            batch = batch.to(device)
+            logits, lengths = model(*model.features(batch.waves, batch.wave_lengths))
+            if decode is None:
+                found = [tokenizer.decode(labels) for labels in greedy(logits, lengths)]
+            else:
+                found = list(decode(logits, lengths))
+        texts.update(zip(indices, found, strict=True))
         if targets is not None:
             losses = ctc_loss(logits, lengths, batch.targets, batch.target_lengths)
             possible = losses.isfinite()
             total += losses[possible].sum().item()
             count += int(batch.target_lengths[possible].sum())
-        if decode is None:
-            found = [tokenizer.decode(labels) for labels in greedy(logits, lengths)]
-        else:
-            found = decode(logits, lengths)
-        texts.update(zip(indices, found, strict=True))
     return {data.ids[index]: texts[index] for index in range(len(data))}, (total / count if count else None)
+
+
+# ---- finished runs ---------------------------------------------------------------------------------------------------
+
+
+def load_recognizer(run: str | Path, checkpoint: str | Path = "best") -> tuple[Recognizer, LabelTokenizer]:
+    """The model (on the CPU, in evaluation mode) and the tokenizer of a run of ``recipes/wsj_sgcn/train.py``.
+
+    Args:
+        run: the run directory.
+        checkpoint: as in :func:`seqssgd.runs.find_checkpoint`.
+
+    Raises:
+        UserError: not a run of a speech recogniser, a tokenizer or a checkpoint of another run, or a damaged one.
+    """
+    run = Path(run)
+    settings = read_section(run, "model", KIND)
+    try:
+        features, network = FeatureConfig(**settings["features"]), NetworkConfig(**settings["network"])
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{run / 'config.yaml'}: section 'model' describes no speech recogniser ({error})") from None
+    tokenizer = load_tokenizer(run / "tokenizer")
+    if tokenizer.fingerprint != read_config(run).get("tokenizer"):
+        raise UserError(f"{run / 'tokenizer'} is not the tokenizer that {run} was trained with; put its own back")
+    path = find_checkpoint(run, checkpoint)
+    model = Recognizer(RecognizerConfig(features, network), tokenizer.vocab_size)
+    checkpoints.load_model(model, checkpoints.load(path), path)
+    return model.eval(), tokenizer
+
+
+def load_for_run(run: str | Path, folder: str | Path, split: str) -> SpeechSet:
+    """A set of prepared speech for the model of a run.
+
+    Args:
+        run: the run directory.
+        folder: the prepared corpus.
+        split: ``"train"``, ``"valid"`` or ``"test"``, as the run's configuration names them, or the name of a set.
+
+    Raises:
+        UserError: there is no such set; or it has recordings at a lower rate than all that the run was trained on, in
+            which the upper frequencies are missing.
+    """
+    corpus = read_section(run, "corpus", KIND)
+    rate = read_section(run, "model", KIND)["features"]["rate"]
+    data = load_speech(folder, corpus.get(split, split) if split in SPLITS else split, rate)
+    heard = min(rate, *read_section(run, "data", KIND)["train"]["rates"])
+    if data.source_rates[0] < heard:
+        raise UserError(
+            f"{data.name} has recordings at {data.source_rates[0]:,} Hz, and {run} was trained on {heard:,} Hz; their "
+            "upper frequencies are missing, so prepare the corpus from recordings at the higher rate"
+        )
+    return data
+
+
+def check_same_corpus(run: str | Path, folder: str | Path) -> None:
+    """Makes sure that a folder holds the corpus that a run was trained on, by its validation set.
+
+    Raises:
+        UserError: it holds another one.
+    """
+    known = read_section(run, "data", KIND)["valid"]["fingerprint"]
+    if load_for_run(run, folder, "valid").fingerprint != known:
+        raise UserError(f"{folder} is not the corpus that {run} was trained on, which --save is for; leave it out")
+
+
+# ---- single recordings -----------------------------------------------------------------------------------------------
+
+
+def read_wave(path: str | Path, rate: int, mix: bool = False) -> tuple[Tensor, int]:
+    """Samples (N,) of an audio file in [-1, 1] at the given rate, and the rate that it has itself.
+
+    Args:
+        path: any file that soundfile reads, or NIST SPHERE.
+        rate: samples per second that are wanted.
+        mix: whether the channels of a recording with several are averaged.
+
+    Raises:
+        UserError: the file cannot be used; the message begins with its name.
+    """
+    try:
+        from .data import audio
+    except ImportError as error:
+        raise UserError(f"audio files need the package {error.name}: pip install 'seqssgd[recipes]'") from None
+    try:
+        recording = audio.read_file(path)
+        channels = recording.samples.shape[1]
+        if channels > 1 and not mix:
+            raise audio.AudioError(f"has {channels} channels where one is meant; --mix averages them")
+        if not len(recording.samples):
+            raise audio.AudioError("holds no samples")
+        return scaled(audio.resample(audio.mix_channels(recording), rate).samples[:, 0]), recording.rate
+    except audio.AudioError as error:
+        raise UserError(f"{path} {error}") from None
+
+
+@torch.no_grad()
+def recording_logits(model: Recognizer, wave: Tensor, chunk_seconds: float = 30.0) -> Tensor:
+    """Logits (T', V), on the CPU, of one recording of any length, as if it had been computed at once.
+
+    Args:
+        model: in evaluation mode.
+        wave: samples (N,) at the model's rate.
+        chunk_seconds: audio computed at a time; bounds the memory.
+    """
+    front, device = model.features, model.features.povey.device
+    total = front.frames(len(wave))
+    chunk = max(1, int(chunk_seconds * front.rate) // front.hop)  # in frames
+    parts = [torch.zeros(0, front.output_size)]
+    for first in range(0, total, chunk):
+        count = min(chunk, total - first)
+        part = wave[first * front.hop : (first + count - 1) * front.hop + front.window].to(device)
+        parts.append(front.log_mel(part[None], torch.tensor([len(part)], device=device))[0][0].cpu())
+    features = torch.cat(parts)
+    # over the whole recording; the statistics of a corpus lie on the device
+    features = front.normalize(features[None].to(device), torch.tensor([total], device=device))[0]
+    if not total:
+        return torch.zeros(0, model.network.output.out_features)
+
+    def network(part: Tensor) -> Tensor:
+        return model(part[None], torch.tensor([len(part)], device=device))[0][0]
+
+    past, future = receptive_field(model.network)
+    return chunked_logits(network, features, chunk, past, future, model.network.subsampling)
+
+
+def transcribe(model: Recognizer, tokenizer: LabelTokenizer, wave: Tensor, chunk_seconds: float = 30.0) -> str:
+    """What is said in one recording, greedily decoded; the arguments are as in :func:`recording_logits`."""
+    logits = recording_logits(model, wave, chunk_seconds)
+    return tokenizer.decode(greedy(logits[None], torch.tensor([len(logits)]))[0])

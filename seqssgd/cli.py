@@ -15,7 +15,7 @@ from seqssgd.errors import UserError, run_cli
 class Command(NamedTuple):
     help: str
     arguments: Callable[[argparse.ArgumentParser], None]  # declares the command's options
-    run: Callable[[argparse.Namespace], None]
+    run: Callable[[argparse.Namespace], int | None]  # returns the exit status, None for 0
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -32,9 +32,9 @@ def main(argv: list[str] | None = None) -> int:
 command = main  # the name of the installed program's entry point
 
 
-def run_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the options that say which model to use, and where."""
-    parser.add_argument("--run", required=True, metavar="DIR", help="run directory of recipes/ptb_lstm/train.py")
+def run_arguments(parser: argparse.ArgumentParser, recipe: str = "recipes/ptb_lstm") -> None:
+    """Declares the options that say which model of a recipe to use, and where."""
+    parser.add_argument("--run", required=True, metavar="DIR", help=f"run directory of {recipe}/train.py")
     parser.add_argument("--checkpoint", default="best", help="best (on validation; default), last, or a file")
     parser.add_argument("--device", help="cpu, cuda, … (default: cuda if there is one)")
 
@@ -46,7 +46,8 @@ def _perplexity_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _perplexity(args: argparse.Namespace) -> None:
     from seqssgd.data.text import read_lines
-    from seqssgd.lm import choose_device, describe, load_language_model, perplexity
+    from seqssgd.lm import describe, load_language_model, perplexity
+    from seqssgd.runs import choose_device
 
     device = choose_device(args.device)
     model, tokenizer = load_language_model(args.run, args.checkpoint)
@@ -66,7 +67,8 @@ def _generate_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _generate(args: argparse.Namespace) -> None:
-    from seqssgd.lm import choose_device, generate, load_language_model
+    from seqssgd.lm import generate, load_language_model
+    from seqssgd.runs import choose_device
 
     if args.count < 1:
         raise UserError(f"--count {args.count}: it must be at least 1")
@@ -77,6 +79,45 @@ def _generate(args: argparse.Namespace) -> None:
         if args.count > 1:
             print(f"--- seed {seed}")
         print(generate(model, tokenizer, args.prompt, args.length, args.temperature, seed), flush=True)
+
+
+def _transcribe_arguments(parser: argparse.ArgumentParser) -> None:
+    run_arguments(parser, "recipes/wsj_sgcn")
+    parser.add_argument("--json", action="store_true", help="one JSON object per line: file, seconds, text")
+    parser.add_argument("--mix", action="store_true", help="average the channels of recordings with several")
+    parser.add_argument("--chunk-seconds", type=float, default=30.0, metavar="S",
+                        help="audio recognised at a time; bounds the memory, not the result (default 30)")  # fmt: skip
+    parser.add_argument("files", nargs="+", metavar="FILE", help="audio: whatever soundfile reads, or NIST SPHERE")
+
+
+def _transcribe(args: argparse.Namespace) -> int:
+    import json
+
+    from seqssgd.asr import load_recognizer, read_wave, transcribe
+    from seqssgd.runs import choose_device
+
+    if not args.chunk_seconds >= 1:
+        raise UserError(f"--chunk-seconds {args.chunk_seconds:g}: it must be at least 1")
+    device = choose_device(args.device)
+    model, tokenizer = load_recognizer(args.run, args.checkpoint)
+    model.to(device)
+    rate, failed = model.features.rate, False
+    for file in args.files:
+        try:
+            wave, own = read_wave(file, rate, args.mix)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            failed = True
+            continue
+        if own < rate:
+            print(f"note: {file} has {own:,} Hz, the model hears {rate:,} Hz; expect more errors", file=sys.stderr)
+        text = transcribe(model, tokenizer, wave, args.chunk_seconds)
+        if args.json:
+            found = {"file": file, "seconds": round(len(wave) / rate, 3), "text": text}
+            print(json.dumps(found, ensure_ascii=False), flush=True)
+        else:
+            print(f"{file}: {text}" if len(args.files) > 1 else text, flush=True)
+    return 2 if failed else 0
 
 
 def _compare_arguments(parser: argparse.ArgumentParser) -> None:
@@ -98,6 +139,7 @@ def _compare(args: argparse.Namespace) -> None:
 COMMANDS = {
     "perplexity": Command("score text files with a trained language model", _perplexity_arguments, _perplexity),
     "compare": Command("set runs side by side in a table and a plot", _compare_arguments, _compare),
+    "transcribe": Command("write down what is said in audio files", _transcribe_arguments, _transcribe),
     "generate": Command("write text with a trained language model", _generate_arguments, _generate),
 }
 

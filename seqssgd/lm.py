@@ -1,7 +1,6 @@
 """A trained language model, read back from its run directory: what text it finds likely, and what it writes."""
 
 import math
-import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +12,7 @@ from seqssgd.data.text import TextDataset
 from seqssgd.data.tokenizers import Tokenizer, load_tokenizer
 from seqssgd.errors import UserError
 from seqssgd.models.lstm import LSTMLanguageModel
+from seqssgd.runs import find_checkpoint, read_section
 from seqssgd.training import checkpoint as checkpoints
 
 
@@ -28,13 +28,13 @@ def load_language_model(run: str | Path, checkpoint: str | Path = "best") -> tup
 
     Args:
         run: the run directory.
-        checkpoint: as in :func:`find_checkpoint`.
+        checkpoint: as in :func:`seqssgd.runs.find_checkpoint`.
 
     Raises:
         UserError: not a run of a language model, no such checkpoint, a damaged one, or one of another model.
     """
     run = Path(run)
-    settings = _section(run, "model")
+    settings = read_section(run, "model", "a language model")
     tokenizer = load_tokenizer(run / "tokenizer")
     path = find_checkpoint(run, checkpoint)
     try:
@@ -45,58 +45,18 @@ def load_language_model(run: str | Path, checkpoint: str | Path = "best") -> tup
     return model.eval(), tokenizer
 
 
-def find_checkpoint(run: str | Path, checkpoint: str | Path = "best") -> Path:
-    """The file of a run's checkpoint.
-
-    Args:
-        run: the run directory.
-        checkpoint: ``"best"`` on validation (the last one in a run that has not been validated yet), ``"last"``,
-            or the path of a file.
-
-    Raises:
-        UserError: there is no such checkpoint.
-    """
-    folder = Path(run) / "checkpoints"
-    if checkpoint not in ("best", "last"):
-        if not Path(checkpoint).is_file():
-            raise UserError(f"{checkpoint} is not a file; give best, last, or the path of a checkpoint")
-        return Path(checkpoint)
-    best = folder / "best.pt"
-    if checkpoint == "best" and best.is_file():
-        return best
-    steps = {int(m[1]): path for path in folder.glob("step-*.pt") if (m := re.fullmatch(r"step-(\d+)\.pt", path.name))}
-    if not steps:
-        raise UserError(f"{folder} holds no {'best.pt or ' if checkpoint == 'best' else ''}step-*.pt; train first")
-    return steps[max(steps)]
-
-
 def check_same_data(run: str | Path, dataset: TextDataset) -> None:
     """Makes sure that a run was trained on ``dataset``: on the same text, prepared with the same settings.
 
     Raises:
         UserError: it was trained on another text, or on one with other tokens; or it is not a run.
     """
-    trained_on = _section(Path(run), "data")
+    trained_on = read_section(run, "data", "a language model")
     if trained_on.get("fingerprint") != dataset.info["fingerprint"]:
         raise UserError(
             f"{dataset.folder} ({dataset.info['name']}) is not the data that {run} was trained on "
             f"({trained_on.get('name')}), or was prepared with other settings; give that --data"
         )
-
-
-def choose_device(name: str | None) -> torch.device:
-    """The device of that name; for ``None`` CUDA if there is one, else the CPU.
-
-    Raises:
-        UserError: there is no such device here.
-    """
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.zeros(1, device=device).item()  # the name alone does not tell whether it is there
-    except (RuntimeError, AssertionError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
-        raise UserError(f"--device {name} cannot be used here ({reason}); try --device cpu") from None
-    return device
 
 
 @torch.no_grad()
@@ -189,19 +149,3 @@ def generate(
             ids.append(int(torch.multinomial(probabilities, 1, generator=generator)))
     model.train(training)
     return tokenizer.decode(ids[1:])
-
-
-def _section(run: Path, name: str) -> dict:
-    """One section of a run's ``config.yaml``."""
-    import yaml
-
-    path = run / "config.yaml"
-    try:
-        section = yaml.safe_load(path.read_bytes())[name]
-    except OSError:
-        raise UserError(f"{run} is not a run directory (no config.yaml); give a --run that train.py wrote") from None
-    except (yaml.YAMLError, KeyError, TypeError):
-        section = None
-    if not isinstance(section, dict):
-        raise UserError(f"{path} has no section {name!r}; give a --run of a language model")
-    return section

@@ -13,8 +13,9 @@ from pathlib import Path
 from seqssgd.cli import run_arguments
 from seqssgd.data.text import SPLITS, TextDataset, load_text
 from seqssgd.errors import run_cli
-from seqssgd.lm import check_same_data, choose_device, describe, find_checkpoint, load_language_model, perplexity
+from seqssgd.lm import check_same_data, describe, load_language_model, perplexity
 from seqssgd.report import record
+from seqssgd.runs import choose_device, find_checkpoint
 
 
 def main(argv: list[str] | None = None) -> None:

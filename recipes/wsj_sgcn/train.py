@@ -37,6 +37,7 @@ class CorpusConfig:
     Attributes:
         train: name of the training set.
         valid: name of the validation set.
+        test: name of the test set, for evaluate.py.
         batch_seconds: audio in a minibatch, padding included, over all processes.
         max_seconds: longer utterances are left out; null: none are.
         buckets: the most groups of utterances of similar length that minibatches are made from.
@@ -46,6 +47,7 @@ class CorpusConfig:
 
     train: str = "train"
     valid: str = "valid"
+    test: str = "test"
     batch_seconds: float = 60.0
     max_seconds: float | None = 30.0
     buckets: int = 10
@@ -137,13 +139,11 @@ class SpeechTask:
             self.mask = SpecAugment(**masks)
         except ValueError as error:
             raise UserError(f"augment.{error}") from error
-        fastest = max(config.augment.speeds)
-        self.selection = select(
-            self.train,
-            self.targets,
-            lambda samples: model.output_frames(int(samples / fastest)),
-            config.corpus.max_seconds,
-        )
+
+        def frames_of(samples: int) -> int:
+            return model.output_frames(self.speed.shortest(samples))
+
+        self.selection = select(self.train, self.targets, frames_of, config.corpus.max_seconds)
         world = distributed.world_size()
         self.minibatches = BucketBatches(
             self.train.samples,
@@ -231,8 +231,9 @@ def main(argv: list[str] | None = None) -> int:
     task = SpeechTask(model, tokenizer, sets, config, device)
     optimizer = training.build_optimizer(model, config.optim)
     schedulers = training.build_schedulers(optimizer, config.optim, config.training.epochs)
-    about_data = {role: {"name": data.name, "fingerprint": data.fingerprint} for role, data in sets.items()}
-    run = training.RunDirectory(command.out, {**dataclasses.asdict(config), "data": about_data})
+    about = {role: {"fingerprint": data.fingerprint, "rates": data.source_rates} for role, data in sets.items()}
+    settings = {**dataclasses.asdict(config), "data": about, "tokenizer": tokenizer.fingerprint}
+    run = training.RunDirectory(command.out, settings)
     if distributed.is_main():
         (run.path / "tokenizer").mkdir(exist_ok=True)  # so that the run can be used without the data
         tokenizer.save(run.path / "tokenizer")

@@ -108,6 +108,14 @@ def take_channel(recording: Recording, number: int) -> Recording:
     return Recording(recording.samples[:, number - 1 : number], recording.rate)
 
 
+def mix_channels(recording: Recording) -> Recording:
+    """The mean of all channels as one."""
+    samples, rate, _ = recording
+    if samples.shape[1] == 1:
+        return recording
+    return Recording(np.rint(samples.mean(1, keepdims=True, dtype=np.float64)).astype(samples.dtype), rate)
+
+
 def resample(recording: Recording, rate: int) -> Recording:
     """A recording of one channel at another sample rate, by FFmpeg's resampler (PyAV); others as they are."""
     samples = recording.samples

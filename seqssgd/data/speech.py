@@ -38,6 +38,7 @@ class SpeechSet:
         source_rates: the rates that the recordings have themselves.
         ids: one per utterance, none twice.
         texts: the transcripts.
+        speakers: of the utterances; None where the set does not name them all.
         samples: how long every waveform is.
         caches: whether decoded recordings are kept in memory.
     """
@@ -53,6 +54,8 @@ class SpeechSet:
     ) -> None:
         self.name, self.rate, self.source_rates, self._rates = name, rate, sorted(set(rates)), rates
         self.ids, self.texts = list(table["id"]), list(table["text"])
+        speakers = list(table["speaker"]) if "speaker" in table.column_names else [None]
+        self.speakers: list[str] | None = None if None in speakers else [str(speaker) for speaker in speakers]
         self.samples = [-(-count * rate // own) for count, own in zip(counts, rates, strict=True)]
         self.caches = 2 * sum(self.samples) <= cache_gigabytes * 1e9
         self._audio = table.select_columns("audio")
@@ -92,7 +95,7 @@ class SpeechSet:
                 raise UserError(f"{self.name}: {self.ids[index]} {error}; prepare the corpus again") from None
             if self.caches:
                 self._cache[index] = samples
-        return torch.from_numpy(samples).float().mul_(2.0 ** (1 - 8 * samples.itemsize))
+        return scaled(samples)
 
     def _fitted(self, samples: "np.ndarray", index: int) -> "np.ndarray":
         """As many samples as there should be; a few more or less at the end are a resampler's."""
@@ -146,6 +149,11 @@ def load_speech(folder: str | Path, name: str, rate: int = 16_000, cache_gigabyt
             f"{title}: {len(problems):,} of {len(table):,} utterances cannot be used: {'; '.join(problems[:5])}{more}"
         )
     return SpeechSet(title, table, rate, rates, counts, cache_gigabytes)
+
+
+def scaled(samples: "np.ndarray") -> Tensor:
+    """Whole-numbered samples as float32 in [-1, 1]."""
+    return torch.from_numpy(samples).float().mul_(2.0 ** (1 - 8 * samples.itemsize))
 
 
 def set_names(folder: str | Path) -> list[str]:

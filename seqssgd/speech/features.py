@@ -97,17 +97,21 @@ class LogMel(nn.Module):
         """Features (B, T, F), float32, and their lengths (B,), of waveforms (B, N) and their lengths (B,)."""
         with torch.autocast(waves.device.type, enabled=False):  # energies need more than 8 bits
             features, lengths = self.log_mel(waves, lengths)
-            mask = frame_mask(lengths, features.shape[1])[..., None]
-            if self.normalization == "utterance":
-                count = lengths.clamp(min=1)[:, None, None]
-                features = features.masked_fill(~mask, 0.0)
-                features = features - features.sum(1, keepdim=True) / count
-                variance = features.masked_fill(~mask, 0.0).square().sum(1, keepdim=True) / count
-                features = features * variance.clamp(min=1e-10).rsqrt()
-            elif self.normalization == "global":
-                self._check_measured()
-                features = (features - self.mean) / self.std
-            return features.masked_fill(~mask, 0.0), lengths
+            return self.normalize(features, lengths), lengths
+
+    def normalize(self, features: Tensor, lengths: Tensor) -> Tensor:
+        """What ``log_mel`` gave, normalised, with zeros beyond the lengths."""
+        mask = frame_mask(lengths, features.shape[1])[..., None]
+        if self.normalization == "utterance":
+            count = lengths.clamp(min=1)[:, None, None]
+            features = features.masked_fill(~mask, 0.0)
+            features = features - features.sum(1, keepdim=True) / count
+            variance = features.masked_fill(~mask, 0.0).square().sum(1, keepdim=True) / count
+            features = features * variance.clamp(min=1e-10).rsqrt()
+        elif self.normalization == "global":
+            self._check_measured()
+            features = (features - self.mean) / self.std
+        return features.masked_fill(~mask, 0.0)
 
     def log_mel(self, waves: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """As ``forward``, before normalisation; whatever comes out beyond a length."""

@@ -5,6 +5,8 @@ kinds have ``encode``, ``decode``, ``normalize``, ``labels``, ``vocab_size`` and
 either back.
 """
 
+import hashlib
+import json
 import re
 import string
 from collections.abc import Iterable, Sequence
@@ -76,6 +78,12 @@ class LabelTokenizer:
                 "add them to its symbols, drop them, or mend the transcripts"
             )
         return encoded
+
+    @property
+    def fingerprint(self) -> str:
+        """Differs between tokenizers that may give one text other labels, or one label another text."""
+        settings = json.dumps([self.level, self.case, self.drop]).encode()
+        return hashlib.sha256(settings + self._content()).hexdigest()
 
     def save(self, folder: str | Path) -> None:
         """Writes ``tokenizer.json`` and a file with the labels into an existing folder."""

@@ -1,0 +1,191 @@
+"""Word and character error rates of a trained recogniser on a set of prepared speech.
+
+    python recipes/wsj_sgcn/evaluate.py --run runs/an4 --data data/an4 --split test --report errors.txt
+    python recipes/wsj_sgcn/evaluate.py --run runs/an4 --data data/an4 --beam 100 --lm an4.arpa --alpha 0.5 1 --beta 0 1
+
+Greedy decoding, or beam search with an n-gram language model (see ngram.py) whose weights, where several are given, are
+chosen on the validation set. Corpora whose dataset.json asks for it (WSJ) are scored with Kaldi's filter.
+"""
+
+import argparse
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from seqssgd.asr import SPLITS, Recognizer, check_same_corpus, load_for_run, load_recognizer, transcribe_set
+from seqssgd.cli import run_arguments
+from seqssgd.data.speech_writer import read_info
+from seqssgd.data.wsj import scoring_filter
+from seqssgd.errors import UserError, run_cli
+from seqssgd.files import atomic_path
+from seqssgd.metrics import RealTimeFactor, Score, score
+from seqssgd.report import record
+from seqssgd.runs import choose_device, find_checkpoint
+from seqssgd.speech.decode import BeamSearch, arpa_words, grid_search
+from seqssgd.speech.ngram import SEPARATOR
+from seqssgd.speech.tokens import LabelTokenizer
+
+NAMES = {"word": "WER", "char": "CER"}
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    run_arguments(parser, "recipes/wsj_sgcn")
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="the folder of prepared speech")
+    parser.add_argument("--split", default="test", help=f"{', '.join(SPLITS)}, or the name of a set (default test)")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write the alignment of every utterance there")
+    parser.add_argument(
+        "--save", action="store_true", help="keep the figures in the run directory, for seqssgd compare"
+    )
+    beam = parser.add_argument_group("beam search")
+    beam.add_argument("--beam", type=int, metavar="N", help="hypotheses kept after every frame (default: greedy)")
+    beam.add_argument("--lm", metavar="FILE", help="n-gram model over words or labels: ARPA, or KenLM binary")
+    beam.add_argument("--lexicon", metavar="FILE", help="words, one a line (default: those of an ARPA over words)")
+    beam.add_argument("--alpha", type=float, nargs="+", default=[1.0], help="weights of the language model (default 1)")
+    beam.add_argument("--beta", type=float, nargs="+", default=[0.0], help="bonuses of every word (default 0)")
+    args = parser.parse_args(argv)
+    if args.beam is None and any(
+        getattr(args, name) != beam.get_default(name) for name in ("lm", "lexicon", "alpha", "beta")
+    ):
+        raise UserError("--lm, --lexicon, --alpha and --beta are of beam search; give --beam 100 with them")
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    device = choose_device(args.device)
+    path = find_checkpoint(args.run, args.checkpoint)
+    model, tokenizer = load_recognizer(args.run, path)
+    data = load_for_run(args.run, args.data, args.split)
+    tokenizer.encode_all(data.texts, data.ids)  # refuses what the model could never write
+    if args.save:
+        check_same_corpus(args.run, args.data)
+    filtered = (read_info(args.data) or {}).get("scoring_filter") == "wsj"
+    clean = wsj_text if filtered else tokenizer.normalize
+    model.to(device)
+    decode, decoding = None, "greedy"
+    if args.beam is not None:
+        search, decoding = choose_search(args, model, tokenizer, clean, device)
+
+        def decode(logits, lengths):
+            return [found.text for found in search(logits, lengths)]
+
+    factor = RealTimeFactor()
+    texts, _ = transcribe_set(model, data, tokenizer, device, decode=decode, factor=factor)
+    references = dict(zip(data.ids, data.texts, strict=True))
+    scores = {unit: score(references, texts, unit, clean) for unit in NAMES}
+    speakers = None if data.speakers is None else dict(zip(data.ids, data.speakers, strict=True))
+    lines = [f"{path}, {data}", f"decoding: {decoding}{', scored with the filter of WSJ' if filtered else ''}"]
+    lines += [rate_line(found, speakers) for found in scores.values()]
+    lines.append(f"real-time factor {factor.value:.4f} ({device}, {torch.get_num_threads()} threads)")
+    lines += confusion_lines(scores["word"])
+    print("\n".join(lines))
+    if args.report:
+        write_report(args.report, lines, scores["word"])
+    if args.save:  # beam search beside greedy decoding, not in its place
+        name = args.split if args.beam is None else f"{args.split}_beam"
+        record(args.run, name, figures(scores, speakers, factor, decoding) | {"checkpoint": path.name})
+
+
+def wsj_text(text: str) -> str:
+    """What counts in scoring WSJ, whatever the case of the tokenizer."""
+    return scoring_filter(text.upper())
+
+
+def choose_search(
+    args: argparse.Namespace,
+    model: Recognizer,
+    tokenizer: LabelTokenizer,
+    clean: Callable[[str], str],
+    device: torch.device,
+) -> tuple[BeamSearch, str]:
+    """The beam search, with the best of the weights on the validation set, and what to call it."""
+    lexicon = args.lexicon
+    if lexicon is None and args.lm is not None and " " in tokenizer.labels:
+        try:
+            words = arpa_words(args.lm)
+            lexicon = None if SEPARATOR in words else words
+        except UserError:
+            pass  # a binary, or no model at all: the search says so
+    try:
+        search = BeamSearch(tokenizer, args.lm, lexicon, args.alpha[0], args.beta[0], args.beam)
+        searches = [search.with_weights(alpha, beta) for alpha in args.alpha for beta in args.beta]
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"--{error}") from None
+    chosen = ""
+    if len(searches) > 1:
+        best = on_validation(args, search, model, tokenizer, clean, device)
+        search = search.with_weights(best.alpha, best.beta)
+        chosen = f", chosen on validation (WER {best.rate:.2f} %)"
+    weights = "" if args.lm is None else f" with {args.lm}, alpha {search.alpha:g}"
+    return search, f"beam {args.beam}{weights}, beta {search.beta:g}{chosen}"
+
+
+def on_validation(args, search, model, tokenizer, clean, device):
+    """The best point of the grid of weights."""
+    valid = load_for_run(args.run, args.data, "valid")
+
+    def keep(logits, lengths):
+        return [row[:length].cpu() for row, length in zip(logits, lengths.tolist(), strict=True)]
+
+    logits, _ = transcribe_set(model, valid, tokenizer, device, decode=keep)
+    references = dict(zip(valid.ids, valid.texts, strict=True))
+    return grid_search(search, logits, references, args.alpha, args.beta, normalize=clean)[0]
+
+
+def rate_line(found: Score, speakers: dict[str, str] | None) -> str:
+    """An error rate with its counts and its confidence interval."""
+    counts, interval = found.counts, found.interval(speakers)
+    line = (
+        f"{NAMES[found.unit]} {counts.rate:.2f} % ({counts.errors:,} of {counts.reference:,} "
+        f"{'words' if found.unit == 'word' else 'characters'}: {counts.substitutions:,} substituted, "
+        f"{counts.deletions:,} deleted, {counts.insertions:,} inserted)"
+    )
+    if interval is not None:
+        drawn = "utterances" if speakers is None else "speakers"
+        line += f", 95 % interval {interval[0]:.2f} to {interval[1]:.2f} (bootstrap over {drawn})"
+    return line
+
+
+def confusion_lines(found: Score) -> list[str]:
+    """The most frequent errors of each kind."""
+    confusions = found.confusions(10)
+    kinds = {
+        "substituted": [(f"{a} → {b}", count) for (a, b), count in confusions.substitutions],
+        "deleted": confusions.deletions,
+        "inserted": confusions.insertions,
+    }
+    return [f"{kind}: {', '.join(f'{text} ({count})' for text, count in rows)}" for kind, rows in kinds.items() if rows]
+
+
+def write_report(path: Path, lines: list[str], found: Score) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as temporary:
+            temporary.write_text("\n".join([*lines, "", found.report()]), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--report {path}: cannot be written ({error.strerror})") from None
+
+
+def figures(
+    scores: dict[str, Score], speakers: dict[str, str] | None, factor: RealTimeFactor, decoding: str
+) -> dict[str, object]:
+    """What --save keeps."""
+    result: dict[str, object] = {"decoding": decoding, "utterances": len(scores["word"].alignments)}
+    for unit, found in scores.items():
+        key, interval = NAMES[unit].lower(), found.interval(speakers)
+        counts = {
+            name: getattr(found.counts, name) for name in ("substitutions", "deletions", "insertions", "reference")
+        }
+        rate = found.rate if math.isfinite(found.rate) else None
+        result |= {key: rate, f"{key}_interval": interval, f"{key}_counts": counts}
+    return result | {"real_time_factor": round(factor.value, 6)}
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main))

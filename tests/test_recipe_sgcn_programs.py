@@ -1,0 +1,310 @@
+"""The programs of recipes/wsj_sgcn as they are called: killed and resumed, evaluated, given wrong input."""
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from programs import ROOT, load, refused, start
+
+from seqssgd.metrics import score
+from seqssgd.report import read_run, table
+from seqssgd.training import checkpoint
+
+datasets = pytest.importorskip("datasets")
+import tones  # noqa: E402
+
+from seqssgd.asr import load_for_run, load_recognizer, transcribe  # noqa: E402
+
+TRAIN, EVALUATE = load("recipes/wsj_sgcn/train.py"), load("recipes/wsj_sgcn/evaluate.py")
+NGRAM = load("recipes/wsj_sgcn/ngram.py")
+TIMES = ("seconds", "units_per_second", "training_seconds", "metrics_length")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
+        patch.setenv("HF_DATASETS_CACHE", str(folder))  # of the processes
+        yield
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return tones.prepare(tmp_path_factory.mktemp("prepared") / "data")
+
+
+def command(data: Path, out: Path, *options: object) -> list[str]:
+    """A tiny model with all that makes resuming hard: noise, dropout, speeds and masks."""
+    settings = ["--config", ROOT / "recipes/wsj_sgcn/an4_ssgd.yaml", "--data", data, "--out", out]
+    settings += ["--model.network.width", 12, "--model.network.layers", 2, "--model.features.bins", 24]
+    settings += ["--augment.time_width", 5, "--augment.frequency_width", 3, "--corpus.batch_seconds", 4]
+    settings += ["--optim.lr", 0.01, "--training.threads", 1, "--training.epochs", 2, *options]
+    return [str(setting) for setting in settings]
+
+
+def train(data: Path, out: Path, *options: object) -> dict:
+    assert TRAIN.main(command(data, out, *options)) == 0
+    return json.loads((out / "result.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory) -> Path:
+    """A finished run that has learned something, for tests that change nothing in it."""
+    torch.set_num_threads(1)
+    run = tmp_path_factory.mktemp("finished") / "run"
+    options = ["--training.epochs", 20, "--training.evaluate_every", 10, "--model.network.width", 24]
+    result = train(data, run, *options, "--optim.lr", 0.02, "--model.network.dropout", 0)
+    assert result["nonfinite"] == 0 and result["best"]["valid_cer"] < 60
+    return run
+
+
+def without_times(tree):
+    """Nested values without what a clock has measured, tensors as their bytes."""
+    if isinstance(tree, dict):
+        return {key: without_times(value) for key, value in tree.items() if key not in TIMES}
+    if isinstance(tree, (list, tuple)):
+        return [without_times(value) for value in tree]
+    return (tree.dtype, tree.numpy().tobytes()) if isinstance(tree, torch.Tensor) else tree
+
+
+def outcome(run: Path) -> list:
+    """All that a run leaves behind, apart from times."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    states = {path.name: checkpoint.load(path) for path in sorted((run / "checkpoints").glob("*.pt"))}
+    return without_times([rows, states, json.loads((run / "result.json").read_text())])
+
+
+def evaluate(capsys, run: Path, data: Path, *options: object) -> list[str]:
+    """The lines that evaluate.py prints."""
+    capsys.readouterr()
+    EVALUATE.main([str(option) for option in ("--run", run, "--data", data, "--device", "cpu", *options)])
+    return capsys.readouterr().out.splitlines()
+
+
+def heard(run: Path, data: Path, split: str, name: str = "best") -> tuple[dict[str, str], dict[str, str]]:
+    """References and what the model hears in one recording after the other."""
+    model, tokenizer = load_recognizer(run, name)
+    found = load_for_run(run, data, split)
+    texts = {key: transcribe(model, tokenizer, found.waveform(i)) for i, key in enumerate(found.ids)}
+    return dict(zip(found.ids, found.texts, strict=True)), texts
+
+
+# ---- runs ------------------------------------------------------------------------------------------------------------
+
+
+def test_killed_half_way_and_started_again_a_run_ends_with_the_same_bits(data, tmp_path):
+    options = ["--training.epochs", 8, "--training.checkpoint_every", 3, "--training.log_every", 7]
+    train(data, tmp_path / "whole", *options)
+    process = start("recipes/wsj_sgcn/train.py", *command(data, tmp_path / "killed", *options))
+    deadline = time.monotonic() + 100
+    while not any((tmp_path / "killed").glob("checkpoints/step-*[1-9]?.pt")) and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -9 and not (tmp_path / "killed/result.json").exists()
+    again = start("recipes/wsj_sgcn/train.py", *command(data, tmp_path / "killed", *options))
+    out, err = again.communicate(timeout=120)
+    assert again.returncode == 0, err
+    assert "resuming at step" in out and "Traceback" not in err
+    assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("options", [
+    ["--optim.signs", "halves"],
+    ["--optim.method", "none", "--optim.noise", 0, "--training.accumulate", 2, "--corpus.prefetch", 0],
+    ["--tokens.level", "sentencepiece", "--tokens.vocab_size", 12, "--model.features.normalization", "global"],
+], ids=["halves", "plain", "pieces"])  # fmt: skip
+def test_every_form_of_training_resumes_to_the_same_bits_and_evaluates(data, tmp_path, capsys, options):
+    result = train(data, tmp_path / "whole", *options)
+    if "--training.accumulate" not in options:
+        assert result["passes"] == (result["steps"] if "halves" in options else 2 * result["steps"])
+    TRAIN.main([*command(data, tmp_path / "parts", *options), "--max-steps", str(result["steps"] // 2 + 1)])
+    moved = shutil.copytree(data, tmp_path / "elsewhere")  # the place of the data is no part of the configuration
+    train(moved, tmp_path / "parts", *options)
+    models = [checkpoint.load_newest(tmp_path / run / "checkpoints")[1] for run in ("whole", "parts")]
+    for key in ("model", "optimizer", "schedulers", "processes"):
+        assert without_times(models[0][key]) == without_times(models[1][key])
+    said = evaluate(capsys, tmp_path / "whole", data, "--split", "valid", "--checkpoint", "last")
+    assert float(said[2].split()[1]) == pytest.approx(result["final"]["valid_wer"], abs=0.005)
+    assert float(said[3].split()[1]) == pytest.approx(result["final"]["valid_cer"], abs=0.005)
+
+
+# ---- evaluation ------------------------------------------------------------------------------------------------------
+
+
+def test_evaluation_counts_the_errors_of_every_recording_by_itself(data, finished, tmp_path, capsys):
+    report = tmp_path / "new/report.txt"
+    said = evaluate(capsys, finished, data, "--report", report)
+    references, texts = heard(finished, data, "test")
+    assert said[0].startswith(f"{finished}/checkpoints/best.pt, {data}/test: 12 utterances, 0.00 hours at 16,000 Hz")
+    assert said[1] == "decoding: greedy"
+    speakers = {key: f"test-{i % 3}" for i, key in enumerate(references)}
+    for line, name, unit in ((said[2], "WER", "word"), (said[3], "CER", "char")):
+        found = score(references, texts, unit)
+        counts, (low, high) = found.counts, found.interval(speakers)
+        assert 0 < found.rate < 100  # it has learned something, and not all
+        assert line == (
+            f"{name} {found.rate:.2f} % ({counts.errors} of {counts.reference} "
+            f"{'words' if unit == 'word' else 'characters'}: {counts.substitutions} substituted, {counts.deletions} "
+            f"deleted, {counts.insertions} inserted), 95 % interval {low:.2f} to {high:.2f} (bootstrap over speakers)"
+        )
+    assert said[4].startswith("real-time factor 0.") and said[4].endswith(" (cpu, 1 threads)")
+    pair, count = score(references, texts).confusions(1).substitutions[0]
+    assert f"substituted: {pair[0]} → {pair[1]} ({count})" in "\n".join(said)
+    written = report.read_text().split("\n\n")
+    assert written[0].splitlines() == said
+    assert report.read_text().count("REF:") == 12 and score(references, texts).report() in report.read_text()
+
+
+def test_saved_figures_are_those_of_the_table_and_beam_search_does_not_replace_them(data, finished, tmp_path, capsys):
+    run = shutil.copytree(finished, tmp_path / "run")
+    evaluate(capsys, run, data, "--split", "valid", "--save")
+    evaluate(capsys, run, data, "--save")
+    pytest.importorskip("flashlight.lib.text.decoder", reason="needs pip install 'seqssgd[beam]'")
+    evaluate(capsys, run, data, "--save", "--beam", 5)
+    saved = json.loads((run / "evaluation.json").read_text())
+    assert set(saved) == {"valid", "test", "test_beam"} and saved["test_beam"]["decoding"] == "beam 5, beta 0"
+    found = score(*heard(run, data, "test"))
+    assert saved["test"]["wer"] == found.rate and saved["test"]["checkpoint"] == "best.pt"
+    assert saved["test"]["wer_counts"]["reference"] == found.counts.reference
+    assert saved["test"]["wer_interval"][0] <= found.rate <= saved["test"]["wer_interval"][1]
+    shown = table([read_run(run)], "valid_wer")
+    assert "test wer of the best" in shown and f" {found.rate:.2f} " in shown
+    message = refused(capsys, EVALUATE.main, "--run", run, "--data", tones.prepare(tmp_path / "other", "AB"), "--save")
+    assert f"other is not the corpus that {run} was trained on, which --save is for; leave it out" in message
+
+
+def test_beam_search_takes_the_words_of_the_model_and_the_weights_that_are_best_on_validation(
+    data, finished, tmp_path, capsys
+):
+    pytest.importorskip("flashlight.lib.text.decoder", reason="needs pip install 'seqssgd[beam]'")
+    pytest.importorskip("kenlm", reason="needs pip install 'seqssgd[beam]'")
+    lm, letters, more = (tmp_path / name for name in ("words.arpa", "letters.arpa", "more.txt"))
+    more.write_text("\n".join(tones.texts(12, 2)).lower())  # the test set's: a model that knows what is said
+    NGRAM.main([str(x) for x in ("--run", finished, "--data", data, "--text", more, "--out", lm)])
+    NGRAM.main(
+        [str(x) for x in ("--run", finished, "--text", more, "--level", "label", "--order", 4, "--out", letters)]
+    )
+    assert "from 52 sentences" in capsys.readouterr().out
+    greedy = evaluate(capsys, finished, data)
+    words = evaluate(capsys, finished, data, "--beam", 20, "--lm", lm, "--alpha", 0, 1, "--beta", 0, 2)
+    spelt = evaluate(capsys, finished, data, "--beam", 20, "--lm", letters, "--alpha", 0.5)
+    rates = [float(lines[2].split()[1]) for lines in (greedy, words, spelt)]
+    assert rates[1] < rates[0]
+    assert spelt[1] == f"decoding: beam 20 with {letters}, alpha 0.5, beta 0"
+    chosen = words[1].split("beam 20 with ")[1]
+    alpha, beta = (float(chosen.split(f"{name} ")[1].split(",")[0]) for name in ("alpha", "beta"))
+    grid = {}
+    for weights in ((0, 0), (0, 2), (1, 0), (1, 2)):
+        options = ["--beam", 20, "--lm", lm, "--alpha", weights[0], "--beta", weights[1], "--split", "valid"]
+        grid[weights] = float(evaluate(capsys, finished, data, *options)[2].split()[1])
+    assert grid[alpha, beta] == min(grid.values()) and f"chosen on validation (WER {grid[alpha, beta]:.2f} %)" in chosen
+
+
+def test_wsj_is_scored_with_its_filter(data, finished, tmp_path, capsys):
+    """A model that is right but for a noise and a mark makes no error."""
+    folder = tones.prepare(tmp_path / "wsj", scoring_filter="wsj")
+    references, texts = heard(finished, folder, "test")
+    rows = pq.read_table(folder / "test.parquet").to_pylist()
+    for row in rows:
+        row["text"] = f"<NOISE> {texts[row['id']]}" if texts[row["id"]] else "<NOISE>"
+    pq.write_table(pa.Table.from_pylist(rows), folder / "heard.parquet")  # not in dataset.json: decoded and checked
+    said = evaluate(capsys, finished, folder, "--split", "heard")
+    assert said[1] == "decoding: greedy, scored with the filter of WSJ" and said[2].startswith("WER 0.00 % (0 of ")
+    assert EVALUATE.wsj_text("<noise> the :colon *rose*") == "THE COLON ROSE"
+
+
+# ---- wrong input -----------------------------------------------------------------------------------------------------
+
+
+def test_data_that_the_model_cannot_use_are_refused(data, finished, tmp_path, capsys):
+    def refuse(folder: Path, *options: object) -> str:
+        return refused(capsys, EVALUATE.main, "--run", finished, "--data", folder, *options)
+
+    assert "has no set 'dev'; it has test, train, valid" in refuse(data, "--split", "dev")
+    assert "absent does not exist" in refuse(tmp_path / "absent")
+    telephone = tones.prepare(tmp_path / "telephone", rate=8_000)
+    message = refuse(telephone)
+    assert f"telephone/test has recordings at 8,000 Hz, and {finished} was trained on 16,000 Hz" in message
+    rows = pq.read_table(data / "test.parquet").to_pylist()
+    (tmp_path / "marks").mkdir()
+    pq.write_table(pa.Table.from_pylist([row | {"text": "A 1 ß"} for row in rows]), tmp_path / "marks/test.parquet")
+    assert "'1' (U+0031) in test00" in refuse(tmp_path / "marks")
+    (tmp_path / "text").mkdir()
+    pq.write_table(pa.table({"id": ["a"], "text": ["A"]}), tmp_path / "text/test.parquet")
+    assert "text/test has no column audio" in refuse(tmp_path / "text")
+    for name in ("train", "valid"):
+        shutil.copy(tmp_path / "text/test.parquet", tmp_path / f"text/{name}.parquet")
+    message = refused(capsys, TRAIN.main, *command(tmp_path / "text", tmp_path / "run"))
+    assert "text/train has no column audio" in message and not (tmp_path / "run").exists()
+    assert "--lm, --lexicon, --alpha and --beta are of beam search" in refuse(data, "--lm", "x.arpa")
+
+
+def test_language_models_that_are_none_are_refused(data, finished, tmp_path, capsys):
+    pytest.importorskip("flashlight.lib.text.decoder", reason="needs pip install 'seqssgd[beam]'")
+    pytest.importorskip("kenlm", reason="needs pip install 'seqssgd[beam]'")
+    (tmp_path / "page.arpa").write_text("<!DOCTYPE html>\n<title>404</title>\n")
+    (tmp_path / "half.arpa").write_text("\\data\\\nngram 1=3\nngram 2=1\n\n\\1-grams:\n-1\tA\t-1\n")
+    for options, reason in (
+        (["--lm", tmp_path / "page.arpa"], "page.arpa: this is a web page, not an ARPA file"),
+        (["--lm", tmp_path / "half.arpa"], "half.arpa: not an ARPA file or a binary of KenLM, or not all of it"),
+        (["--lm", tmp_path / "absent.arpa"], "absent.arpa: there is no such language model"),
+        (["--lexicon", tmp_path / "absent.txt"], "absent.txt: cannot be read as a lexicon"),
+        (["--alpha", -1], "--alpha=-1.0 must not be negative"),
+    ):
+        arguments = ["--run", finished, "--data", data, "--beam", 5, *options]
+        assert reason in refused(capsys, EVALUATE.main, *arguments)
+    assert "--beam=0: it must be at least 1" in refused(
+        capsys, EVALUATE.main, "--run", finished, "--data", data, "--beam", 0
+    )
+
+
+def test_a_tokenizer_or_a_checkpoint_of_another_run_is_refused(data, finished, tmp_path, capsys):
+    """Even one with as many labels, which would turn every text into another one."""
+    run = shutil.copytree(finished, tmp_path / "run")
+    labels = (run / "tokenizer/labels.txt").read_text()
+    for other in (labels.replace("A\nB\n", "B\nA\n"), labels + "0\n"):
+        assert other != labels
+        (run / "tokenizer/labels.txt").write_text(other)
+        message = refused(capsys, EVALUATE.main, "--run", run, "--data", data)
+        assert f"{run}/tokenizer is not the tokenizer that {run} was trained with" in message
+    (run / "tokenizer/labels.txt").unlink()
+    assert "labels.txt is missing" in refused(capsys, EVALUATE.main, "--run", run, "--data", data)
+    (run / "tokenizer/labels.txt").write_text(labels)
+    train(data, tmp_path / "more", "--tokens.symbols", "0", "--training.epochs", 1, "--model.network.width", 24)
+    other = tmp_path / "more/checkpoints/best.pt"
+    message = refused(capsys, EVALUATE.main, "--run", run, "--data", data, "--checkpoint", other)
+    assert f"{other}: weights of another model (size mismatch for network.output.weight" in message
+
+
+def test_folders_that_are_no_run_of_a_recogniser_are_refused(data, finished, tmp_path, capsys):
+    run = shutil.copytree(finished, tmp_path / "run")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    for changed, reason in (
+        ({**config, "model": {"hidden_size": 5}}, "section 'model' describes no speech recogniser ('features')"),
+        ({"model": 3}, "has no section 'model'; give a --run of a speech recogniser"),
+    ):
+        (run / "config.yaml").write_text(yaml.safe_dump(changed))
+        assert reason in refused(capsys, EVALUATE.main, "--run", run, "--data", data)
+    (run / "config.yaml").unlink()
+    assert "is not a run directory" in refused(capsys, EVALUATE.main, "--run", run, "--data", data)
+
+
+def test_the_programs_themselves_end_with_one_line_and_a_status(tmp_path):
+    absent = tmp_path / "absent"
+    for process in (
+        start("recipes/wsj_sgcn/train.py", *command(absent, tmp_path / "run")),
+        start("recipes/wsj_sgcn/evaluate.py", "--run", tmp_path, "--data", absent),
+        start("recipes/wsj_sgcn/ngram.py", "--run", tmp_path, "--text", absent, "--out", tmp_path / "out"),
+    ):
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 2 and out == "" and len(err.splitlines()) == 1, err
+        assert err.startswith("error: ")
