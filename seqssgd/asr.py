@@ -264,7 +264,7 @@ def read_wave(path: str | Path, rate: int, mix: bool = False) -> tuple[Tensor, i
             raise audio.AudioError("holds no samples")
         return scaled(audio.resample(audio.mix_channels(recording), rate).samples[:, 0]), recording.rate
     except audio.AudioError as error:
-        raise UserError(f"{path} {error}") from None
+        raise UserError(f"{path}: {error}") from None
 
 
 @torch.no_grad()

@@ -222,6 +222,21 @@ def test_wsj_is_scored_with_its_filter(data, finished, tmp_path, capsys):
     assert EVALUATE.wsj_text("<noise> the :colon *rose*") == "THE COLON ROSE"
 
 
+def test_a_network_that_has_heard_a_little_of_an4_hears_more_than_nothing(real_data, tmp_path, capsys):
+    """The whole road on real speech: a tiny network, trained on the validation set alone, which is small."""
+    prepared = tmp_path / "an4"
+    load("data_prep/an4.py").main(["--source", str(real_data / "an4/an4_raw.bigendian.tar.gz"), "--out", str(prepared)])
+    options = ["--corpus.train", "valid", "--training.epochs", 13, "--training.evaluate_every", 13]
+    options += ["--model.network.width", 64, "--model.network.layers", 4, "--optim.method", "none", "--optim.noise", 0]
+    options += ["--corpus.batch_seconds", 12, "--model.network.dropout", 0, "--augment.speeds", "[1.0]"]
+    options += ["--augment.time_masks", 0, "--augment.frequency_masks", 0]
+    result = train(prepared, tmp_path / "run", *options)
+    assert result["final"]["valid_loss"] < 2.5
+    said = evaluate(capsys, tmp_path / "run", prepared)
+    assert " of 773 words: " in said[2] and " of 2,565 characters: " in said[3]
+    assert float(said[3].split()[1]) < 90
+
+
 # ---- wrong input -----------------------------------------------------------------------------------------------------
 
 

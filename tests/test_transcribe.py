@@ -176,7 +176,7 @@ def test_unusable_files_take_a_line_each_and_the_others_are_written_down(run, tm
     said = capsys.readouterr()
     assert said.out.startswith(f"{good}: ") and len(said.out.splitlines()) == 1
     for line, file, reason in zip(said.err.splitlines(), files, bad.values(), strict=True):
-        assert line.startswith(f"error: {file} {reason}")
+        assert line.startswith(f"error: {file}: {reason}")
     assert cli.main([*arguments, "--mix", str(tmp_path / "stereo.wav"), str(good)]) == 0
     mixed, alone = (line.split(": ")[1] for line in capsys.readouterr().out.splitlines())
     assert mixed == alone  # the mean of two equal channels

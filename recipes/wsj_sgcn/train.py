@@ -145,16 +145,19 @@ class SpeechTask:
 
         self.selection = select(self.train, self.targets, frames_of, config.corpus.max_seconds)
         world = distributed.world_size()
-        self.minibatches = BucketBatches(
-            self.train.samples,
-            int(config.corpus.batch_seconds * self.train.rate / world),
-            self.selection.indices,
-            seed=config.seed,
-            buckets=config.corpus.buckets,
-            smallest=2 if config.optim.signs == "halves" and config.optim.method != "none" else 1,
-            rank=distributed.rank(),
-            world_size=world,
-        )
+        try:
+            self.minibatches = BucketBatches(
+                self.train.samples,
+                int(config.corpus.batch_seconds * self.train.rate / world),
+                self.selection.indices,
+                seed=config.seed,
+                buckets=config.corpus.buckets,
+                smallest=2 if config.optim.signs == "halves" and config.optim.method != "none" else 1,
+                rank=distributed.rank(),
+                world_size=world,
+            )
+        except UserError as error:
+            raise UserError(f"corpus (lengths in samples at {self.train.rate:,} Hz): {error}") from None
         self.steps_per_epoch = -(-len(self.minibatches) // config.training.accumulate)
         if config.model.features.normalization == "global":
             model.features.measure(padded([self.train.waveform(index)]) for index in self.selection.indices)
