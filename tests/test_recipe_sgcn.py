@@ -20,7 +20,6 @@ TRAIN = load("recipes/wsj_sgcn/train.py")
 FOLDER = ROOT / "recipes/wsj_sgcn"
 FILES = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
 MODEL = RecognizerConfig(FeatureConfig(bins=8, window=0.02), NetworkConfig(width=6, layers=2, kernel=3, subsampling=2))
-AUGMENT = {"speeds": [0.9, 1.0, 1.1], "time_masks": 1, "frequency_masks": 1, "frequency_width": 3}
 
 
 @pytest.fixture(scope="module")
@@ -114,8 +113,9 @@ def test_losses_and_gradients_are_those_by_hand(data, optim):
     assert not halved or any(size % 2 for size in sizes)  # halves of different sizes
 
 
-def test_both_passes_see_the_same_augmented_features(data):
-    task, optimizer = task_of(data, AUGMENT, **SSGD)
+@pytest.mark.parametrize("augment", [{"speeds": [0.9, 1.1]}, {"frequency_masks": 2, "frequency_width": 6}], ids=str)
+def test_both_passes_see_the_same_augmented_features(data, augment):
+    task, optimizer = task_of(data, augment, **SSGD)
     plain, _ = task_of(data)
     seen = []
     task.model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs))
@@ -127,7 +127,11 @@ def test_both_passes_see_the_same_augmented_features(data):
         (first, lengths), (second, same_lengths) = seen
         assert torch.equal(first, second) and torch.equal(lengths, same_lengths)
         assert torch.equal(batch[2], bare[2]) and torch.equal(batch[4], bare[4])  # labels and seconds are untouched
-        assert first.shape != bare[0].shape or not torch.equal(first, bare[0])
+        if "speeds" in augment:
+            assert (lengths != bare[1]).all()
+        else:
+            changed = (first != bare[0]).any(1)  # (B, F): features that are masked in all frames of an utterance
+            assert torch.equal(lengths, bare[1]) and changed.any() and not changed.all()
 
 
 def test_batches_can_begin_anywhere_and_every_utterance_comes_once_an_epoch(data):
@@ -244,6 +248,14 @@ def test_a_shipped_configuration_says_what_its_name_promises(name):
         max(group.get("noise", 0) for group in build_optimizer(model, config.optim).param_groups) == config.optim.noise
     )
     assert len(yaml.safe_load(FILES[name].read_text())) == 7  # all of it, and nothing twice
+
+
+def test_labels_of_wsj_are_what_was_said_without_noises_and_marks():
+    text = "<NOISE> HE <*IN*> ,COMMA *ROSE* :COLON \"DOUBLE-QUOTE"
+    tokenizer = TRAIN.build_tokenizer(parsed("wsj_12x190").tokens, [text])
+    said = 'HE IN ,COMMA ROSE COLON "DOUBLE-QUOTE'
+    assert tokenizer.normalize(text) == said == tokenizer.decode(tokenizer.encode(text).tolist())
+    assert tokenizer.vocab_size == 29 + len(',"-')
 
 
 def test_every_configuration_is_known_here_and_to_the_readme():

@@ -14,6 +14,7 @@ from programs import ROOT, load, refused, start
 
 from seqssgd.metrics import score
 from seqssgd.report import read_run, table
+from seqssgd.speech.decode import arpa_words
 from seqssgd.training import checkpoint
 
 datasets = pytest.importorskip("datasets")
@@ -194,8 +195,10 @@ def test_beam_search_takes_the_words_of_the_model_and_the_weights_that_are_best_
         [str(x) for x in ("--run", finished, "--text", more, "--level", "label", "--order", 4, "--out", letters)]
     )
     assert "from 52 sentences" in capsys.readouterr().out
+    written = {word for size, seed in ((40, 0), (12, 2)) for text in tones.texts(size, seed) for word in text.split()}
+    assert set(arpa_words(lm)) == written  # upper case, as the tokenizer writes
     greedy = evaluate(capsys, finished, data)
-    words = evaluate(capsys, finished, data, "--beam", 20, "--lm", lm, "--alpha", 0, 1, "--beta", 0, 2)
+    words = evaluate(capsys, finished, data, "--beam", 20, "--lm", lm, "--alpha", 0, 1, "--beta", -20, 1)
     spelt = evaluate(capsys, finished, data, "--beam", 20, "--lm", letters, "--alpha", 0.5)
     rates = [float(lines[2].split()[1]) for lines in (greedy, words, spelt)]
     assert rates[1] < rates[0]
@@ -203,10 +206,13 @@ def test_beam_search_takes_the_words_of_the_model_and_the_weights_that_are_best_
     chosen = words[1].split("beam 20 with ")[1]
     alpha, beta = (float(chosen.split(f"{name} ")[1].split(",")[0]) for name in ("alpha", "beta"))
     grid = {}
-    for weights in ((0, 0), (0, 2), (1, 0), (1, 2)):
+    for weights in ((0, -20), (0, 1), (1, -20), (1, 1)):
         options = ["--beam", 20, "--lm", lm, "--alpha", weights[0], "--beta", weights[1], "--split", "valid"]
         grid[weights] = float(evaluate(capsys, finished, data, *options)[2].split()[1])
-    assert grid[alpha, beta] == min(grid.values()) and f"chosen on validation (WER {grid[alpha, beta]:.2f} %)" in chosen
+    assert (
+        grid[alpha, beta] == min(grid.values()) < grid[0, -20]
+        and f"chosen on validation (WER {grid[alpha, beta]:.2f} %)" in chosen
+    )
 
 
 def test_wsj_is_scored_with_its_filter(data, finished, tmp_path, capsys):
