@@ -251,7 +251,7 @@ def test_a_shipped_configuration_says_what_its_name_promises(name):
 
 
 def test_labels_of_wsj_are_what_was_said_without_noises_and_marks():
-    text = "<NOISE> HE <*IN*> ,COMMA *ROSE* :COLON \"DOUBLE-QUOTE"
+    text = '<NOISE> HE <*IN*> ,COMMA *ROSE* :COLON "DOUBLE-QUOTE'
     tokenizer = TRAIN.build_tokenizer(parsed("wsj_12x190").tokens, [text])
     said = 'HE IN ,COMMA ROSE COLON "DOUBLE-QUOTE'
     assert tokenizer.normalize(text) == said == tokenizer.decode(tokenizer.encode(text).tolist())

@@ -306,6 +306,20 @@ def test_a_tokenizer_or_a_checkpoint_of_another_run_is_refused(data, finished, t
     assert f"{other}: weights of another model (size mismatch for network.output.weight" in message
 
 
+def test_a_language_model_needs_a_tokenizer_and_text(finished, tmp_path, capsys):
+    absent, out = tmp_path / "absent", tmp_path / "out.arpa"
+    for options, reason in (
+        (["--run", finished], "there is no text to read; give --data, --text, or both"),
+        (["--run", finished, "--text", absent], f"{absent} cannot be read"),
+        (["--run", tmp_path, "--text", absent], "does not hold a tokenizer"),
+        (["--run", finished, "--data", absent], f"{absent} does not exist"),
+        (["--run", finished, "--text", __file__, "--order", 0], "--order 0: it must be at least 1"),
+        (["--run", finished, "--text", __file__, "--level", "label"], "characters that the tokenizer does not know"),
+    ):
+        assert reason in refused(capsys, NGRAM.main, *options, "--out", out)
+    assert not out.exists()
+
+
 def test_folders_that_are_no_run_of_a_recogniser_are_refused(data, finished, tmp_path, capsys):
     run = shutil.copytree(finished, tmp_path / "run")
     config = yaml.safe_load((run / "config.yaml").read_text())
@@ -324,7 +338,6 @@ def test_the_programs_themselves_end_with_one_line_and_a_status(tmp_path):
     for process in (
         start("recipes/wsj_sgcn/train.py", *command(absent, tmp_path / "run")),
         start("recipes/wsj_sgcn/evaluate.py", "--run", tmp_path, "--data", absent),
-        start("recipes/wsj_sgcn/ngram.py", "--run", tmp_path, "--text", absent, "--out", tmp_path / "out"),
     ):
         out, err = process.communicate(timeout=120)
         assert process.returncode == 2 and out == "" and len(err.splitlines()) == 1, err
