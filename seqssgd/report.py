@@ -85,7 +85,7 @@ def record(run: str | Path, split: str, figures: dict[str, Any]) -> None:
 
 
 def shared_metric(runs: Sequence[Run], metric: str | None = None) -> str:
-    """``metric``, or if that is None the metric that all runs have and that is no loss (the loss if need be).
+    """``metric``, or if that is None one that all runs have: no loss and no character error rate if there are others.
 
     Raises:
         UserError: not all runs have it, or they have none in common.
@@ -98,7 +98,7 @@ def shared_metric(runs: Sequence[Run], metric: str | None = None) -> str:
         )
     if not shared:
         raise UserError("these runs have no metric in common; compare runs of one task")
-    return metric or min(shared, key=lambda name: (name.endswith("loss"), name))
+    return metric or min(shared, key=lambda name: (name.endswith("loss"), name.endswith("cer"), name))
 
 
 def best_row(run: Run, metric: str) -> dict[str, Any]:

@@ -84,7 +84,8 @@ def test_test_figures_count_only_if_they_are_of_the_best_checkpoint(tmp_path):
 
 def test_what_cannot_be_compared_is_named(tmp_path, capsys):
     lm = make_run(tmp_path / "lm", perplexities(100.0))
-    speech = make_run(tmp_path / "speech", [{"valid_wer": 0.2}])
+    speech = make_run(tmp_path / "speech", [{"valid_wer": 0.2, "valid_cer": 0.1}])
+    assert shared_metric([read_run(speech)]) == "valid_wer"
     young = make_run(tmp_path / "young", [])
     broken = make_run(tmp_path / "broken", perplexities(100.0))
     (broken / "metrics.jsonl").write_text('{"kind": ')
