@@ -40,7 +40,11 @@ class DepthwiseConv(nn.Conv1d):
         self.margins = (kernel - 1 - ahead, ahead)
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(F.pad(x.transpose(1, 2), self.margins)).transpose(1, 2)
+        x = F.pad(x, (0, 0, *self.margins))
+        # (B, C, 1, T) with the channels innermost in memory, as they are in x: nothing is copied, and a convolution
+        # over images takes that layout, which one over time would first rearrange
+        y = F.conv2d(x.transpose(1, 2)[:, :, None], self.weight[:, :, None], groups=self.groups)
+        return y[:, :, 0].transpose(1, 2)
 
 
 class Gate(nn.Module):
@@ -63,8 +67,9 @@ class Gate(nn.Module):
 class SGCNBlock(nn.Module):
     """Gate, then depthwise convolution, with a normalisation before and a residual connection around the two.
 
-    Input (B, T, ``inputs``) and output (B, T, ``width``). Frames outside of an utterance come out as zeros, so that
-    what a frame becomes does not depend on how much padding its minibatch brings.
+    Input (B, T, ``inputs``) and output (B, T, ``width``). Only the convolution joins frames, and it finds zeros outside
+    of an utterance, so that what a frame becomes does not depend on how much padding its minibatch brings. What comes
+    out there means nothing.
     """
 
     def __init__(
@@ -87,7 +92,7 @@ class SGCNBlock(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """``mask``: (B, T, 1), 1 within an utterance and 0 outside."""
-        y = self.dropout(self.conv(self.gate(self.norm(x)) * mask)) * mask
+        y = self.dropout(self.conv(self.gate(self.norm(x)) * mask))
         return x + y if self.residual else y
 
 
