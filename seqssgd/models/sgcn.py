@@ -43,7 +43,7 @@ class DepthwiseConv(nn.Conv1d):
         x = F.pad(x, (0, 0, *self.margins))
         # (B, C, 1, T) with the channels innermost in memory, as they are in x: nothing is copied, and a convolution
         # over images takes that layout, which one over time would first rearrange
-        y = F.conv2d(x.transpose(1, 2)[:, :, None], self.weight[:, :, None], groups=self.groups)
+        y = F.conv2d(x.transpose(1, 2)[:, :, None], self.weight.unsqueeze(1), groups=self.groups)
         return y[:, :, 0].transpose(1, 2)
 
 
