@@ -2,13 +2,13 @@
 
 import hashlib
 import json
+import os
 import random
 
 import pytest
 import torch
 from programs import generated_lines
 
-from seqssgd.data import text as text_module
 from seqssgd.data.text import Windows, columns, load_text, read_lines, summary, write_text_dataset
 from seqssgd.data.tokenizers import SentencePieceTokenizer, WordTokenizer, load_tokenizer
 from seqssgd.errors import UserError
@@ -218,7 +218,7 @@ def test_a_failure_while_writing_leaves_nothing_behind(tmp_path, monkeypatch):
     def fail(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(text_module.os, "fsync", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(KeyboardInterrupt):
         write_text_dataset(tmp_path / "out", SPLITS, "text")
     assert not list(tmp_path.iterdir())

@@ -5,19 +5,17 @@ and ``dataset.json`` (counts, and a checksum of every file). The streams of toke
 import hashlib
 import io
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
 
+from seqssgd.data import prepared
 from seqssgd.data.tokenizers import EOS, TOKENIZERS, UNK, Tokenizer, WordTokenizer, load_tokenizer, sentences
 from seqssgd.errors import UserError
 
 SPLITS = ("train", "valid", "test")
-FORMAT = 1  # of the prepared folder; a later, incompatible one gets another number
+ENTRIES = ("splits", "level")  # of dataset.json
 
 
 def read_lines(path: str | Path, content: bytes | None = None) -> list[str]:
@@ -57,7 +55,7 @@ class TextDataset:
         """
         if name not in self.info["splits"]:
             raise UserError(f"{self.folder} has no split {name!r}; it has {', '.join(self.info['splits'])}")
-        _check_files(self.folder, self.info, [f"{name}.txt"])
+        prepared.check_files(self.folder, self.info, [f"{name}.txt"])
         return self.tokenizer.encode(read_lines(self.folder / f"{name}.txt"), f"{self.folder / name}.txt")
 
 
@@ -68,14 +66,14 @@ def load_text(folder: str | Path) -> TextDataset:
         UserError: no such folder, a folder that was not prepared, or one whose tokenizer was changed afterwards.
     """
     folder = Path(folder)
-    info = _read_info(folder)
+    info = prepared.read_info(folder, ENTRIES)
     if info is None:
         what = "does not exist" if not folder.exists() else "is not a prepared text (it has no dataset.json)"
         raise UserError(
             f"{folder} {what}; write it with: python data_prep/ptb.py --source PTB --out {folder}, "
             f"or python data_prep/text.py --train FILE --out {folder}"
         )
-    _check_files(folder, info, [name for name in info["sha256"] if name.removesuffix(".txt") not in SPLITS])
+    prepared.check_files(folder, info, [name for name in info["sha256"] if name.removesuffix(".txt") not in SPLITS])
     return TextDataset(folder, info, load_tokenizer(folder))
 
 
@@ -109,8 +107,8 @@ def write_text_dataset(
             ``vocab_size``; a word outside the vocabulary if that has no ``<unk>``.
     """
     out = Path(out).resolve()
-    fingerprint = _fingerprint(splits, FORMAT, level, vocab_size, lowercase)
-    if _is_prepared(out, fingerprint):
+    fingerprint = _fingerprint(splits, prepared.FORMAT, level, vocab_size, lowercase)
+    if prepared.is_prepared(out, fingerprint, ENTRIES, "a prepared text"):
         return False
     for split in SPLITS:
         if not any(line.strip() for line in splits[split]):
@@ -122,18 +120,16 @@ def write_text_dataset(
         unknown = 0 if tokenizer.unk_id is None else int((streams[split] == tokenizer.unk_id).sum())
         blank = len(lines) - full
         counts[split] = {"lines": full, "tokens": len(streams[split]), "unknown": unknown, "blank_lines": blank}
-    info = {"format": FORMAT, "name": name, "level": level, "lowercase": lowercase}
-    info |= {"vocab_size": tokenizer.vocab_size, "splits": counts, "fingerprint": fingerprint}
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
-    except OSError as error:
-        raise UserError(f"{out} cannot be written ({error.strerror}); choose another --out") from None
-    try:
-        _write_files(temporary, splits, tokenizer, info)
-        os.replace(temporary, out)  # replaces an empty folder, never a full one
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    info = {"name": name, "level": level, "lowercase": lowercase, "vocab_size": tokenizer.vocab_size}
+    info |= {"splits": counts, "fingerprint": fingerprint}
+
+    def fill(folder: Path) -> None:
+        for split, lines in splits.items():
+            text = "".join(f"{line}\n" for _, line in sentences(lines, tokenizer.lowercase))
+            (folder / f"{split}.txt").write_bytes(text.encode())
+        tokenizer.save(folder)
+
+    prepared.write_folder(out, info, fill)
     return True
 
 
@@ -230,61 +226,6 @@ def _tokenize(
             raise
     tokenizer = WordTokenizer([EOS, UNK, *repeated], lowercase)
     return tokenizer, {split: tokenizer.encode(lines, names[split]) for split, lines in splits.items()}
-
-
-def _write_files(folder: Path, splits: Mapping[str, Sequence[str]], tokenizer: Tokenizer, info: dict) -> None:
-    """Fills a new folder: the splits, the tokenizer, and last ``dataset.json``, all flushed to disk."""
-    for split, lines in splits.items():
-        text = "".join(f"{line}\n" for _, line in sentences(lines, tokenizer.lowercase))
-        (folder / f"{split}.txt").write_bytes(text.encode())
-    tokenizer.save(folder)
-    checksums = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
-    (folder / "dataset.json").write_text(json.dumps(info | {"sha256": checksums}, indent=2) + "\n")
-    for path in folder.iterdir():
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-    mask = os.umask(0)
-    os.umask(mask)
-    folder.chmod(0o777 & ~mask)  # mkdtemp makes folders private; data are ordinary files
-
-
-def _is_prepared(out: Path, fingerprint: str) -> bool:
-    """Whether ``out`` already is this text; an error if it is anything else but an empty or absent folder."""
-    info = _read_info(out)
-    if info is not None:
-        if info["fingerprint"] != fingerprint:
-            raise UserError(
-                f"{out} was prepared from another source or with other settings; remove it, or choose another --out"
-            )
-        _check_files(out, info, info["sha256"])
-        return True
-    if out.is_dir() and not any(out.iterdir()):
-        return False
-    if out.exists():
-        raise UserError(f"{out} exists and is not a prepared text; choose another --out")
-    return False
-
-
-def _read_info(folder: Path) -> dict | None:
-    """``dataset.json`` of a folder, or ``None`` if there is none."""
-    try:
-        info = json.loads((folder / "dataset.json").read_bytes())
-        if info["format"] == FORMAT and info["splits"] and info["sha256"] and info["fingerprint"]:
-            return info
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (ValueError, KeyError, TypeError):
-        pass
-    raise UserError(f"{folder / 'dataset.json'} is damaged or of another version; remove {folder} and prepare it again")
-
-
-def _check_files(folder: Path, info: dict, names: Iterable[str]) -> None:
-    for name in names:
-        path = folder / name
-        if not path.is_file():
-            raise UserError(f"{path} is missing; remove {folder} and prepare it again")
-        if hashlib.sha256(path.read_bytes()).hexdigest() != info["sha256"].get(name):
-            raise UserError(f"{path} has changed since it was prepared; remove {folder} and prepare it again")
 
 
 def _fingerprint(splits: Mapping[str, Sequence[str]], *settings) -> str:

@@ -1,0 +1,104 @@
+"""Folders of prepared data: some files, and ``dataset.json`` with what they hold, checksums of all of them, and a
+fingerprint of the source and the settings that they were made from.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from seqssgd.errors import UserError
+
+FORMAT = 1  # of prepared folders; a later, incompatible one gets another number
+
+
+def read_info(folder: Path, entries: Iterable[str]) -> dict | None:
+    """``dataset.json`` of a folder, or ``None`` if there is none.
+
+    Raises:
+        UserError: it is damaged, or lacks some of ``entries``, which its kind of data has.
+    """
+    try:
+        info = json.loads((folder / "dataset.json").read_bytes())
+        if info["format"] == FORMAT and all(info[entry] for entry in (*entries, "sha256", "fingerprint")):
+            return info
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, KeyError, TypeError):
+        pass
+    path = folder / "dataset.json"
+    raise UserError(f"{path} is damaged or of another version or kind; remove {folder} and prepare it again")
+
+
+def is_prepared(out: Path, fingerprint: str, entries: Iterable[str], kind: str) -> bool:
+    """Whether ``out`` already is this data.
+
+    Raises:
+        UserError: it is anything else but an empty or absent folder; ``kind`` says in the message what it is not.
+    """
+    info = read_info(out, entries)
+    if info is not None:
+        if info["fingerprint"] != fingerprint:
+            raise UserError(
+                f"{out} was prepared from another source or with other settings; remove it, or choose another --out"
+            )
+        check_files(out, info, info["sha256"])
+        return True
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"{out} exists and is not {kind}; choose another --out")
+    return False
+
+
+def check_files(folder: Path, info: Mapping[str, Any], names: Iterable[str]) -> None:
+    """Makes sure that files are those that were prepared.
+
+    Raises:
+        UserError: one is missing or has changed.
+    """
+    for name in names:
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"{path} is missing; remove {folder} and prepare it again")
+        if _checksum(path) != info["sha256"].get(name):
+            raise UserError(f"{path} has changed since it was prepared; remove {folder} and prepare it again")
+
+
+def write_folder(out: Path, info: Mapping[str, Any], fill: Callable[[Path], None]) -> None:
+    """Makes the prepared folder ``out``, which is absent or empty; it is built beside ``out`` and renamed.
+
+    Args:
+        out: an absolute path.
+        info: entries of ``dataset.json``, ``fingerprint`` among them; the checksums are added.
+        fill: writes the files into the folder it is given.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
+    except OSError as error:
+        raise UserError(f"{out} cannot be written ({error.strerror}); choose another --out") from None
+    try:
+        fill(temporary)
+        checksums = {path.name: _checksum(path) for path in sorted(temporary.iterdir())}
+        text = json.dumps({"format": FORMAT, **info, "sha256": checksums}, indent=2)
+        (temporary / "dataset.json").write_text(text + "\n")
+        for path in temporary.iterdir():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o777 & ~mask)  # mkdtemp makes folders private; data are ordinary files
+        os.replace(temporary, out)  # replaces an empty folder, never a full one
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _checksum(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
