@@ -11,6 +11,7 @@ import torch
 from programs import ROOT, generated_lines, load, refused, start
 
 from seqssgd.data.text import load_text, write_text_dataset
+from seqssgd.errors import run_cli
 from seqssgd.lm import load_language_model
 from seqssgd.training import checkpoint
 
@@ -243,7 +244,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_refused(data, finished, tmp_
     (run / "result.json").unlink()
     for path in (run / "checkpoints").glob("*.pt"):
         path.write_bytes(b"PK")
-    assert TRAIN.run_cli(lambda: TRAIN.main(command(data, run))) == 2
+    assert run_cli(lambda: TRAIN.main(command(data, run))) == 2
     lines = capsys.readouterr().err.splitlines()
     assert lines[-1].startswith(f"error: {run}/checkpoints: all 2 checkpoints are damaged") and len(lines) == 3
     assert "best.pt: damaged checkpoint" in refused(capsys, EVALUATE.main, "--run", run, "--data", data)

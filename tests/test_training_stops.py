@@ -101,6 +101,16 @@ def test_a_run_whose_metric_is_never_a_number_ends_without_a_best(tmp_path):
     assert not (tmp_path / "checkpoints/best.pt").exists()
 
 
+def test_without_a_metric_to_choose_by_the_last_model_is_the_best(tmp_path):
+    class Unjudged(ToyTask):
+        best = None
+
+    result, _ = train(tmp_path, settings({"lr": 3.0, "noise": 1.5}, epochs=8), Unjudged)  # as wild as above
+    assert result["best"] == {**result["final"], "step": 40, "epoch": 8}
+    best, last = checkpoint.load(tmp_path / "checkpoints/best.pt")["model"], newest(tmp_path)["model"]
+    assert all(torch.equal(best[name], last[name]) for name in last)
+
+
 # ---- when it evaluates -----------------------------------------------------------------------------------------------
 
 

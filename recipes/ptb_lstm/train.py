@@ -9,9 +9,9 @@ Any prepared text will do (data_prep/text.py). The README beside this file has t
 
 import dataclasses
 import math
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy
 
 from seqssgd import training
 from seqssgd.data.text import TextDataset, Windows, columns, load_text
-from seqssgd.errors import UserError, run_cli
+from seqssgd.errors import UserError
 from seqssgd.models.lstm import LSTMLanguageModel
 from seqssgd.optim import Pass
 from seqssgd.training import OptimConfig, TrainingConfig, distributed
@@ -139,22 +139,14 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         raise UserError(f"model.{error}") from error
     task = LanguageModelTask(model, dataset, config, device)
-    optimizer = training.build_optimizer(model, config.optim)
-    schedulers = training.build_schedulers(optimizer, config.optim, config.training.epochs)
-    about_data = {"name": dataset.info["name"], "fingerprint": dataset.info["fingerprint"]}
-    run = training.RunDirectory(command.out, {**dataclasses.asdict(config), "data": about_data})
-    if distributed.is_main():
-        (run.path / "tokenizer").mkdir(exist_ok=True)  # so that the run can be used without the data
-        dataset.tokenizer.save(run.path / "tokenizer")
-    result = training.fit(
-        task, optimizer, schedulers, config.training, run, max_steps=command.max_steps, max_minutes=command.max_minutes
-    )
-    return result["exit_code"]
+    about = {"data": {"name": dataset.info["name"], "fingerprint": dataset.info["fingerprint"]}}
+
+    def save_tokenizer(run: Path) -> None:
+        (run / "tokenizer").mkdir(exist_ok=True)  # so that the run can be used without the data
+        dataset.tokenizer.save(run / "tokenizer")
+
+    return training.train(command, task, about, save_tokenizer)
 
 
 if __name__ == "__main__":
-    try:
-        status = run_cli(main)
-    finally:
-        training.cleanup()
-    sys.exit(status)
+    training.run_program(main)

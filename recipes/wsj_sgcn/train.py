@@ -9,7 +9,6 @@ hub_asr.py). The README beside this file has times, results and settings.
 """
 
 import dataclasses
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +21,7 @@ from seqssgd import training
 from seqssgd.asr import Recognizer, RecognizerConfig, ctc_loss, transcribe_set
 from seqssgd.data.batching import BucketBatches, collate, padded, prefetch, select
 from seqssgd.data.speech import SpeechSet, load_speech
-from seqssgd.errors import UserError, run_cli
+from seqssgd.errors import UserError
 from seqssgd.metrics import score
 from seqssgd.optim import Pass
 from seqssgd.speech.features import SpecAugment, SpeedPerturbation
@@ -232,25 +231,16 @@ def main(argv: list[str] | None = None) -> int:
     device = training.setup(config.training, config.seed)
     model = Recognizer(config.model, tokenizer.vocab_size).to(device)
     task = SpeechTask(model, tokenizer, sets, config, device)
-    optimizer = training.build_optimizer(model, config.optim)
-    schedulers = training.build_schedulers(optimizer, config.optim, config.training.epochs)
     about = {role: {"fingerprint": data.fingerprint, "rates": data.source_rates} for role, data in sets.items()}
-    settings = {**dataclasses.asdict(config), "data": about, "tokenizer": tokenizer.fingerprint}
-    run = training.RunDirectory(command.out, settings)
-    if distributed.is_main():
-        (run.path / "tokenizer").mkdir(exist_ok=True)  # so that the run can be used without the data
-        tokenizer.save(run.path / "tokenizer")
+
+    def begin(run: Path) -> None:
+        (run / "tokenizer").mkdir(exist_ok=True)  # so that the run can be used without the data
+        tokenizer.save(run / "tokenizer")
         parameters = sum(p.numel() for p in model.parameters())
         print(f"{sets['train']}; {task.selection}; {parameters:,} parameters", flush=True)
-    result = training.fit(
-        task, optimizer, schedulers, config.training, run, max_steps=command.max_steps, max_minutes=command.max_minutes
-    )
-    return result["exit_code"]
+
+    return training.train(command, task, {"data": about, "tokenizer": tokenizer.fingerprint}, begin)
 
 
 if __name__ == "__main__":
-    try:
-        status = run_cli(main)
-    finally:
-        training.cleanup()
-    sys.exit(status)
+    training.run_program(main)

@@ -4,6 +4,7 @@ from . import distributed
 from .config import Command, OptimConfig, TrainingConfig, build_optimizer, build_schedulers, parse_recipe
 from .distributed import cleanup, setup
 from .loop import fit
+from .recipe import run_program, train
 from .run import RunDirectory
 from .task import Task
 
@@ -19,5 +20,7 @@ __all__ = [
     "distributed",
     "fit",
     "parse_recipe",
+    "run_program",
     "setup",
+    "train",
 ]

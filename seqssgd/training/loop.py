@@ -162,16 +162,16 @@ class _Loop:
 
     def evaluate(self, scheduled: bool) -> None:
         """Evaluates; a new best is kept. Evaluations that are only due to a limit do not count for the patience."""
-        p, (name, direction) = self.progress, self.task.best
+        p, (name, direction) = self.progress, self.task.best or (None, "")
         self.model.eval()
         with torch.no_grad(), _rng_untouched():  # so that an additional evaluation changes nothing
             metrics = distributed.from_main({key: float(value) for key, value in self.task.evaluate().items()})
         self.model.train()
-        if name not in metrics:
+        if name is not None and name not in metrics:
             raise ValueError(f"task.best names {name!r}; evaluate() gave {', '.join(metrics)}")
         p.final, p.evaluated_step, p.worse_in_row = metrics, p.step, p.worse_in_row + scheduled
         sign = 1 if direction == "min" else -1
-        if sign * metrics[name] < sign * p.best.get(name, sign * math.inf):
+        if name is None or sign * metrics[name] < sign * p.best.get(name, sign * math.inf):
             p.best, p.worse_in_row = {**metrics, "step": p.step, "epoch": self.epoch_of_step()}, 0
             if distributed.is_main():
                 best = {"model": self.model.state_dict(), "metrics": metrics, "step": p.step, "epoch": p.best["epoch"]}

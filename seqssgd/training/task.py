@@ -14,12 +14,12 @@ class Task(Protocol):
         model: the module to train, on its device. Under torchrun it is replaced by its data-parallel wrapper while
             ``loss`` is called: call ``self.model(...)`` there and ask nothing else of it.
         steps_per_epoch: optimizer steps in an epoch, each of ``accumulate`` minibatches (the last may have fewer).
-        best: a name in ``evaluate()``'s metrics and ``"min"`` or ``"max"``.
+        best: a name in ``evaluate()``'s metrics and ``"min"`` or ``"max"``; None: the last model is the best.
     """
 
     model: nn.Module
     steps_per_epoch: int
-    best: tuple[str, str]
+    best: tuple[str, str] | None
 
     def start_epoch(self, epoch: int) -> None:
         """Called before epoch 0, 1, …: to zero a carried state. Not called when a run is resumed within an epoch."""

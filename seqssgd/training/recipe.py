@@ -1,0 +1,47 @@
+"""What the program of every recipe ends with."""
+
+import dataclasses
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ..errors import run_cli
+from . import distributed
+from .config import Command, build_optimizer, build_schedulers
+from .loop import fit
+from .run import RunDirectory
+from .task import Task
+
+
+def train(command: Command, task: Task, about: Mapping[str, Any], begin: Callable[[Path], None] | None = None) -> int:
+    """Trains ``task`` as the command line says; returns the exit status of the program.
+
+    Args:
+        command: its configuration has the sections ``optim`` and ``training``.
+        task: see :class:`Task`.
+        about: what the result depends on beside the configuration, such as the data; it becomes a part of config.yaml.
+        begin: called by the main process with the run directory as soon as that is open.
+
+    Raises:
+        UserError: see :func:`build_optimizer`, :class:`RunDirectory` and :func:`fit`.
+    """
+    config = command.config
+    optimizer = build_optimizer(task.model, config.optim)
+    schedulers = build_schedulers(optimizer, config.optim, config.training.epochs)
+    run = RunDirectory(command.out, {**dataclasses.asdict(config), **about})
+    if begin is not None and distributed.is_main():
+        begin(run.path)
+    result = fit(
+        task, optimizer, schedulers, config.training, run, max_steps=command.max_steps, max_minutes=command.max_minutes
+    )
+    return result["exit_code"]
+
+
+def run_program(main: Callable[[], int | None]) -> NoReturn:
+    """Runs ``main`` as :func:`seqssgd.errors.run_cli` does, leaves the group of processes and ends the program."""
+    try:
+        status = run_cli(main)
+    finally:
+        distributed.cleanup()
+    sys.exit(status)
