@@ -156,7 +156,7 @@ def test_without_noise_it_is_the_loop_that_everybody_writes_to_the_bit(tmp_path,
     reference = twin_of(config, dtype=torch.float32)
     make = {
         "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
-        "adamw": lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0),
+        "adamw": lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0, fused=True),
     }
     optimizer = make[base](reference.model.parameters())
     for ((x, y),) in reference.grouped(2):
