@@ -1,16 +1,23 @@
 """The programs of the repository, no part of the package: imported as modules, called, or run as processes."""
 
 import importlib.util
+import json
 import os
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 
+import torch
+
+from seqssgd.data.images import write_image_dataset
 from seqssgd.errors import run_cli
+from seqssgd.training import checkpoint
 
 ROOT = Path(__file__).parents[1]
+TIMES = ("seconds", "units_per_second", "training_seconds", "metrics_length")
 
 
 def load(path: str) -> ModuleType:
@@ -40,9 +47,54 @@ def start(path: str, *arguments: object) -> subprocess.Popen:
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+def kill_and_resume(path: str, command: list[str], run: Path, pattern: str) -> None:
+    """Trains into ``run``, kills the process once a checkpoint of that name is there, and runs it again to its end."""
+    process = start(path, *command)
+    deadline = time.monotonic() + 100
+    while not any(run.glob(f"checkpoints/{pattern}")) and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -9 and not (run / "result.json").exists()
+    again = start(path, *command)
+    out, err = again.communicate(timeout=120)
+    assert again.returncode == 0, err
+    assert "resuming at step" in out and "Traceback" not in err
+
+
+def outcome(run: Path) -> list:
+    """All that a run leaves behind, apart from times."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    states = {path.name: checkpoint.load(path) for path in sorted((run / "checkpoints").glob("*.pt"))}
+    return without_times([rows, states, json.loads((run / "result.json").read_text())])
+
+
+def without_times(tree):
+    """Nested values without what a clock has measured, tensors as their bytes."""
+    if isinstance(tree, dict):
+        return {key: without_times(value) for key, value in tree.items() if key not in TIMES}
+    if isinstance(tree, (list, tuple)):
+        return [without_times(value) for value in tree]
+    return (tree.dtype, tree.numpy().tobytes()) if isinstance(tree, torch.Tensor) else tree
+
+
 def generated_lines(count: int, words: int = 20, seed: int = 0) -> list[str]:
     """Lines of random words (20 at most), whose frequencies fall as in a language."""
     generator = random.Random(seed)
     names = [first + second for first in ("ba", "ko", "ti", "ru", "me") for second in ("", "na", "lo", "si")][:words]
     weights = [1 / (i + 1) for i in range(len(names))]
     return [" ".join(generator.choices(names, weights, k=generator.randint(1, 12))) for _ in range(count)]
+
+
+def coloured_images(folder: Path, seed: int = 0) -> Path:
+    """A prepared folder with 60 training and 30 test images of 8 × 8, whose three classes differ in colour."""
+    sets = {}
+    for name, count in (("train", 60), ("test", 30)):
+        generator = torch.Generator().manual_seed(count + seed)
+        labels = torch.arange(count) % 3
+        noise = torch.randint(-60, 60, (count, 3, 8, 8), generator=generator)
+        images = 128 + noise + 60 * torch.nn.functional.one_hot(labels, 3).view(-1, 3, 1, 1)
+        sets[name] = (images.to(torch.uint8).numpy(), labels.numpy())
+    write_image_dataset(folder, sets, f"colours {seed}", ["red", "green", "blue"])
+    return folder

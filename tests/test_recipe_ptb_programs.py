@@ -3,12 +3,11 @@
 import json
 import math
 import shutil
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from programs import ROOT, generated_lines, load, refused, start
+from programs import ROOT, generated_lines, kill_and_resume, load, outcome, refused, start, without_times
 
 from seqssgd.data.text import load_text, write_text_dataset
 from seqssgd.errors import run_cli
@@ -16,7 +15,6 @@ from seqssgd.lm import load_language_model
 from seqssgd.training import checkpoint
 
 TRAIN, EVALUATE = load("recipes/ptb_lstm/train.py"), load("recipes/ptb_lstm/evaluate.py")
-TIMES = ("seconds", "units_per_second", "training_seconds", "metrics_length")
 
 
 def prepare(folder: Path, words: int = 15) -> Path:
@@ -52,23 +50,6 @@ def finished(data, tmp_path_factory) -> Path:
     return run
 
 
-def without_times(tree):
-    """Nested values without what a clock has measured, tensors as their bytes."""
-    if isinstance(tree, dict):
-        return {key: without_times(value) for key, value in tree.items() if key not in TIMES}
-    if isinstance(tree, (list, tuple)):
-        return [without_times(value) for value in tree]
-    return (tree.dtype, tree.numpy().tobytes()) if isinstance(tree, torch.Tensor) else tree
-
-
-def outcome(run: Path) -> list:
-    """All that a run leaves behind, apart from times."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    files = sorted((run / "checkpoints").glob("*.pt"))
-    states = {path.name: checkpoint.load(path) for path in files}
-    return without_times([rows, states, json.loads((run / "result.json").read_text())])
-
-
 def perplexity_by_hand(run: Path, name: str, stream: torch.Tensor) -> float:
     model, _ = load_language_model(run, name)
     with torch.no_grad():
@@ -82,19 +63,9 @@ def perplexity_by_hand(run: Path, name: str, stream: torch.Tensor) -> float:
 def test_killed_half_way_and_started_again_a_run_ends_with_the_same_bits(data, tmp_path):
     options = ["--training.epochs", 6, "--training.checkpoint_every", 25, "--training.log_every", 7]
     train(data, tmp_path / "whole", *options)
-    process = start("recipes/ptb_lstm/train.py", *command(data, tmp_path / "killed", *options))
-    deadline = time.monotonic() + 60
-    while not any((tmp_path / "killed").glob("checkpoints/step-*[1-9]??.pt")) and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    process.kill()
-    process.communicate()
-    assert process.returncode == -9 and not (tmp_path / "killed/result.json").exists()
-    again = start("recipes/ptb_lstm/train.py", *command(data, tmp_path / "killed", *options))
-    out, err = again.communicate(timeout=120)
-    assert again.returncode == 0, err
-    assert "resuming at step" in out and "Traceback" not in err
-    assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
+    killed = tmp_path / "killed"
+    kill_and_resume("recipes/ptb_lstm/train.py", command(data, killed, *options), killed, "step-*[1-9]??.pt")
+    assert outcome(killed) == outcome(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("options", [

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from programs import ROOT, load, refused, start
+from programs import ROOT, kill_and_resume, load, outcome, refused, start, without_times
 
 from seqssgd.metrics import score
 from seqssgd.report import read_run, table
@@ -24,7 +23,6 @@ from seqssgd.asr import load_for_run, load_recognizer, transcribe  # noqa: E402
 
 TRAIN, EVALUATE = load("recipes/wsj_sgcn/train.py"), load("recipes/wsj_sgcn/evaluate.py")
 NGRAM = load("recipes/wsj_sgcn/ngram.py")
-TIMES = ("seconds", "units_per_second", "training_seconds", "metrics_length")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -66,22 +64,6 @@ def finished(data, tmp_path_factory) -> Path:
     return run
 
 
-def without_times(tree):
-    """Nested values without what a clock has measured, tensors as their bytes."""
-    if isinstance(tree, dict):
-        return {key: without_times(value) for key, value in tree.items() if key not in TIMES}
-    if isinstance(tree, (list, tuple)):
-        return [without_times(value) for value in tree]
-    return (tree.dtype, tree.numpy().tobytes()) if isinstance(tree, torch.Tensor) else tree
-
-
-def outcome(run: Path) -> list:
-    """All that a run leaves behind, apart from times."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    states = {path.name: checkpoint.load(path) for path in sorted((run / "checkpoints").glob("*.pt"))}
-    return without_times([rows, states, json.loads((run / "result.json").read_text())])
-
-
 def evaluate(capsys, run: Path, data: Path, *options: object) -> list[str]:
     """The lines that evaluate.py prints."""
     capsys.readouterr()
@@ -103,19 +85,9 @@ def heard(run: Path, data: Path, split: str, name: str = "best") -> tuple[dict[s
 def test_killed_half_way_and_started_again_a_run_ends_with_the_same_bits(data, tmp_path):
     options = ["--training.epochs", 8, "--training.checkpoint_every", 3, "--training.log_every", 7]
     train(data, tmp_path / "whole", *options)
-    process = start("recipes/wsj_sgcn/train.py", *command(data, tmp_path / "killed", *options))
-    deadline = time.monotonic() + 100
-    while not any((tmp_path / "killed").glob("checkpoints/step-*[1-9]?.pt")) and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    process.kill()
-    process.communicate()
-    assert process.returncode == -9 and not (tmp_path / "killed/result.json").exists()
-    again = start("recipes/wsj_sgcn/train.py", *command(data, tmp_path / "killed", *options))
-    out, err = again.communicate(timeout=120)
-    assert again.returncode == 0, err
-    assert "resuming at step" in out and "Traceback" not in err
-    assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
+    killed = tmp_path / "killed"
+    kill_and_resume("recipes/wsj_sgcn/train.py", command(data, killed, *options), killed, "step-*[1-9]?.pt")
+    assert outcome(killed) == outcome(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("options", [

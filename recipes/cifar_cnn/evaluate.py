@@ -1,0 +1,63 @@
+"""Accuracy of a trained image classifier on test, validation or training images.
+
+    python recipes/cifar_cnn/evaluate.py --run runs/c10 --data data/cifar10 --split test
+
+It is given twice: with batch-norm statistics that are taken anew at the clean weights, from training images as they
+are; and raw, with the running statistics of training, into which the activations at perturbed weights went.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from seqssgd.cli import run_arguments
+from seqssgd.data.images import Normalization, load_images
+from seqssgd.errors import UserError, run_cli
+from seqssgd.report import record
+from seqssgd.runs import choose_device, find_checkpoint, read_section
+from seqssgd.vision import KIND, Score, check_same_images, load_classifier, recalibrate, score
+
+SPLITS = ("train", "valid", "test")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    run_arguments(parser, "recipes/cifar_cnn")
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="the folder of prepared images")
+    parser.add_argument("--split", choices=SPLITS, default="test", help="which images (default test)")
+    parser.add_argument("--bn-images", type=int, default=10_000, metavar="N",
+                        help="training images that batch-norm statistics are taken from (default 10,000)")  # fmt: skip
+    parser.add_argument(
+        "--save", action="store_true", help="keep the figures in the run directory, for seqssgd compare"
+    )
+    args = parser.parse_args(argv)
+    if args.bn_images < 1:
+        raise UserError(f"--bn-images {args.bn_images}: it must be at least 1")
+    dataset = load_images(args.data)
+    check_same_images(args.run, dataset)
+    device = choose_device(args.device)
+    path = find_checkpoint(args.run, args.checkpoint)
+    model = load_classifier(args.run, path).to(device)
+    train, valid = dataset.split("train").hold_out(read_section(args.run, "corpus", KIND)["valid"])
+    data = dataset.split("test") if args.split == "test" else {"train": train, "valid": valid}[args.split]
+    if not len(data.labels):
+        raise UserError(f"--split {args.split}: {args.run} held out no images (corpus.valid: 0); give test or train")
+    data, normalization = data.to(device), Normalization(dataset.info["mean"], dataset.info["std"], device)
+    raw = score(model, data, normalization)
+    recalibrate(model, train.to(device), normalization, args.bn_images)
+    clean = score(model, data, normalization)
+    number = min(args.bn_images, len(train.labels))
+    print(f"{path}, {args.split}: {describe(clean)}, batch norm recalibrated on {number:,} training images")
+    print(f"  raw, with the running statistics of training: {describe(raw)}")
+    if args.save:
+        figures = {**clean._asdict(), "raw": raw._asdict(), "bn_images": number, "checkpoint": path.name}
+        record(args.run, args.split, figures)
+
+
+def describe(found: Score) -> str:
+    """Accuracy with its counts, and loss."""
+    return f"accuracy {found.accuracy:.2f} % ({found.correct:,} of {found.images:,}), loss {found.loss:.4f}"
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main))
