@@ -2,9 +2,9 @@
 
     make tables
 
-A sub-folder holds the run directories of one comparison, without their checkpoints; ``benchmarks`` holds what the
-benchmarks wrote with ``--json``. The place of each in a README file is marked by ``<!-- results/NAME: begin -->`` and
-``<!-- results/NAME: end -->``.
+A sub-folder holds the run directories of one comparison, without their checkpoints; ``reports`` has a page with curves
+for each. ``benchmarks`` holds what the benchmarks wrote with ``--json``. The place of each table in a README file is
+marked by ``<!-- results/NAME: begin -->`` and ``<!-- results/NAME: end -->``.
 """
 
 import json
@@ -12,19 +12,20 @@ import sys
 from pathlib import Path
 
 from seqssgd.errors import run_cli
-from seqssgd.report import Run, plot, read_run, table, write_between
+from seqssgd.report import Comparison, compare, read_run, summary, write_between, write_report
 
 RESULTS = Path(__file__).resolve().parent
-RUNS = {"ptb_small_cpu": "recipes/ptb_lstm/README.md"}
+RUNS = {"an4": "recipes/wsj_sgcn/README.md", "ptb_small_cpu": "recipes/ptb_lstm/README.md"}
 BENCHMARKS = {
     "benchmarks/optimizer_overhead": "benchmarks/README.md",
     "benchmarks/lm_throughput": "benchmarks/README.md",
 }
 
 
-def read_runs(name: str) -> list[Run]:
-    """The runs of one comparison, in the order of their names."""
-    return [read_run(path.parent) for path in sorted((RESULTS / name).glob("*/metrics.jsonl"))]
+def comparisons() -> dict[str, Comparison]:
+    """The comparisons of which there are runs here, by name; the runs in the order of their names."""
+    found = {name: sorted((RESULTS / name).glob("*/config.yaml")) for name in RUNS}
+    return {name: compare([read_run(path.parent) for path in paths]) for name, paths in found.items() if paths}
 
 
 def benchmark_table(name: str) -> str:
@@ -47,19 +48,20 @@ def _cell(value: float | list[float] | None) -> str:
     return "" if value is None else f"{value:,.0f}" if value > 100 else f"{value:.2f}"
 
 
-def tables() -> dict[str, tuple[Path, str]]:
+def tables(compared: dict[str, Comparison]) -> dict[str, tuple[Path, str]]:
     """Every table by name: the file that shows it, and its text."""
     root = RESULTS.parent
-    shown = {name: (root / readme, table(read_runs(name))) for name, readme in RUNS.items()}
+    shown = {name: (root / RUNS[name], summary(comparison)) for name, comparison in compared.items()}
     return shown | {name: (root / readme, benchmark_table(name)) for name, readme in BENCHMARKS.items()}
 
 
 def main() -> None:
-    for name, (readme, text) in tables().items():
+    compared = comparisons()
+    for name, (readme, text) in tables(compared).items():
         write_between(readme, f"results/{name}", text)
         print(f"{readme.relative_to(RESULTS.parent)}: results/{name}")
-    for name in RUNS:
-        plot(read_runs(name), RESULTS / name / "curves.png")
+    for name, comparison in compared.items():
+        write_report(comparison, RESULTS / "reports" / name)
 
 
 if __name__ == "__main__":

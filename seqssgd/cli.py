@@ -121,24 +121,28 @@ def _transcribe(args: argparse.Namespace) -> int:
 
 
 def _compare_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run directory of any recipe")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run directory of any recipe; all of one task")
+    parser.add_argument("--out", metavar="DIR", help="also write a report there: HTML, Markdown, CSV, curves")
     parser.add_argument("--metric", help="of the evaluations (default: the one that all runs have and that is no loss)")
-    parser.add_argument("--plot", metavar="FILE", help="also draw the metric over the passes made (.png, .svg, .pdf)")
+    parser.add_argument("--baseline", metavar="NAME",
+                        help="method (as the table names it) or run directory to hold all others against "
+                        "(default: the base optimizer alone, at equal epochs)")  # fmt: skip
+    parser.add_argument("--partial", action="store_true", help="take unfinished runs in, as far as they are")
 
 
 def _compare(args: argparse.Namespace) -> None:
-    from seqssgd.report import plot, read_run, table
+    from seqssgd.report import compare, read_run, summary, write_report
 
-    runs = [read_run(path) for path in args.runs]
-    print(table(runs, args.metric))
-    if args.plot:
-        plot(runs, args.plot, args.metric)
-        print(f"\n{args.plot}: curves of {len(runs)} runs")
+    comparison = compare([read_run(path) for path in args.runs], args.metric, args.baseline, args.partial)
+    paths = write_report(comparison, args.out) if args.out else []
+    print(summary(comparison))
+    if paths:
+        print(f"\n{args.out}: {', '.join(path.name for path in paths)}")
 
 
 COMMANDS = {
     "perplexity": Command("score text files with a trained language model", _perplexity_arguments, _perplexity),
-    "compare": Command("set runs side by side in a table and a plot", _compare_arguments, _compare),
+    "compare": Command("average runs over seeds, set methods side by side", _compare_arguments, _compare),
     "transcribe": Command("write down what is said in audio files", _transcribe_arguments, _transcribe),
     "generate": Command("write text with a trained language model", _generate_arguments, _generate),
 }

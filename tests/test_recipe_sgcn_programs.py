@@ -12,7 +12,7 @@ import yaml
 from programs import ROOT, kill_and_resume, load, outcome, refused, start, without_times
 
 from seqssgd.metrics import score
-from seqssgd.report import read_run, table
+from seqssgd.report import compare, read_run, summary
 from seqssgd.speech.decode import arpa_words
 from seqssgd.training import checkpoint
 
@@ -149,8 +149,8 @@ def test_saved_figures_are_those_of_the_table_and_beam_search_does_not_replace_t
     assert saved["test"]["wer"] == found.rate and saved["test"]["checkpoint"] == "best.pt"
     assert saved["test"]["wer_counts"]["reference"] == found.counts.reference
     assert saved["test"]["wer_interval"][0] <= found.rate <= saved["test"]["wer_interval"][1]
-    shown = table([read_run(run)], "valid_wer")
-    assert "test wer of the best" in shown and f" {found.rate:.2f} " in shown
+    shown = summary(compare([read_run(run)], "valid_wer"))
+    assert "| test WER |" in shown and f" {found.rate:.2f} " in shown
     message = refused(capsys, EVALUATE.main, "--run", run, "--data", tones.prepare(tmp_path / "other", "AB"), "--save")
     assert f"other is not the corpus that {run} was trained on, which --save is for; leave it out" in message
 

@@ -1,155 +1,346 @@
-"""Runs side by side, from their directories; and the tables in the README files, from the results."""
+"""Runs side by side, from their directories: groups, names, means, baselines, tests, and what is refused."""
 
-import importlib.util
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import scipy.stats
 import toy_task
+import yaml
+from made_runs import make_run, seeds
+from programs import refused
 
 from seqssgd.cli import main
 from seqssgd.errors import UserError
-from seqssgd.report import best_row, plot, read_run, record, shared_metric, table, write_between
+from seqssgd.report import compare, group_runs, read_run, record
+from seqssgd.report.comparison import welch
+from seqssgd.report.figures import best_evaluation, shared_metric
 
-ROOT = Path(__file__).resolve().parents[1]
-
-
-def make_run(path: Path, metrics: list[dict], **optim) -> Path:
-    path.mkdir(parents=True)
-    optim = {"method": "none", "base": "sgd", "noise": 0.0, "signs": "batch", **optim}
-    (path / "config.yaml").write_text(json.dumps({"optim": optim}))
-    rows = [{"kind": "train", "step": 1, "loss": 1.0}]
-    for epoch, values in enumerate(metrics, 1):
-        rows.append(
-            {"kind": "valid", "step": 10 * epoch, "epoch": epoch, "passes": 20 * epoch, "seconds": 60.0 * epoch}
-        )
-        rows[-1].update({"train_loss": 1.0, "lr": 0.1, "noise": 0.0, "units_per_second": 5.0, **values})
-    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+SSGD = {"method": "ssgd", "noise": 0.2}
 
 
-def perplexities(*values) -> list[dict]:
-    return [{"valid_perplexity": value, "valid_loss": 1.0} for value in values]
+def compared(paths, **kwargs):
+    return compare([read_run(path) for path in paths], **kwargs)
 
 
-def cells(text: str) -> list[list[str]]:
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+def by_label(comparison):
+    return {row.group.label: row for row in comparison.rows}
 
 
-def test_a_table_holds_the_best_and_the_last_evaluation_of_every_run(tmp_path):
-    a = make_run(tmp_path / "a", perplexities(150.0, 120.25, 130.5))
-    b = make_run(tmp_path / "b", perplexities(140.0, 99.0), method="ssgd", noise=0.7, signs="halves", base="adam")
-    head, _, *rows = cells(table([read_run(a), read_run(b)]))
-    assert head == [
-        "run",
-        "method",
-        "epochs",
-        "passes",
-        "best valid perplexity (epoch)",
-        "last valid perplexity",
-        "seconds",
-    ]
-    assert rows == [
-        ["a", "SGD", "3", "60", "120.25 (2)", "130.50", "180"],
-        ["b", "S-Adam 0.7, halves", "2", "40", "99.00 (2)", "99.00", "120"],
-    ]
+# ---- numbers ---------------------------------------------------------------------------------------------------------
 
 
-def test_runs_of_more_than_ten_minutes_are_timed_in_minutes(tmp_path):
-    long = make_run(tmp_path / "long", perplexities(*[100.0] * 11))
-    head, _, row = cells(table([read_run(long)]))
-    assert (head[-1], row[-1]) == ("minutes", "11.0")
+def test_means_deviations_differences_and_p_values_are_numpys_and_scipys(tmp_path):
+    adam, ssgd = [20.3, 20.9, 19.6, 21.4], [18.8, 19.7, 17.9]
+    rows = by_label(compared(seeds(tmp_path, "a", adam) + seeds(tmp_path, "b", ssgd, passes=40, **SSGD)))
+    for label, values in (("Adam", adam), ("S-Adam 0.2", ssgd)):
+        found = rows[label].figure("test_wer")
+        assert found.n == len(values)
+        np.testing.assert_allclose((found.mean, found.sd), (np.mean(values), np.std(values, ddof=1)))
+        np.testing.assert_allclose(rows[label].figure("valid_wer").mean, np.mean(values) + 1)
+    found, expected = rows["S-Adam 0.2"].against["equal epochs"], scipy.stats.ttest_ind(ssgd, adam, equal_var=False)
+    np.testing.assert_allclose(found.delta, np.mean(ssgd) - np.mean(adam))
+    np.testing.assert_allclose((found.low, found.high), expected.confidence_interval(0.95))
+    np.testing.assert_allclose(found.p, expected.pvalue)
+    assert found.baseline == "Adam" and 0.01 < found.p < 0.1
 
 
-def test_an_accuracy_is_best_when_high_and_values_that_were_not_finite_never_are(tmp_path):
+@pytest.mark.parametrize("values, others", [([1.0], [2.0, 3.0]), ([1.0, 2.0], [3.0]), ([1.0, 1.0], [2.0, 2.0])])
+def test_there_is_no_test_without_two_seeds_on_each_side_or_without_variation(values, others):
+    assert welch(values, others) is None
+
+
+def test_one_side_that_does_not_vary_is_tested_all_the_same():
+    low, high, p = welch([1.0, 1.0, 1.0], [2.0, 3.0, 4.0])
+    assert p == pytest.approx(scipy.stats.ttest_1samp([2.0, 3.0, 4.0], 1.0).pvalue) and low < -2 < high
+
+
+def test_differences_of_single_runs_are_shown_without_a_test(tmp_path):
+    rows = by_label(compared(seeds(tmp_path, "a", [20.0]) + seeds(tmp_path, "b", [18.0], **SSGD)))
+    found = rows["S-Adam 0.2"].against["equal epochs"]
+    assert (found.delta, found.low, found.high, found.p) == (-2.0, None, None, None)
+    assert rows["Adam"].figure("test_wer").sd is None
+
+
+def test_curves_are_means_over_the_epochs_that_all_runs_have(tmp_path):
+    a = make_run(tmp_path / "a", [50.0, 30.0, None, 20.0])
+    b = make_run(tmp_path / "b", [40.0, 20.0, 15.0, 14.0], passes=22, settings={"seed": 1})
+    (row,) = compared([a, b]).rows
+    assert [point.epoch for point in row.curve] == [1, 2, 4]
+    assert [point.passes for point in row.curve] == [21, 42, 84]
+    np.testing.assert_allclose([p.mean for p in row.curve], [45, 25, 17])
+    np.testing.assert_allclose([p.sd for p in row.curve], np.std([[50, 30, 20], [40, 20, 14]], axis=0, ddof=1))
+
+
+def test_the_validation_figure_is_that_of_the_checkpoint_that_was_tested(tmp_path):
+    """Best by WER: its CER is not the lowest."""
+    values = [{"valid_wer": 30.0, "valid_cer": 9.0}, {"valid_wer": 20.0, "valid_cer": 10.0}]
+    run = make_run(tmp_path / "run", values, test={"wer": 21.0, "cer": 10.5})
+    result = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps(result | {"best": {**values[1], "step": 20, "epoch": 2}}))
+    (row,) = compared([run], metric="valid_cer").rows
+    assert (row.figure("valid_cer").mean, row.figure("test_cer").mean) == (10.0, 10.5)
+    (run / "result.json").unlink()  # an unfinished run does not say what is best
+    assert best_evaluation(read_run(run), "valid_cer")["epoch"] == 1
+
+
+def test_an_accuracy_is_best_when_high_and_so_is_the_order(tmp_path):
     values = [{"valid_accuracy": value, "valid_loss": loss} for value, loss in ((0.5, None), (0.75, 2.0), (0.6, 3.0))]
-    run = read_run(make_run(tmp_path / "run", values))
-    assert shared_metric([run]) == "valid_accuracy"
-    assert best_row(run, "valid_accuracy")["epoch"] == 2
-    assert best_row(run, "valid_loss")["epoch"] == 2
-    with pytest.raises(UserError, match="never finite"):
-        best_row(read_run(make_run(tmp_path / "other", [{"valid_wer": None}])), "valid_wer")
+    low = make_run(tmp_path / "low", values)
+    high = make_run(tmp_path / "high", [*values[:2], {"valid_accuracy": 0.8, "valid_loss": 2.5}], **SSGD)
+    run = read_run(low)
+    assert best_evaluation(run, "valid_accuracy")["epoch"] == best_evaluation(run, "valid_loss")["epoch"] == 2
+    comparison = compared([low, high])
+    assert comparison.metric == "valid_accuracy" and not comparison.lower_is_better
+    assert [row.group.label for row in comparison.rows] == ["S-Adam 0.2", "Adam"]
 
 
-def test_test_figures_count_only_if_they_are_of_the_best_checkpoint(tmp_path):
-    runs = [make_run(tmp_path / name, perplexities(100.0)) for name in ("best", "last")]
-    for run in runs:
-        record(run, "valid", {"perplexity": 1.0, "checkpoint": "best.pt"})
-        record(run, "test", {"perplexity": 95.5, "checkpoint": f"{run.name}.pt"})
-    head, _, *rows = cells(table([read_run(run) for run in runs]))
-    assert head[-2] == "test perplexity of the best"
-    assert [row[-2] for row in rows] == ["95.50", "–"]
-    assert read_run(runs[0]).evaluations["valid"]["perplexity"] == 1.0  # a further split leaves the others
+def test_a_run_without_validation_data_is_compared_by_its_evaluation(tmp_path):
+    runs = [make_run(tmp_path / str(n), [{}, {}], test={"accuracy": a, "images": 5}) for n, a in enumerate((0.5, 0.7))]
+    settings = yaml.safe_load((runs[1] / "config.yaml").read_text())
+    (runs[1] / "config.yaml").write_text(yaml.safe_dump({**settings, "seed": 1}))
+    comparison = compared(runs)
+    (row,) = comparison.rows
+    assert comparison.figures == ["test_accuracy"] == [comparison.decisive] and comparison.drawn == "train_loss"
+    assert row.figure("test_accuracy").mean == 0.6 and [point.mean for point in row.curve] == [3.0, 1.5]
+
+
+# ---- groups ----------------------------------------------------------------------------------------------------------
+
+
+def test_runs_are_grouped_by_everything_but_their_seeds_and_names(tmp_path):
+    runs = [
+        make_run(tmp_path / "ssgd_a", [30.0], **SSGD, noise_seed=3),
+        make_run(tmp_path / "sgd", [30.0], settings={"seed": 7}, **SSGD, noise_seed=4),
+        make_run(tmp_path / "ssgd_b", [30.0], settings={"seed": 8}, **SSGD, lr=0.5),
+        make_run(tmp_path / "ssgd_c", [30.0], settings={"seed": 8, "model": {"width": 300}}, **SSGD),
+    ]
+    groups = group_runs(map(read_run, runs))
+    assert [[run.path.name for run in group.runs] for group in groups] == [["ssgd_a", "sgd"], ["ssgd_b"], ["ssgd_c"]]
+    assert [group.label for group in groups] == ["S-Adam 0.2", "S-Adam 0.2, lr 0.5", "S-Adam 0.2, width 300"]
+
+
+def test_settings_that_did_not_exist_when_a_run_was_made_have_their_defaults(tmp_path):
+    old = make_run(tmp_path / "old", [30.0], **SSGD)
+    new = make_run(tmp_path / "new", [30.0], settings={"seed": 1}, **SSGD, bn_stats="both", betas=[0.9, 0.999])
+    other = make_run(tmp_path / "other", [30.0], settings={"seed": 2}, **SSGD, bn_stats="first")
+    assert [len(group.runs) for group in group_runs(map(read_run, (old, new, other)))] == [2, 1]
+
+
+@pytest.mark.parametrize(
+    "changes, labels",
+    [
+        ([{}, SSGD, SSGD | {"signs": "halves"}], ["SGD", "S-SGD 0.2", "S-SGD 0.2, halves"]),
+        ([SSGD, SSGD | {"noise": 0.25}], ["S-SGD 0.2", "S-SGD 0.25"]),
+        ([{}, {"epochs": 2}, {"epochs": 2, "lr": 3.0}], ["SGD, 1 epoch", "SGD", "SGD, lr 3"]),
+        ([{"base": "adam"}, {"base": "adamw"}, SSGD | {"base": "adam"}], ["Adam", "AdamW", "S-Adam 0.2"]),
+        ([{"method": "sam"}, {"method": "weight_noise", "noise": 0.1}], ["SAM", "weight noise 0.1"]),
+        (
+            [SSGD | {"distribution": "gaussian", "only": ["conv", "dense"]}, SSGD | {"noise_schedule": "1-1S"}],
+            ["S-SGD 0.2, gaussian, conv, dense alone", "S-SGD 0.2, phases 1-1S"],
+        ),
+    ],
+)  # fmt: skip
+def test_a_group_is_named_by_its_method_and_what_tells_it_from_the_others(tmp_path, changes, labels):
+    runs = []
+    for number, change in enumerate(changes):
+        epochs = change.get("epochs", 1)
+        optim = {"base": "sgd"} | {key: value for key, value in change.items() if key != "epochs"}
+        runs.append(make_run(tmp_path / str(number), [30.0] * epochs, **optim))
+    assert [group.label for group in group_runs(map(read_run, runs))] == labels
+
+
+# ---- baselines -------------------------------------------------------------------------------------------------------
+
+
+def test_a_method_is_held_against_equal_epochs_and_equal_passes(tmp_path):
+    make = {
+        "adam": make_run(tmp_path / "adam", [30.0] * 2),
+        "long": make_run(tmp_path / "long", [28.0] * 4, passes=20.2),  # equal within two percent
+        "ssgd": make_run(tmp_path / "ssgd", [27.0] * 2, passes=40, **SSGD),
+        "halves": make_run(tmp_path / "halves", [29.0] * 2, **SSGD, signs="halves"),
+        "sgd": make_run(tmp_path / "sgd", [10.0] * 2, base="sgd"),  # another base optimizer
+        "wide": make_run(tmp_path / "wide", [9.0] * 2, settings={"model": {"width": 300}}),  # another model
+        "three": make_run(tmp_path / "three", [26.0] * 3, passes=41.1, **SSGD),  # passes that differ by more
+    }
+    against = {row.group.runs[0].path.name: row.against for row in compared(make.values()).rows}
+    found = {name: [d and (d.baseline, d.delta) for d in row.values()] for name, row in against.items()}
+    assert found["ssgd"] == [("Adam", -3.0), ("Adam, 4 epochs", -1.0)]
+    assert found["halves"] == [("Adam", -1.0), ("Adam", -1.0)]
+    assert found["three"] == [None, None]
+    assert found["adam"] == [("Adam", None)] * 2 and found["wide"] == [("Adam, width 300", None)] * 2
+
+
+def test_of_several_baselines_the_one_with_the_fewest_other_settings_is_taken(tmp_path):
+    runs = [make_run(tmp_path / str(lr), [30.0 + lr], lr=lr) for lr in (0.1, 0.2)]
+    runs.append(make_run(tmp_path / "ssgd", [29.0], lr=0.2, **SSGD))
+    assert by_label(compared(runs))["S-Adam 0.2"].against["equal epochs"].delta == pytest.approx(-1.2)
+
+
+@pytest.mark.parametrize("name", ["s-adam 0.2", "ssgd", "PATH"])
+def test_any_method_can_be_the_baseline_of_all(tmp_path, name):
+    runs = [make_run(tmp_path / "adam", [30.0] * 2), make_run(tmp_path / "ssgd", [27.0] * 2, passes=40, **SSGD)]
+    runs.append(make_run(tmp_path / "long", [29.0] * 4))
+    comparison = compared(runs, baseline=f"{runs[1]}/" if name == "PATH" else name)
+    against = {label: list(row.against.items()) for label, row in by_label(comparison).items()}
+    assert against == {
+        "S-Adam 0.2": [("chosen baseline", ("S-Adam 0.2", None, None, None, None)),
+                       ("equal passes", ("Adam, 4 epochs", -2.0, None, None, None))],
+        "Adam": [("chosen baseline", ("S-Adam 0.2", 3.0, None, None, None)),
+                 ("equal passes", ("Adam", None, None, None, None))],
+        "Adam, 4 epochs": [("chosen baseline", ("S-Adam 0.2", 2.0, None, None, None)),
+                           ("equal passes", ("Adam, 4 epochs", None, None, None, None))],
+    }  # fmt: skip
+
+
+# ---- what is missing -------------------------------------------------------------------------------------------------
+
+
+def test_tests_count_only_if_they_are_of_the_best_checkpoint_and_decide_only_if_all_runs_have_one(tmp_path, capsys):
+    runs = seeds(tmp_path, "a", [20.0, 21.0]) + seeds(tmp_path, "b", [18.0, 17.0], **SSGD)
+    assert compared(runs).decisive == "test_wer"
+    record(runs[-1], "test", {"wer": 1.0, "checkpoint": "step-20.pt"})
+    comparison = compared(runs)
+    row = by_label(comparison)["S-Adam 0.2"]
+    assert row.figure("test_wer") is None and by_label(comparison)["Adam"].figure("test_wer").mean == 20.5
+    assert comparison.decisive == "valid_wer" and row.against["equal epochs"].delta == -3.0
+    assert main(["compare", *map(str, runs)]) == 0
+    assert "No test WER (not evaluated at the best checkpoint): b1." in capsys.readouterr().out
+
+
+def test_the_test_set_decides_before_other_splits_and_evaluations_leave_each_other_alone(tmp_path):
+    run = make_run(tmp_path / "run", [30.0], test=20.0)
+    for split in ("beam", "test_beam", "valid"):
+        record(run, split, {"wer": 10.0, "checkpoint": "best.pt"})
+    comparison = compared([run])
+    assert comparison.figures == ["valid_wer", "test_wer", "beam_wer", "test_beam_wer"]
+    assert comparison.decisive == "test_wer" and comparison.rows[0].figure("test_wer").mean == 20.0
+
+
+def test_a_diverged_seed_is_named_and_its_method_has_no_mean(tmp_path, capsys):
+    runs = [make_run(tmp_path / "good", [30.0]), make_run(tmp_path / "bad", [None], settings={"seed": 1})]
+    runs.append(make_run(tmp_path / "ssgd", [29.0], **SSGD))
+    comparison = compared(runs)
+    assert [row.group.label for row in comparison.rows] == ["S-Adam 0.2", "Adam"]
+    assert comparison.rows[1].figure("valid_wer") is None
+    assert comparison.rows[0].against["equal epochs"].delta is None
+    assert main(["compare", *map(str, runs)]) == 0
+    assert "No best valid WER (not finite): bad." in capsys.readouterr().out
+
+
+def test_unfinished_runs_are_left_out_and_named_or_taken_as_far_as_they_are(tmp_path, capsys):
+    four = {"training": {"epochs": 4}}
+    runs = [make_run(tmp_path / "done", [30.0] * 4)]
+    runs.append(make_run(tmp_path / "killed", [31.0, 32.0], settings=four | {"seed": 1}, finished=False))
+    with open(runs[1] / "metrics.jsonl", "a") as file:
+        file.write('{"kind": "valid", "st')  # a line that was being written
+    runs.append(make_run(tmp_path / "limited", [33.0, 34.0], settings=four | {"seed": 2}))  # by --max-steps
+    runs.append(make_run(tmp_path / "young", [], settings=four | {"seed": 3}, finished=False))
+    comparison = compared(runs)
+    unfinished = "unfinished at epoch 2 of 4; --partial takes it in"
+    assert comparison.left_out == {"killed": unfinished, "limited": unfinished, "young": "no evaluation yet"}
+    assert [len(row.group.runs) for row in comparison.rows] == [1]
+    assert main(["compare", *map(str, runs)]) == 0
+    assert f"Left out: killed: {unfinished}." in capsys.readouterr().out
+    comparison = compared(runs, partial=True)
+    assert {label: len(row.group.runs) for label, row in by_label(comparison).items()} == {
+        "Adam": 1,
+        "Adam, unfinished at step 20": 2,
+    }
+    assert list(comparison.left_out) == ["young"]
+    with pytest.raises(UserError, match="nothing to compare .*limited: unfinished at epoch 2 of 4"):
+        compared(runs[1:])
+
+
+def test_patience_ends_a_run_as_well_as_its_last_epoch_does(tmp_path):
+    run = make_run(tmp_path / "run", [30.0], settings={"training": {"epochs": 4}})
+    assert not read_run(run).finished
+    result = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps(result | {"stopped_early": True}))
+    assert read_run(run).finished
+
+
+# ---- what is refused -------------------------------------------------------------------------------------------------
+
+
+def damage(path: Path, name: str, text: str) -> Path:
+    run = make_run(path, [30.0], test=20.0)
+    (run / name).write_text(text)
+    return run
+
+
+ROW = '{"kind": "valid", "step": 10, "epoch": 1, "passes": 20, "seconds": 6, "valid_wer": 30.0}\n'
+
+
+def test_damaged_runs_are_named_with_what_is_wrong(tmp_path, capsys):
+    cases = [
+        ("metrics.jsonl", '{"kind": \n', "damaged"),
+        ("metrics.jsonl", ROW + ROW.replace("10", "20"), "result.json and metrics.jsonl end differently"),
+        ("metrics.jsonl", "[1]\n", "no row of metrics"),
+        ("metrics.jsonl", ROW.replace('"epoch": 1, ', ""), "no 'epoch' in it"),
+        ("metrics.jsonl", ROW.replace("20,", '"many",'), "passes is no number"),
+        ("config.yaml", "a: [", "damaged"),
+        ("config.yaml", "words", "holds no settings"),
+        ("config.yaml", "optim: {method: none, base: sgd}", "no training.epochs"),
+        ("evaluation.json", "[1]", "holds no object"),
+        ("evaluation.json", '{"test": 3}', "no figures by split"),
+        ("result.json", "{", "damaged"),
+    ]
+    for number, (name, text, message) in enumerate(cases):
+        run = damage(tmp_path / str(number), name, text)
+        line = refused(capsys, main, "compare", run)
+        assert f"{run}: its files are damaged" in line and message in line, line
 
 
 def test_what_cannot_be_compared_is_named(tmp_path, capsys):
-    lm = make_run(tmp_path / "lm", perplexities(100.0))
-    speech = make_run(tmp_path / "speech", [{"valid_wer": 0.2, "valid_cer": 0.1}])
-    assert shared_metric([read_run(speech)]) == "valid_wer"
-    young = make_run(tmp_path / "young", [])
-    broken = make_run(tmp_path / "broken", perplexities(100.0))
-    (broken / "metrics.jsonl").write_text('{"kind": ')
+    wer = make_run(tmp_path / "wer", [30.0])
+    other = make_run(tmp_path / "other", [{"valid_perplexity": 90.0}])
+    data = make_run(tmp_path / "data", [30.0], settings={"data": {"fingerprint": "cd"}, "seed": 1})
+    twin = make_run(tmp_path / "twin", [31.0], noise_seed=5)  # of no matter without noise
+    both = make_run(tmp_path / "both", [31.0], **SSGD)
+    again = make_run(tmp_path / "again", [31.0], **SSGD)
+    (tmp_path / "empty").mkdir()
     for arguments, message in (
-        ([lm, speech], "no metric in common"),
-        ([lm, "--metric", "valid_wer"], "--metric valid_wer: not in all"),
-        ([young], "no evaluation yet"),
-        ([tmp_path / "nowhere"], "not a run directory (no config.yaml)"),
-        ([broken], "damaged"),
-        ([lm, "--plot", tmp_path / "curves.txt"], "--plot"),
+        ([wer, other], f"{other}: no metric in common with {wer} (valid_perplexity; valid_wer)"),
+        ([wer, data], f"{data}: its data are not those of {wer} (data.fingerprint)"),
+        ([wer, "--metric", "valid_cer"], "--metric valid_cer: not in all of these runs; they share valid_wer"),
+        ([wer, twin], f"{wer} and {twin}: the same settings and the same seed"),
+        ([both, again], f"{both} and {again}: the same settings and the same seed"),
+        ([wer, f"{tmp_path}/empty/../wer"], "given twice"),
+        ([wer, both, "--baseline", "SAM"], "--baseline SAM: none of these methods; they are Adam; S-Adam 0.2"),
+        ([tmp_path / "nowhere"], f"{tmp_path}/nowhere: not a run directory (no config.yaml)"),
+        ([tmp_path / "empty"], f"{tmp_path}/empty: not a run directory (no config.yaml)"),
+        ([wer / "config.yaml"], "not a run directory"),
+        ([wer, "--out", wer / "config.yaml"], f"--out {wer}/config.yaml: cannot write there"),
     ):
-        assert main(["compare", *map(str, arguments)]) != 0
-        lines = capsys.readouterr().err.splitlines()
-        assert len(lines) == 1 and message in lines[0], lines
-    assert not list(tmp_path.glob("*curves*"))
+        assert message in refused(capsys, main, "compare", *arguments)
 
 
-def test_a_real_run_is_compared_and_drawn(tmp_path, capsys):
-    toy_task.train(tmp_path / "run", toy_task.toy_config(training={"epochs": 2}))
+def test_the_metric_is_one_that_all_runs_have_and_no_loss_if_there_is_another(tmp_path):
+    a = read_run(make_run(tmp_path / "a", [{"valid_loss": 1.0, "valid_cer": 9.0, "valid_wer": 30.0}]))
+    b = read_run(make_run(tmp_path / "b", [{"valid_loss": 1.0, "valid_cer": 9.0}]))
+    assert [shared_metric(runs) for runs in ([a], [a, b])] == ["valid_wer", "valid_cer"]
+
+
+# ---- real runs -------------------------------------------------------------------------------------------------------
+
+
+def test_real_runs_are_compared(tmp_path, capsys):
+    for seed in (0, 1):
+        toy_task.train(tmp_path / f"run{seed}", toy_task.toy_config(training={"epochs": 2}, seed=seed))
     capsys.readouterr()
-    assert main(["compare", str(tmp_path / "run"), "--plot", str(tmp_path / "new/curves.png")]) == 0
-    head, _, row = cells(capsys.readouterr().out.split("\n\n")[0])
-    result = json.loads((tmp_path / "run/result.json").read_text())
-    assert row[1:4] == ["S-SGD 0.5", "2", "20"] and row[5] == f"{result['final']['valid_loss']:.2f}"
-    assert (tmp_path / "new/curves.png").read_bytes().startswith(b"\x89PNG")
+    assert main(["compare", str(tmp_path / "run0"), str(tmp_path / "run1")]) == 0
+    row = [cell.strip() for cell in capsys.readouterr().out.splitlines()[2].strip("|").split("|")]
+    best = [json.loads((tmp_path / f"run{seed}/result.json").read_text())["best"]["valid_loss"] for seed in (0, 1)]
+    assert row[:4] == ["S-SGD 0.5", "2", "2", "20"]
+    assert row[4] == f"{np.mean(best):.4f} ± {np.std(best, ddof=1):.4f}"
 
 
-def test_curves_are_drawn_over_passes(tmp_path):
-    run = read_run(make_run(tmp_path / "run", perplexities(300.0, 120.0, None)))
-    plot([run], tmp_path / "curves.svg")
-    assert "forward-backward passes" in (tmp_path / "curves.svg").read_text()
-
-
-def test_text_is_replaced_between_its_marks_alone(tmp_path):
-    path = tmp_path / "README.md"
-    path.write_text("a\n<!-- t: begin -->\nold\n<!-- t: end -->\nb\n<!-- u: begin -->\nkept\n<!-- u: end -->\n")
-    write_between(path, "t", "new \\1")
-    text = "a\n<!-- t: begin -->\nnew \\1\n<!-- t: end -->\nb\n<!-- u: begin -->\nkept\n<!-- u: end -->\n"
-    assert path.read_text() == text
-    with pytest.raises(UserError, match="needs the lines"):
-        write_between(path, "absent", "new")
-    assert path.read_text() == text
-
-
-def results_program():
-    spec = importlib.util.spec_from_file_location("tables", ROOT / "results/tables.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_every_table_in_the_readme_files_is_that_of_the_results(tmp_path):
-    for name, (readme, text) in results_program().tables().items():
-        copy = tmp_path / "README.md"
-        copy.write_text(readme.read_text())
-        write_between(copy, f"results/{name}", text)
-        assert copy.read_text() == readme.read_text(), f"{readme.name} is out of date for {name}: make tables"
-
-
-def test_runs_that_a_table_quotes_can_be_repeated():
-    """Each names the commit, unmodified, and the command that made it, and reached its end."""
-    program = results_program()
-    for run in [run for name in program.RUNS for run in program.read_runs(name)]:
-        environment = json.loads((run.path / "environment.json").read_text())
-        assert environment["commit"] and not environment["modified"], run.path
-        assert environment["command"][0].startswith("recipes/") and environment["cpu"], run.path
-        assert run.result["steps"] == run.rows[-1]["step"], run.path
+def test_a_limit_of_steps_within_an_epoch_leaves_one_evaluation_of_that_epoch(tmp_path):
+    config = toy_task.toy_config(training={"epochs": 2})
+    toy_task.train(tmp_path / "run", config, max_steps=7)
+    assert not read_run(tmp_path / "run").finished
+    toy_task.train(tmp_path / "run", config)
+    run = read_run(tmp_path / "run")
+    assert run.finished and [(row["epoch"], row["step"]) for row in run.rows] == [(1, 5), (2, 10)]

@@ -37,7 +37,7 @@ def run(*command: object) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for the text, the runs and the plot")
+    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for the text, the runs and the report")
     out = parser.parse_args().out
     print("A demonstration of the commands, not a result: one seed and a tiny text. About three minutes on two cores.")
     print("Equal compute: symmetric noise takes two passes a step, so it gets half the epochs; its halves take one.")
@@ -48,7 +48,7 @@ def main() -> None:
     runs = [out / name for name in METHODS]
     for path in runs:
         run(TRAIN, "--config", HERE / "small.yaml", "--data", out / "data", "--out", path, *METHODS[path.name])
-    run("-m", "seqssgd.cli", "compare", *runs, "--plot", out / "curves.png")
+    run("-m", "seqssgd.cli", "compare", *runs, "--out", out / "report")
     print("\nThis was a demonstration. README.md has the library in three lines, and recipes/ the real experiments.")
 
 

@@ -81,10 +81,10 @@ class RunDirectory:
 
     def _compare(self, known: Path) -> None:
         try:
-            old = _flat(yaml.safe_load(known.read_text()))
+            old = flatten(yaml.safe_load(known.read_text()))
         except (yaml.YAMLError, ValueError, AttributeError) as error:
             raise UserError(f"{known}: not the configuration of a run; choose another --out") from error
-        new = _flat(self.config)
+        new = flatten(self.config)
         keys = [key for key in {**old, **new} if old.get(key, "(absent)") != new.get(key, "(absent)")]
         if keys:
             shown = ", ".join(f"{k} = {old.get(k, '(absent)')}, now {new.get(k, '(absent)')}" for k in keys[:3])
@@ -240,10 +240,11 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The settings of a nested configuration under dotted keys, such as ``optim.lr``."""
     flat = {}
     for key, value in tree.items():
-        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
+        flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
     return flat
 
 

@@ -1,0 +1,231 @@
+"""Methods side by side: means over seeds, and differences from baselines."""
+
+import math
+import os
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from ..errors import UserError
+from . import baselines
+from .figures import lower_is_better, run_figures, shared_metric
+from .grouping import Group, group_runs
+from .reading import Run
+
+
+class Estimate(NamedTuple):
+    """Mean and standard deviation (n − 1 in the denominator; None for one value) of n values."""
+
+    mean: float
+    sd: float | None
+    n: int
+
+
+class Difference(NamedTuple):
+    """A method's mean less its baseline's.
+
+    ``low`` and ``high`` bound the 95 % confidence interval, ``p`` is of :func:`welch`; all are None where there is no
+    test, ``delta`` too where a value is missing or the method is the baseline itself.
+    """
+
+    baseline: str
+    delta: float | None = None
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+
+
+class Point(NamedTuple):
+    """A point of a learning curve; ``mean`` and ``sd`` are over the runs."""
+
+    epoch: int
+    passes: float
+    mean: float
+    sd: float | None
+
+
+@dataclass
+class Row:
+    """A method.
+
+    Attributes:
+        group: its runs.
+        of_runs: the figures of each of them, by name.
+        curve: the metric, or the training loss, after every epoch.
+        against: by criterion; None where there is no baseline.
+    """
+
+    group: Group
+    of_runs: list[dict[str, float | None]]
+    curve: list[Point]
+    against: dict[str, Difference | None] = field(default_factory=dict)
+
+    def values(self, name: str) -> list[float | None]:
+        """The figure of each run, None where it is missing."""
+        return [figures.get(name) for figures in self.of_runs]
+
+    def figure(self, name: str) -> Estimate | None:
+        """The figure over all runs; None if one of them lacks it."""
+        values = self.values(name)
+        return None if None in values else estimate(values)
+
+
+@dataclass
+class Comparison:
+    """Methods side by side.
+
+    Attributes:
+        metric: of the evaluations during training.
+        drawn: what the curves show: the metric, or the training loss if the task has no validation data.
+        rows: one per method, the best first.
+        figures: the names of the figures that some run has: the metric, that of the test set, those of other splits.
+        decisive: the figure that methods are ordered and tested by: the first of a split that all runs were evaluated
+            on, else the metric.
+        names: of the runs by path, those left out included: the path from the folder that holds them all.
+        left_out: the name of every run that is not in it, and why.
+    """
+
+    metric: str
+    drawn: str
+    rows: list[Row]
+    figures: list[str]
+    decisive: str
+    names: dict[Path, str]
+    left_out: dict[str, str]
+
+    @property
+    def criteria(self) -> list[str]:
+        """What makes a run a baseline."""
+        return list(self.rows[0].against)
+
+    @property
+    def lower_is_better(self) -> bool:
+        return lower_is_better(self.metric)
+
+
+def compare(
+    runs: Sequence[Run], metric: str | None = None, baseline: str | None = None, partial: bool = False
+) -> Comparison:
+    """Groups runs, averages each group and holds it against its baselines, at equal epochs and at equal passes.
+
+    Args:
+        runs: of one task.
+        metric: of the evaluations; None: one that all runs have, no loss and no character error rate if there are
+            others.
+        baseline: see :func:`seqssgd.report.baselines.criteria`.
+        partial: takes unfinished runs in, as far as they are.
+
+    Raises:
+        UserError: no finished run, runs of different tasks or data, a metric or a baseline that is not there.
+    """
+    kept, left_out = _select(runs, partial)
+    metric = shared_metric(kept, metric)
+    _check_data(kept)
+    groups = group_runs(kept)
+    find = baselines.criteria(groups, baseline)
+    drawn = metric if any(metric in row for run in kept for row in run.rows) else "train_loss"
+    rows = {g: Row(g, [run_figures(run, metric) for run in g.runs], _curve(g, drawn)) for g in groups}
+    figures = _figure_names(rows.values(), metric)
+    splits = [name for name in figures if name != metric and all(row.figure(name) for row in rows.values())]
+    decisive = splits[0] if splits else figures[0]
+    for row in rows.values():
+        found = {criterion: rows.get(find_one(row.group)) for criterion, find_one in find.items()}
+        row.against = {criterion: other and _difference(row, other, decisive) for criterion, other in found.items()}
+    sign = 1 if lower_is_better(metric) else -1
+    folder = os.path.commonpath([run.path.resolve().parent for run in runs])
+    names = {run.path: os.path.relpath(run.path.resolve(), folder) for run in runs}
+    return Comparison(
+        metric=metric,
+        drawn=drawn,
+        rows=sorted(rows.values(), key=lambda row: sign * f.mean if (f := row.figure(decisive)) else math.inf),
+        figures=figures,
+        decisive=decisive,
+        names=names,
+        left_out={names[path]: reason for path, reason in left_out.items()},
+    )
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Mean and standard deviation of the values of several seeds."""
+    return Estimate(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
+
+
+def welch(values: Sequence[float], others: Sequence[float]) -> tuple[float, float, float] | None:
+    """The 95 % confidence interval of the difference of two means, and the p-value of Welch's two-sided t-test.
+
+    Seeds that occur on both sides are not paired. A seed fixes initial weights and the order of the data, but noise and
+    a few steps make the two runs as different as those of two seeds: there is next to no common variance to take away,
+    and a paired test of n seeds has n − 1 degrees of freedom in place of about 2n − 2. With three seeds it needs
+    t = 4.3 where this one needs 2.8. If there is a positive correlation after all, this test errs towards caution.
+
+    Returns:
+        (low, high, p), or None if a side has fewer than two values or none varies.
+
+    Source: B. L. Welch, Biometrika 34 (1947), 28-35.
+    """
+    a, b = estimate(values), estimate(others)
+    if a.sd is None or b.sd is None or a.sd == b.sd == 0:
+        return None
+    from scipy.stats import t
+
+    parts = [(side.sd**2 / side.n, side.n - 1) for side in (a, b)]
+    variance = sum(part for part, _ in parts)
+    freedom = variance**2 / sum(part**2 / n for part, n in parts)
+    delta, error = a.mean - b.mean, math.sqrt(variance)
+    half = float(t.ppf(0.975, freedom)) * error
+    return delta - half, delta + half, float(2 * t.sf(abs(delta) / error, freedom))
+
+
+def _select(runs: Sequence[Run], partial: bool) -> tuple[list[Run], dict[Path, str]]:
+    kept, left_out, paths = [], {}, set()
+    for run in runs:
+        if run.path.resolve() in paths:
+            raise UserError(f"{run.path}: given twice")
+        paths.add(run.path.resolve())
+        if not run.rows:
+            left_out[run.path] = "no evaluation yet"
+        elif not (run.finished or partial):
+            epoch, epochs = run.rows[-1]["epoch"], run.settings["training.epochs"]
+            left_out[run.path] = f"unfinished at epoch {epoch} of {epochs}; --partial takes it in"
+        else:
+            kept.append(run)
+    if not kept:
+        reasons = "; ".join(f"{path}: {reason}" for path, reason in left_out.items())
+        raise UserError(f"there is nothing to compare ({reasons or 'no runs'})")
+    return kept, left_out
+
+
+def _check_data(runs: Sequence[Run]) -> None:
+    first, *others = runs
+    for run in others:
+        for key in {**first.settings, **run.settings}:
+            if key.split(".")[0] == "data" and first.settings.get(key) != run.settings.get(key):
+                raise UserError(f"{run.path}: its data are not those of {first.path} ({key}); compare runs of one task")
+
+
+def _figure_names(rows: Iterable[Row], metric: str) -> list[str]:
+    """Those that some run has: the metric, that of the test set, those of other splits."""
+    found = {name for row in rows for figures in row.of_runs for name, value in figures.items() if value is not None}
+    first = [metric, f"test_{metric.removeprefix('valid_')}"]
+    return [name for name in first if name in found] + sorted(found.difference(first)) or [metric]
+
+
+def _difference(row: Row, baseline: Row, figure: str) -> Difference:
+    mine, its = row.values(figure), baseline.values(figure)
+    if row is baseline or None in mine or None in its:
+        return Difference(baseline.group.label)
+    delta = statistics.fmean(mine) - statistics.fmean(its)
+    return Difference(baseline.group.label, delta, *(welch(mine, its) or ()))
+
+
+def _curve(group: Group, metric: str) -> list[Point]:
+    """The mean over the runs after every epoch that all of them evaluated with a finite value."""
+    by_epoch = [{row["epoch"]: row for row in run.rows if row.get(metric) is not None} for run in group.runs]
+    points = []
+    for epoch in sorted(set.intersection(*map(set, by_epoch))):
+        rows = [rows[epoch] for rows in by_epoch]
+        found = estimate([row[metric] for row in rows])
+        points.append(Point(epoch, statistics.fmean(row["passes"] for row in rows), found.mean, found.sd))
+    return points

@@ -1,0 +1,66 @@
+"""The figures of a run: by what metric it was validated, and what its best checkpoint gave on other data."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..errors import UserError
+from .reading import Run
+
+BEST = "best.pt"  # the checkpoint whose evaluations count
+_NOT_METRICS = {"kind", "step", "epoch", "passes", "lr", "noise", "seconds", "units_per_second", "train_loss"}
+
+
+def shared_metric(runs: Sequence[Run], metric: str | None = None) -> str:
+    """``metric``, or if that is None one that all runs have: no loss and no character error rate if there are others.
+
+    Raises:
+        UserError: not all runs have it, or they have none in common.
+    """
+    names = [_metrics(run) for run in runs]
+    shared = names[0]
+    for run, own in zip(runs, names, strict=True):
+        if not shared & own:
+            raise UserError(
+                f"{run.path}: no metric in common with {runs[0].path} ({', '.join(sorted(own)) or 'none'}; "
+                f"{', '.join(sorted(shared)) or 'none'}); compare runs of one task, evaluated if it has no validation"
+            )
+        shared = shared & own
+    if metric is not None and metric not in shared:
+        raise UserError(f"--metric {metric}: not in all of these runs; they share {', '.join(sorted(shared))}")
+    return metric or min(shared, key=lambda name: (name.endswith("loss"), name.endswith("cer"), name))
+
+
+def _metrics(run: Run) -> set[str]:
+    """What a run was validated by; if its task has no validation data, what its last model was evaluated by."""
+    figures = [pair for split in run.evaluations.values() for pair in split.items()]
+    evaluated = {f"valid_{name}" for name, value in figures if isinstance(value, float)}
+    return set(run.rows[-1]) - _NOT_METRICS or evaluated
+
+
+def best_evaluation(run: Run, metric: str) -> dict[str, Any] | None:
+    """The evaluation of the best checkpoint, by whatever its task calls best; None if ``metric`` was not finite there.
+
+    An unfinished run does not say which that is: the best value of ``metric`` is taken.
+    """
+    sign = 1 if lower_is_better(metric) else -1
+    known = [row for row in run.rows if row.get(metric) is not None]
+    best = run.result.get("best") or min(known, key=lambda row: sign * row[metric], default={})
+    return best if best.get(metric) is not None else None
+
+
+def run_figures(run: Run, metric: str) -> dict[str, float | None]:
+    """What the best checkpoint gave, by name: the metric, and its like on other splits, such as test_wer for valid_wer.
+
+    None for a metric that was not finite, and for an evaluation of another checkpoint.
+    """
+    best, name = best_evaluation(run, metric), metric.removeprefix("valid_")
+    found = {metric: best and best[metric]}
+    for split, figures in run.evaluations.items():
+        if split not in ("train", "valid") and name in figures:
+            found[f"{split}_{name}"] = figures[name] if figures.get("checkpoint") == BEST else None
+    return found
+
+
+def lower_is_better(metric: str) -> bool:
+    """True of everything but accuracies."""
+    return "accuracy" not in metric

@@ -1,0 +1,154 @@
+"""Runs that differ in nothing but their seeds, under a name that says what tells them from the others."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import UserError
+from .reading import Run
+
+SEEDS = ("seed", "optim.noise_seed")
+BASES = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}
+METHODS = {
+    "none": "{base}",
+    "ssgd": "S-{base}",
+    "nso": "NSO",
+    "sam": "SAM",
+    "asam": "ASAM",
+    "mrwp": "m-RWP",
+    "smoothout": "SmoothOut",
+    "adasmoothout": "AdaSmoothOut",
+    "dropconnect": "DropConnect",
+    "ema": "EMA",
+    "swa": "SWA",
+}
+# Settings that a method with noise is always named by: what goes without saying, and how the rest is said.
+NOISE = {
+    "optim.signs": ("batch", "{}"),
+    "optim.distribution": ("rademacher", "{}"),
+    "optim.granularity": ("layer", "per {}"),
+    "optim.only": (None, "{} alone"),
+    "optim.noise_schedule": (None, "phases {}"),
+}
+EPOCHS = "training.epochs"
+
+
+@dataclass(eq=False)
+class Group:
+    """Runs of one configuration with different seeds.
+
+    Attributes:
+        runs: at least one.
+        label: a short name, different from those of the other groups.
+    """
+
+    runs: list[Run]
+    label: str = ""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The configuration without the seeds, under dotted keys."""
+        return _without_seeds(self.runs[0])
+
+    @property
+    def is_baseline(self) -> bool:
+        """Trained by the base optimizer alone."""
+        return self.settings["optim.method"] == "none"
+
+    @property
+    def epochs(self) -> int:
+        """Those that it was to make; those that it has made if it is unfinished."""
+        run = self.runs[0]
+        return run.settings[EPOCHS] if run.finished else run.rows[-1]["epoch"]
+
+    def differs_in(self, other: "Group") -> list[str]:
+        """The keys of the settings that are not the same."""
+        return differing_settings([self, other])
+
+    def mean(self, key: str) -> float:
+        """The mean of ``epoch``, ``passes`` or ``seconds`` at the ends of the runs."""
+        return sum(run.rows[-1][key] for run in self.runs) / len(self.runs)
+
+
+def group_runs(runs: Iterable[Run]) -> list[Group]:
+    """Puts together runs of one configuration but for the seeds; unfinished ones only if they are equally far.
+
+    Raises:
+        UserError: two runs of one configuration have the same seeds: they would pass for two independent ones.
+    """
+    groups: dict[str, Group] = {}
+    seen: dict[tuple[str, str], Run] = {}
+    for run in runs:
+        settings = _without_seeds(run)
+        key = _text([settings, None if run.finished else run.rows[-1]["step"]])
+        # without a method the seed of its noise changes nothing
+        used = SEEDS[:1] if settings["optim.method"] == "none" else SEEDS
+        seeds = _text([run.settings.get(name) for name in used])
+        if (twin := seen.setdefault((key, seeds), run)) is not run:
+            raise UserError(f"{twin.path} and {run.path}: the same settings and the same seed; leave out one of them")
+        groups.setdefault(key, Group([])).runs.append(run)
+    found = list(groups.values())
+    for group, label in zip(found, _labels(found), strict=True):
+        group.label = label
+    return found
+
+
+def differing_settings(groups: Sequence[Group]) -> list[str]:
+    """The keys of the settings, but for the seeds, that are not the same in all groups."""
+    keys = dict.fromkeys(key for group in groups for key in group.settings)
+    return [key for key in keys if len({_value(group, key) for group in groups}) > 1]
+
+
+def show(value: Any) -> str:
+    """A setting's value, short but exact."""
+    if isinstance(value, float) and float(f"{value:g}") == value:
+        return f"{value:g}"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(show, value)) or "none"
+    return "none" if value is None else str(value)
+
+
+def _labels(groups: Sequence[Group]) -> list[str]:
+    """Method, level and form of the noise, unusual epochs; then one more setting at a time where names are equal."""
+    keys = differing_settings(groups)
+    usual = {key: Counter(_value(group, key) for group in groups).most_common(1)[0][0] for key in keys}
+    names = [_method(group.settings) for group in groups]
+    if EPOCHS in keys:
+        for index, group in enumerate(groups):
+            if _value(group, EPOCHS) != usual[EPOCHS]:
+                names[index] += f", {(epochs := group.settings[EPOCHS])} epoch{'' if epochs == 1 else 's'}"
+    for key in keys:
+        values: dict[str, set[str]] = {}
+        for name, group in zip(names, groups, strict=True):
+            values.setdefault(name, set()).add(_value(group, key))
+        for index, group in enumerate(groups):
+            if len(values[names[index]]) > 1 and _value(group, key) != usual[key]:
+                names[index] += f", {key.rpartition('.')[2].replace('_', ' ')} {show(group.settings.get(key))}"
+    for index, group in enumerate(groups):
+        if not group.runs[0].finished:
+            names[index] += f", unfinished at step {group.runs[0].rows[-1]['step']:,}"
+    return names
+
+
+def _method(settings: dict[str, Any]) -> str:
+    method, base = settings["optim.method"], settings["optim.base"]
+    name = METHODS.get(method, method.replace("_", " ")).format(base=BASES.get(base, base))
+    if method == "none":
+        return name
+    words = [f"{name} {show(settings['optim.noise'])}" if settings["optim.noise"] else name]
+    words += [said.format(show(settings[key])) for key, (usual, said) in NOISE.items() if settings[key] != usual]
+    return ", ".join(words)
+
+
+def _without_seeds(run: Run) -> dict[str, Any]:
+    return {key: value for key, value in run.settings.items() if key not in SEEDS}
+
+
+def _value(group: Group, key: str) -> str:
+    return _text(group.settings.get(key, "(absent)"))
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)

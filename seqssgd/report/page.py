@@ -1,0 +1,77 @@
+"""A comparison as one HTML page that needs nothing but itself."""
+
+from collections.abc import Mapping
+from html import escape
+
+from .plots import AXES
+from .tables import Table
+
+# The policy makes the browser refuse whatever the page might ask for from elsewhere.
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+:root {{ color-scheme: light dark; --text: #1c1e21; --page: #ffffff; --line: #d5d8dc; --head: #f1f3f5; }}
+@media (prefers-color-scheme: dark) {{
+  :root {{ --text: #e4e6e8; --page: #16181b; --line: #3b4046; --head: #22262a; }}
+}}
+body {{ margin: 0 auto; padding: 1rem; max-width: 75rem; color: var(--text); background: var(--page);
+  font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }}
+h1 {{ font-size: 1.5rem; }}
+h2 {{ font-size: 1.15rem; margin-top: 2rem; }}
+.scroll {{ overflow-x: auto; border: 1px solid var(--line); border-radius: 4px; }}
+table {{ border-collapse: collapse; width: 100%; font-size: 0.9rem; font-variant-numeric: tabular-nums; }}
+th, td {{ padding: 0.4rem 0.7rem; text-align: right; overflow-wrap: normal; border-top: 1px solid var(--line); }}
+th {{ vertical-align: bottom; }}
+td {{ white-space: nowrap; background: var(--page); }}
+thead, thead th {{ border: 0; background: var(--head); }}
+th:first-child, td:first-child {{ position: sticky; left: 0; }}
+.text {{ text-align: left; }}
+.plots {{ display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); }}
+figure {{ margin: 0; }}
+svg {{ display: block; width: 100%; height: auto; max-width: 40rem; }}
+</style>
+</head>
+<body>
+<h1>{title}</h1>
+{body}
+</body>
+</html>
+"""
+
+
+def html_page(title: str, tables: Mapping[str, Table], notes: list[str], pictures: Mapping[str, str]) -> str:
+    """The page: the first table, the notes, the pictures, the other tables.
+
+    Args:
+        title: of the page.
+        tables: by heading.
+        notes: one paragraph each.
+        pictures: SVG elements, by a key of :data:`seqssgd.report.plots.AXES`.
+    """
+    first, *others = (f"<h2>{escape(heading)}</h2>\n{_table(heading, table)}" for heading, table in tables.items())
+    figures = [
+        f'<figure role="img" aria-label="Curves over {AXES[key]}">\n{svg}</figure>' for key, svg in pictures.items()
+    ]
+    body = [first, "<ul>", *(f"<li>{escape(note)}</li>" for note in notes), "</ul>"]
+    body += ["<h2>Curves</h2>", '<div class="plots">', *figures, "</div>", *others]
+    return _PAGE.format(title=escape(title), body="\n".join(body))
+
+
+def _table(heading: str, table: Table) -> str:
+    """In a box of its own, which scrolls where the page is too narrow (by keyboard too)."""
+
+    def row(cells: list[str], tag: str) -> str:
+        kinds = [' class="text"'] * table.texts + [""] * (len(cells) - table.texts)
+        shown = [f"<{tag}{kind}>{escape(cell)}</{tag}>" for kind, cell in zip(kinds, cells, strict=True)]
+        return f"<tr>{''.join(shown)}</tr>"
+
+    lines = ["<table>", "<thead>", row(table.head, "th"), "</thead>", "<tbody>"]
+    lines += [*(row(cells, "td") for cells in table.rows), "</tbody>", "</table>"]
+    return "\n".join(
+        [f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(heading)}">', *lines, "</div>"]
+    )

@@ -1,0 +1,113 @@
+"""What a run directory says about its run, and what an evaluation adds to it."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from ..files import atomic_path
+
+
+@dataclasses.dataclass(eq=False)
+class Run:
+    """One run.
+
+    Attributes:
+        path: its directory.
+        settings: the resolved configuration, under dotted keys such as ``optim.lr``.
+        rows: the evaluations in order, as they stand in metrics.jsonl; one row per epoch evaluated.
+        result: the contents of result.json; empty while there is none.
+        evaluations: what the recipe's ``evaluate.py --save`` wrote, by split.
+    """
+
+    path: Path
+    settings: dict[str, Any]
+    rows: list[dict[str, Any]]
+    result: dict[str, Any]
+    evaluations: dict[str, dict[str, Any]]
+
+    @property
+    def finished(self) -> bool:
+        """All its epochs were made, or its patience ended it; not so if a limit of steps or minutes did."""
+        epochs = self.settings["training.epochs"]
+        return bool(self.result) and (self.result["stopped_early"] or self.result["epochs"] >= epochs)
+
+
+def read_run(path: str | Path) -> Run:
+    """Reads a run directory, finished or not.
+
+    A setting of the optimizer or the loop that did not exist when the run was made has its default.
+
+    Raises:
+        UserError: no run directory, or its files are damaged.
+    """
+    import yaml
+
+    path = Path(path)
+    try:
+        settings = _settings(yaml.safe_load((path / "config.yaml").read_text()))
+        # what follows the last line's end was being written when the run was killed, and goes when it is resumed
+        lines = (path / "metrics.jsonl").read_text().split("\n")[:-1]
+        rows = [row for row in map(_row, lines) if row["kind"] == "valid"]
+        result, evaluations = (_json(path / name) for name in ("result.json", "evaluation.json"))
+        if result and not (rows and rows[-1]["step"] == result["steps"] and {"stopped_early", "epochs"} <= set(result)):
+            raise ValueError("result.json and metrics.jsonl end differently")
+        if not all(isinstance(figures, dict) for figures in evaluations.values()):
+            raise ValueError("evaluation.json has no figures by split")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(f"{path}: not a run directory (no {Path(error.filename).name})") from None
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from None
+    except (ValueError, KeyError, yaml.YAMLError) as error:
+        reason = f"no {error} in it" if isinstance(error, KeyError) else str(error).splitlines()[0]
+        raise UserError(f"{path}: its files are damaged ({reason}); repeat the run with another --out") from None
+    # evaluated again at the end of an epoch in which an earlier limit of steps had ended the run
+    return Run(path, settings, list({row["epoch"]: row for row in rows}.values()), result, evaluations)
+
+
+def _settings(config: Any) -> dict[str, Any]:
+    from ..training import OptimConfig, TrainingConfig
+    from ..training.run import flatten
+
+    if not isinstance(config, dict):
+        raise ValueError("config.yaml holds no settings")
+    settings = flatten(config)
+    for key in ("optim.method", "optim.base", "training.epochs"):
+        if key not in settings:
+            raise ValueError(f"config.yaml has no {key}")
+    return flatten({"optim": dataclasses.asdict(OptimConfig()), "training": dataclasses.asdict(TrainingConfig())}) | (
+        settings
+    )
+
+
+def _row(line: str) -> dict[str, Any]:
+    row = json.loads(line)
+    if not isinstance(row, dict) or row.get("kind") not in ("train", "valid"):
+        raise ValueError("metrics.jsonl has a line that is no row of metrics")
+    for key in ("step", "epoch", "passes", "seconds"):
+        if not isinstance(row[key], (int, float)):
+            raise ValueError(f"metrics.jsonl has a row whose {key} is no number")
+    return row
+
+
+def _json(path: Path) -> dict[str, Any]:
+    found = json.loads(path.read_text()) if path.is_file() else {}
+    if not isinstance(found, dict):
+        raise ValueError(f"{path.name} holds no object")
+    return found
+
+
+def record(run: str | Path, split: str, figures: dict[str, Any]) -> None:
+    """Adds the evaluation of a split, with the name of its checkpoint, to a run's evaluation.json.
+
+    Raises:
+        UserError: the run directory cannot be written to.
+    """
+    path = Path(run) / "evaluation.json"
+    try:
+        evaluations = {**_json(path), split: figures}
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(evaluations, indent=2) + "\n")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be written ({error}); leave out --save") from None

@@ -1,0 +1,172 @@
+"""Comparisons in words and numbers: tables for people, CSV for programs, and the notes that belong to them."""
+
+import csv
+import io
+from dataclasses import dataclass
+
+from .baselines import CHOSEN, TOLERANCE
+from .comparison import Comparison, Difference, Estimate
+from .figures import best_evaluation
+from .grouping import SEEDS, differing_settings, show
+
+LEVEL = 0.05  # of significance
+
+
+@dataclass
+class Table:
+    """A head and rows of cells; ``texts`` is the number of columns, from the left, that are no numbers."""
+
+    head: list[str]
+    rows: list[list[str]]
+    texts: int = 1
+
+    def markdown(self) -> str:
+        """The table in GitHub's Markdown."""
+        rule = ["---"] * self.texts + ["---:"] * (len(self.head) - self.texts)
+        lines = [self.head, rule, *self.rows]
+        return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def results_table(comparison: Comparison) -> Table:
+    """One row per method, the best first."""
+    groups = [row.group for row in comparison.rows]
+    digits = _digits(comparison)
+    in_minutes = max(group.mean("seconds") for group in groups) >= 600
+    head = ["method", "n", "epochs", "passes", *(_title(comparison, name) for name in comparison.figures)]
+    head += [f"Δ to {criterion} (p)" if criterion == CHOSEN else f"Δ at {criterion} (p)"
+             for criterion in comparison.criteria]  # fmt: skip
+    rows = []
+    for row in comparison.rows:
+        group, seconds = row.group, row.group.mean("seconds")
+        cells = [
+            group.label,
+            str(len(group.runs)),
+            f"{round(group.mean('epoch'), 1):g}",
+            f"{group.mean('passes'):,.0f}",
+        ]
+        cells += [_estimate(row.figure(name), digits) for name in comparison.figures]
+        cells += [_difference(found, group.label, digits) for found in row.against.values()]
+        rows.append([*cells, f"{seconds / 60:.1f}" if in_minutes else f"{seconds:.0f}"])
+    return Table([*head, "minutes" if in_minutes else "seconds"], rows)
+
+
+def settings_table(comparison: Comparison) -> Table:
+    """The settings that are not the same for all methods."""
+    groups = [row.group for row in comparison.rows]
+    keys = differing_settings(groups)
+    rows = [[group.label, *(show(group.settings.get(key, "(absent)")) for key in keys)] for group in groups]
+    return Table(["method", *keys], rows, texts=1 + len(keys))
+
+
+def runs_table(comparison: Comparison) -> Table:
+    """Every run with its seeds, its figures, and the epoch that was the best."""
+    head = ["method", "run", *SEEDS, *(_title(comparison, name) for name in comparison.figures), "best epoch"]
+    rows = []
+    for row in comparison.rows:
+        for index, run in enumerate(row.group.runs):
+            best = best_evaluation(run, comparison.metric)
+            cells = [row.group.label, comparison.names[run.path], *(show(run.settings.get(key)) for key in SEEDS)]
+            cells += [_number(row.values(name)[index], _digits(comparison)) for name in comparison.figures]
+            rows.append([*cells, str(best["epoch"]) if best else "–"])
+    return Table(head, rows, texts=2)
+
+
+def results_csv(comparison: Comparison) -> str:
+    """The results with all their digits: empty cells where there is no value."""
+    rows = []
+    for row in comparison.rows:
+        cells = {"method": row.group.label, "n": len(row.group.runs)}
+        cells |= {"epochs": row.group.mean("epoch")} | {key: row.group.mean(key) for key in ("passes", "seconds")}
+        for name in comparison.figures:
+            found = row.figure(name)
+            cells |= {name: found and found.mean, f"{name}_sd": found and found.sd}
+        for criterion, found in row.against.items():
+            values = found._asdict() if found else dict.fromkeys(Difference._fields)
+            cells |= {f"{criterion.replace(' ', '_')}_{key}": value for key, value in values.items()}
+        rows.append(cells)
+    file = io.StringIO()
+    writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()
+
+
+def notes(comparison: Comparison) -> list[str]:
+    """What a reader of the tables has to know: what was measured, against what, and what is missing."""
+    better = "Lower" if comparison.lower_is_better else "Higher"
+    checkpoint = "best checkpoint on validation" if comparison.metric in comparison.figures else "last checkpoint"
+    found = [
+        f"Mean ± standard deviation over n seeds. {better} is better. All figures are of each run's {checkpoint}.",
+        f"Δ: difference of the {_title(comparison, comparison.decisive)} from that of the baseline (equal passes: "
+        f"within {TOLERANCE:.0%}); p: Welch's t-test, not corrected for the number of methods; –: no baseline, or "
+        "fewer than two seeds on a side.",
+    ]
+    for criterion in comparison.criteria:
+        held: dict[str, list[str]] = {}
+        for row in comparison.rows:
+            if (difference := row.against[criterion]) and difference.baseline != row.group.label:
+                held.setdefault(difference.baseline, []).append(row.group.label)
+        found += [f"{criterion.capitalize()}: {name} is the baseline of {_list(rows)}." for name, rows in held.items()]
+        found += _verdict(comparison, criterion)
+    for name in comparison.figures:
+        lacking = [
+            comparison.names[run.path]
+            for row in comparison.rows
+            for run, value in zip(row.group.runs, row.values(name), strict=True)
+            if value is None
+        ]
+        if lacking:
+            why = "not finite" if name == comparison.metric else "not evaluated at the best checkpoint"
+            found.append(f"No {_title(comparison, name)} ({why}): {_list(lacking)}.")
+    return found + [f"Left out: {name}: {reason}." for name, reason in comparison.left_out.items()]
+
+
+def _verdict(comparison: Comparison, criterion: str) -> list[str]:
+    """Which methods a test tells from their baselines; nothing if there was no test."""
+    verdicts: dict[str, list[str]] = {"better": [], "worse": [], "not told apart": []}
+    for row in comparison.rows:
+        found = row.against[criterion]
+        if found is not None and found.p is not None:
+            better = (found.delta < 0) == comparison.lower_is_better
+            kind = "not told apart" if found.p >= LEVEL else "better" if better else "worse"
+            verdicts[kind].append(row.group.label)
+    said = ". ".join(f"{kind.capitalize()}: {_list(labels)}" for kind, labels in verdicts.items() if labels)
+    return [f"{criterion.capitalize()}, p < {LEVEL}: {said}."] if said else []
+
+
+def words(name: str) -> str:
+    """The name of a figure or a metric in words."""
+    return " ".join({"wer": "WER", "cer": "CER"}.get(word, word) for word in name.split("_"))
+
+
+def _title(comparison: Comparison, name: str) -> str:
+    return f"best {words(name)}" if name == comparison.metric else words(name)
+
+
+def _list(names: list[str]) -> str:
+    return "; ".join(names)  # labels have commas of their own
+
+
+def _digits(comparison: Comparison) -> int:
+    """Two decimals; four for losses, and for rates that are given as fractions."""
+    values = [value for row in comparison.rows for value in row.values(comparison.decisive) if value is not None]
+    return 4 if comparison.metric.endswith("loss") or max(map(abs, values), default=0) <= 1 else 2
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _estimate(found: Estimate | None, digits: int) -> str:
+    if found is None or found.sd is None:
+        return _number(found and found.mean, digits)
+    return f"{found.mean:.{digits}f} ± {found.sd:.{digits}f}"
+
+
+def _difference(found: Difference | None, label: str, digits: int) -> str:
+    if found is not None and found.baseline == label:
+        return "baseline"
+    if found is None or found.delta is None:
+        return "–"
+    p = "–" if found.p is None else "< 0.001" if found.p < 0.001 else f"{found.p:.3f}"
+    return f"{found.delta:+.{digits}f}".replace("-", "−") + f" ({p})"

@@ -1,0 +1,77 @@
+"""The files of a report, and the tables within documents."""
+
+import re
+from pathlib import Path
+
+from ..errors import UserError
+from ..files import atomic_path
+from .comparison import Comparison
+from .page import html_page
+from .plots import AXES, draw_curves
+from .tables import Table, notes, results_csv, results_table, runs_table, settings_table
+
+
+def summary(comparison: Comparison) -> str:
+    """The results in Markdown, with the notes that they need."""
+    return "\n\n".join([results_table(comparison).markdown(), _bullets(notes(comparison))])
+
+
+def write_report(comparison: Comparison, folder: str | Path) -> list[Path]:
+    """Writes report.html, report.md, report.csv and the curves as PNG and SVG; returns their paths.
+
+    Nothing is written before all is made, and each file is replaced as a whole.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+    folder = Path(folder)
+    runs = sum(len(row.group.runs) for row in comparison.rows)
+    heading = f"Comparison of {_number(len(comparison.rows), 'method')}, {_number(runs, 'run')}"
+    tables: dict[str, Table] = {"Results": results_table(comparison)}
+    if len(comparison.rows) > 1:
+        tables["Settings that differ"] = settings_table(comparison)
+    tables["Runs"] = runs_table(comparison)
+    curves = {over: draw_curves(comparison, over) for over in AXES}
+    markdown = [f"# {heading}", summary(comparison)]
+    markdown += [f"![curves over {AXES[over]}](curves_{over}.png)" for over in AXES]
+    markdown += [f"## {name}\n\n{table.markdown()}" for name, table in list(tables.items())[1:]]
+    pictures = {over: files["svg"].decode() for over, files in curves.items()}
+    files = {
+        "report.html": html_page(heading, tables, notes(comparison), pictures).encode(),
+        "report.md": ("\n\n".join(markdown) + "\n").encode(),
+        "report.csv": results_csv(comparison).encode(),
+    }
+    files |= {f"curves_{over}.{suffix}": data for over, made in curves.items() for suffix, data in made.items()}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, data in files.items():
+            with atomic_path(folder / name) as temporary:
+                temporary.write_bytes(data)
+    except OSError as error:
+        raise UserError(f"--out {folder}: cannot write there ({error.strerror}); choose another folder") from None
+    return [folder / name for name in files]
+
+
+def write_between(path: Path, name: str, text: str) -> None:
+    """Puts ``text`` between the lines ``<!-- NAME: begin -->`` and ``<!-- NAME: end -->`` of a file.
+
+    Raises:
+        UserError: the file has no such lines.
+    """
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    old = path.read_text()
+    pattern = re.compile(rf"({re.escape(begin)}\n).*?({re.escape(end)})", re.DOTALL)
+    new, count = pattern.subn(lambda match: f"{match[1]}{text}\n{match[2]}", old)
+    if count != 1:
+        raise UserError(f"{path}: needs the lines {begin} and {end} once")
+    if new != old:
+        with atomic_path(path) as temporary:
+            temporary.write_text(new)
+
+
+def _bullets(lines: list[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"

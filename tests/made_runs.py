@@ -1,0 +1,45 @@
+"""Run directories without a training: what the report reads, with chosen figures."""
+
+import json
+from pathlib import Path
+
+import yaml
+
+SPEECH = {"model": {"width": 190}, "seed": 0, "data": {"fingerprint": "ab"}}
+
+
+def make_run(path: Path, values, *, settings=None, test=None, passes=20, seconds=60.0, finished=True, **optim) -> Path:
+    """A run with the given metrics after each epoch: dictionaries, or values of valid_wer.
+
+    Args:
+        settings: of config.yaml beside optim; ``training`` is filled with as many epochs as there are values.
+        test: figures of evaluation.json's test split, of the best checkpoint; a number is a WER.
+        passes, seconds: of an epoch.
+        optim: of config.yaml.
+    """
+    values = [value if isinstance(value, dict) else {"valid_wer": value} for value in values]
+    path.mkdir(parents=True)
+    optim = {"method": "none", "base": "adam", "noise": 0.0, "signs": "batch", **optim}
+    config = {**SPEECH, "training": {"epochs": len(values)}, **(settings or {}), "optim": optim}
+    (path / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    rows = [{"kind": "train", "step": 1, "epoch": 1, "passes": 2, "seconds": 1.0, "loss": 1.0}]
+    for epoch, metrics in enumerate(values, 1):
+        rows.append({"kind": "valid", "step": 10 * epoch, "epoch": epoch, "passes": passes * epoch, "lr": 0.1})
+        rows[-1] |= {"noise": 0.0, "train_loss": 3.0 / epoch, "seconds": seconds * epoch, "units_per_second": 5.0}
+        rows[-1] |= metrics
+    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if finished:
+        result = {"steps": rows[-1]["step"], "epochs": len(values), "stopped_early": False}
+        (path / "result.json").write_text(json.dumps(result))
+    if test is not None:
+        figures = {"checkpoint": "best.pt", **(test if isinstance(test, dict) else {"wer": test})}
+        (path / "evaluation.json").write_text(json.dumps({"test": figures}))
+    return path
+
+
+def seeds(folder: Path, name: str, tests, **kwargs) -> list[Path]:
+    """A run for each test WER, with seeds from 0 and a validation WER that is higher by one."""
+    return [
+        make_run(folder / f"{name}{seed}", [90.0, test + 1], test=test, settings={"seed": seed}, **kwargs)
+        for seed, test in enumerate(tests)
+    ]

@@ -1,0 +1,273 @@
+"""What the report writes: tables, CSV, curves, and a page that needs nothing but itself; tables in documents."""
+
+import csv
+import importlib.util
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from made_runs import make_run, seeds
+
+from seqssgd.cli import main
+from seqssgd.errors import UserError
+from seqssgd.report import compare, read_run, results_table, write_between, write_report
+from seqssgd.report.plots import COLOURS
+
+ROOT = Path(__file__).resolve().parents[1]
+SSGD = {"method": "ssgd", "noise": 0.2}
+CURVES = [f"curves_{over}.{suffix}" for over in ("epoch", "passes") for suffix in ("png", "svg")]
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    runs = seeds(folder, "a", [20.3, 20.9, 19.6]) + seeds(folder, "b", [17.8, 18.1, 17.9], passes=40, **SSGD)
+    runs += [make_run(folder / "long", [88.0, 25.0, 23.0, 22.0], test=20.0)]
+    runs += seeds(folder, "c<b>", [25.0, 26.0], passes=40, method="sam", base="a&b|c")
+    return compare([read_run(path) for path in runs])
+
+
+@pytest.fixture(scope="module")
+def report(comparison, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report") / "new/folder"
+    assert {path.name for path in write_report(comparison, folder)} == {path.name for path in folder.iterdir()}
+    return folder
+
+
+class Page(HTMLParser):
+    """The elements of a page and the cells of its tables; refuses unbalanced tags."""
+
+    VOID = {"meta", "br"}
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open, self.elements, self.tables, self.text = [], [], [], ""
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs), [name for name, _ in self.open]))
+        if tag not in self.VOID:
+            self.open.append((tag, dict(attrs)))
+        if tag == "table":
+            assert self.open[-2][1].get("class") == "scroll"  # a box of its own that scrolls
+            self.tables.append([])
+        if tag == "tr":
+            self.tables[-1].append([])
+        if tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs), []))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop()[0] == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1][0] in ("td", "th"):
+            self.tables[-1][-1][-1] += data
+        self.text += data
+
+
+def markdown_rows(text: str) -> list[list[str]]:
+    lines = [line for line in text.split("\n\n")[1].splitlines() if not line.startswith("| ---")]
+    return [[c.strip().replace("\\|", "|") for c in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+
+
+def test_markdown_page_and_csv_hold_the_same_table(comparison, report):
+    table = results_table(comparison)
+    rows = [table.head, *table.rows]
+    assert markdown_rows((report / "report.md").read_text()) == rows
+    assert Page((report / "report.html").read_text()).tables[0] == rows
+    records = list(csv.DictReader((report / "report.csv").read_text().splitlines()))
+    assert len(records) == len(comparison.rows) == 4
+
+    def figure(record, name):
+        mean, sd = record[name], record[f"{name}_sd"]
+        return f"{float(mean):.2f}" + (f" ± {float(sd):.2f}" if sd else "")
+
+    def difference(record, name):
+        baseline, delta, p = (record[f"{name}_{key}"] for key in ("baseline", "delta", "p"))
+        if baseline == record["method"]:
+            return "baseline"
+        tested = "–" if not p else "< 0.001" if float(p) < 0.001 else f"{float(p):.3f}"
+        return f"{float(delta):+.2f} ({tested})".replace("-", "−") if delta else "–"
+
+    for record, row in zip(records, table.rows, strict=True):
+        assert row == [
+            *(record["method"], record["n"], f"{float(record['epochs']):g}", f"{float(record['passes']):,.0f}"),
+            *(figure(record, "valid_wer"), figure(record, "test_wer")),
+            *(difference(record, "equal_epochs"), difference(record, "equal_passes")),
+            f"{float(record['seconds']):.0f}",
+        ]
+    assert [record["method"] for record in records] == ["S-Adam 0.2", "Adam, 4 epochs", "Adam", "SAM"]
+    p = [record["equal_epochs_p"] for record in records]
+    assert float(p[0]) < 0.05 and p[1:] == ["", "", ""]  # another base optimizer has no baseline here
+
+
+def test_the_words_say_who_wins_and_against_whom(report):
+    text = (report / "report.md").read_text()
+    assert "Equal epochs: Adam is the baseline of S-Adam 0.2." in text
+    assert "Equal epochs, p < 0.05: Better: S-Adam 0.2." in text
+    assert "Equal passes: Adam, 4 epochs is the baseline of S-Adam 0.2." in text
+    assert "Equal passes, p <" not in text  # a side with one seed
+
+
+@pytest.mark.parametrize("worse, verdict", [([22.0, 22.1], "Worse"), ([20.0, 21.5], "Not told apart")])
+def test_a_method_that_loses_is_called_worse(tmp_path, capsys, worse, verdict):
+    runs = seeds(tmp_path, "a", [20.0, 20.1]) + seeds(tmp_path, "b", worse, **SSGD)
+    assert main(["compare", *map(str, runs)]) == 0
+    assert f"Equal epochs, p < 0.05: {verdict}: S-Adam 0.2." in capsys.readouterr().out
+
+
+def test_runs_of_more_than_ten_minutes_are_timed_in_minutes(tmp_path):
+    table = results_table(compare([read_run(make_run(tmp_path / "long", [30.0] * 11))]))
+    assert (table.head[-1], table.rows[0][-1]) == ("minutes", "11.0")
+
+
+def test_settings_that_differ_and_every_run_are_listed(comparison, report):
+    _, settings, runs = Page((report / "report.html").read_text()).tables
+    assert settings[0] == ["method", "optim.method", "optim.base", "optim.noise", "training.epochs"]
+    assert ["Adam, 4 epochs", "none", "adam", "0", "4"] in settings
+    assert ["SAM", "c<b>1", "1", "0", "27.00", "26.00", "2"] in runs and len(runs) == 10
+
+
+def test_the_page_asks_for_nothing_from_elsewhere(report):
+    text = (report / "report.html").read_text()
+    page = Page(text)
+    ids = [attributes["id"] for _, attributes, _ in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids)) > 20
+    for tag, attributes, _ in page.elements:
+        assert tag not in ("script", "link", "img", "iframe", "object", "image", "base")
+        for name, value in attributes.items():
+            if name in ("src", "href", "xlink:href", "srcset", "action", "data", "poster"):
+                assert value[0] == "#" and value[1:] in ids
+            if not name.startswith("xmlns"):
+                assert "//" not in value
+    assert {target for target in re.findall(r"url\(([^)]*)\)", text)} <= {f"#{name}" for name in ids}
+    assert "@import" not in text and "c<b>" not in text
+    policy = {"http-equiv": "Content-Security-Policy", "content": "default-src 'none'; style-src 'unsafe-inline'"}
+    assert ("meta", policy, ["html", "head"]) in page.elements
+
+
+def test_the_page_holds_the_curves_in_the_colour_of_its_text(report):
+    page = Page((report / "report.html").read_text())
+    assert [tag for tag, _, _ in page.elements].count("svg") == 2
+    assert "forward-backward passes" in page.text and "prefers-color-scheme: dark" in page.text
+    for name in ("curves_epoch.svg", "curves_passes.svg"):
+        svg = (report / name).read_text()
+        assert "currentColor" in svg and svg in (report / "report.html").read_text()
+        dark = {c.lower() for c in re.findall(r"(?:fill|stroke): (#\w{6})", svg)} - {c.lower() for c in COLOURS}
+        assert dark <= {"#b0b0b0"}, dark  # that of the grid
+
+
+def luminance(colour: str) -> float:
+    """As in WCAG 2.2, of #rrggbb."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    parts = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), parts, strict=True)) + 0.05
+
+
+def test_colours_stand_out_on_light_and_on_dark(report):
+    text = (report / "report.html").read_text()
+    ink, pages = (re.findall(rf"--{name}: (#\w{{6}})", text) for name in ("text", "page"))
+    assert len(ink) == len(pages) == 2
+
+    def contrast(a, b):
+        low, high = sorted((luminance(a), luminance(b)))
+        return high / low
+
+    assert all(contrast(a, b) >= 7 for a, b in zip(ink, pages, strict=True))
+    assert all(contrast(colour, page) >= 3 for colour in COLOURS for page in pages)
+
+
+def test_a_curve_has_a_band_only_where_it_has_several_seeds(comparison):
+    from seqssgd.report.plots import _figure
+
+    (axes,) = _figure(comparison, "passes").axes
+    assert [line.get_label() for line in axes.lines] == [row.group.label for row in comparison.rows]
+    assert [len(line.get_xdata()) for line in axes.lines] == [2, 4, 2, 2]
+    assert list(axes.lines[0].get_xdata()) == [40, 80] and list(axes.lines[2].get_xdata()) == [20, 40]
+    assert len(axes.collections) == 3 and axes.get_ylim()[1] < 95
+
+
+def test_a_report_is_the_same_every_time_and_replaces_the_last(comparison, report, tmp_path):
+    (tmp_path / "report.html").write_text("old")
+    (tmp_path / "mine.txt").write_text("kept")
+    write_report(comparison, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in report.iterdir()} | {"mine.txt"}
+    for path in report.iterdir():
+        assert (tmp_path / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_nothing_is_written_if_a_part_of_the_report_cannot_be_made(comparison, tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError
+
+    monkeypatch.setattr("seqssgd.report.writing.html_page", fail)
+    with pytest.raises(RuntimeError):
+        write_report(comparison, tmp_path / "report")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_prints_the_table_and_writes_the_report(tmp_path, capsys):
+    runs = seeds(tmp_path / "runs", "a", [20.0, 21.0])
+    assert main(["compare", *map(str, runs), "--out", str(tmp_path / "report")]) == 0
+    out = capsys.readouterr().out
+    assert {"report.html", "report.md", "report.csv", *CURVES} == {p.name for p in (tmp_path / "report").iterdir()}
+    assert out.startswith("| method |") and out.split("\n\n- ")[0] in (tmp_path / "report/report.md").read_text()
+    assert (tmp_path / "report/curves_epoch.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_runs_that_only_diverged_make_a_report_all_the_same(tmp_path):
+    write_report(compare([read_run(make_run(tmp_path / "run", [None, None]))]), tmp_path / "report")
+    assert "No best valid WER (not finite): run." in (tmp_path / "report/report.md").read_text()
+
+
+# ---- tables in documents ---------------------------------------------------------------------------------------------
+
+
+def test_text_is_replaced_between_its_marks_alone(tmp_path):
+    path = tmp_path / "README.md"
+    path.write_text("a\n<!-- t: begin -->\nold\n<!-- t: end -->\nb\n<!-- u: begin -->\nkept\n<!-- u: end -->\n")
+    write_between(path, "t", "new \\1")
+    text = "a\n<!-- t: begin -->\nnew \\1\n<!-- t: end -->\nb\n<!-- u: begin -->\nkept\n<!-- u: end -->\n"
+    assert path.read_text() == text
+    with pytest.raises(UserError, match="needs the lines"):
+        write_between(path, "absent", "new")
+    assert path.read_text() == text
+
+
+@pytest.fixture(scope="module")
+def results():
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "results/tables.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_table_in_the_readme_files_is_that_of_the_results(results, tmp_path):
+    compared = results.comparisons()
+    assert "ptb_small_cpu" in compared
+    for name, (readme, text) in results.tables(compared).items():
+        copy = tmp_path / "README.md"
+        copy.write_text(readme.read_text())
+        write_between(copy, f"results/{name}", text)
+        assert copy.read_text() == readme.read_text(), f"{readme.name} is out of date for {name}: make tables"
+    for name, comparison in compared.items():
+        write_report(comparison, tmp_path / name)
+        for file in ("report.md", "report.csv"):
+            shown = ROOT / "results/reports" / name / file
+            assert (tmp_path / name / file).read_text() == shown.read_text(), f"{shown} is out of date: make tables"
+
+
+def test_runs_that_a_table_quotes_can_be_repeated(results):
+    """Each names the commit, unmodified, and the command that made it, and reached its end."""
+    for comparison in results.comparisons().values():
+        assert not comparison.left_out
+        for run in [run for row in comparison.rows for run in row.group.runs]:
+            environment = json.loads((run.path / "environment.json").read_text())
+            assert environment["commit"] and not environment["modified"], run.path
+            assert environment["command"][0].startswith("recipes/") and environment["cpu"], run.path
