@@ -21,8 +21,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from seqssgd.optim import SymmetricNoise, noise_groups
-from seqssgd.optim.noise import GRANULARITIES
+from seqssgd.optim import SAM, DropConnect, SymmetricNoise, noise_groups
+from seqssgd.optim.noise import GRANULARITIES, NORMS
 
 WORLD = 2
 
@@ -180,7 +180,7 @@ def train_sharded(model, reference, optimizer):
         torch.testing.assert_close(full(p), q.detach(), rtol=1e-8, atol=1e-10)
 
 
-def fsdp_steps_as_one_process(granularities=GRANULARITIES, distribution="rademacher", **options):
+def fsdp_steps_as_one_process(granularities=NORMS, distribution="rademacher", **options):
     for granularity in granularities:
         model, reference = sharded(**options)
         optimizer = make_optimizer(model, granularity=granularity, distribution=distribution)
@@ -306,6 +306,59 @@ def filters_torn_apart_and_mixed_shardings_are_refused():
             assert all(torch.equal(full(p), weights) for p in params)
 
 
+# ---- other methods ---------------------------------------------------------------------------------------------------
+
+
+def make_sam(model, **options):
+    return SAM(torch.optim.SGD(model.parameters(), lr=0.1), rho=0.3, model=model, **options)
+
+
+def sam_under_ddp_has_a_perturbation_of_each_ranks_own_data():
+    model, alone = make_model(), make_model()
+    ddp = DistributedDataParallel(model)
+    optimizer, reference = make_sam(model), make_sam(alone)
+    for batch in minibatches():
+        for part in optimizer.passes():
+            with contextlib.nullcontext() if part.last else ddp.no_sync():
+                loss_fn(ddp, mine(batch)).backward()
+        for rank in range(WORLD):
+            for _ in reference.passes():
+                (loss_fn(alone, batch[rank::WORLD]) / WORLD).backward()
+        for one in (optimizer, reference):
+            one.step()
+            one.zero_grad()
+        assert_same_on_every_rank(model.parameters())
+    for p, q in zip(model.parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-11)
+
+
+def sharded_sam_and_asam_step_as_one_process():
+    for adaptive in (False, True):
+        model, alone = sharded()
+        optimizer, reference = make_sam(model, adaptive=adaptive), make_sam(alone, adaptive=adaptive)
+        for batch in minibatches():
+            for net, one, data in ((model, optimizer, mine(batch)), (alone, reference, batch)):
+                for _ in one.passes():
+                    loss_fn(net, data).backward()
+                one.step()
+                one.zero_grad()
+        for p, q in zip(model.parameters(), alone.parameters(), strict=True):
+            torch.testing.assert_close(full(p), q.detach(), rtol=1e-8, atol=1e-10)
+
+
+def sharded_dropconnect_masks_weights_and_gradients_alike():
+    model, _ = sharded()
+    optimizer = DropConnect(torch.optim.SGD(noise_groups(model, noise=0.5), lr=0.1), model=model)
+    for _ in optimizer.passes():
+        dropped = {name: full(p) == 0 for name, p in model.named_parameters() if "weight" in name}
+        loss_fn(model, mine(minibatches()[0])).backward()
+    masks = torch.cat([mask.flatten() for name, mask in dropped.items() if "norm" not in name])
+    assert 0.3 < masks.double().mean() < 0.7
+    for name, mask in dropped.items():
+        gradient = full(model.get_parameter(name).grad)
+        assert not gradient[mask].any() and gradient[~mask].any()
+
+
 CHECKS = {
     check.__name__: check
     for check in (
@@ -321,6 +374,9 @@ CHECKS = {
         fsdp_without_model_is_refused,
         fsdp_that_stays_gathered_after_backward_is_refused_and_named,
         filters_torn_apart_and_mixed_shardings_are_refused,
+        sam_under_ddp_has_a_perturbation_of_each_ranks_own_data,
+        sharded_sam_and_asam_step_as_one_process,
+        sharded_dropconnect_masks_weights_and_gradients_alike,
     )
 }
 

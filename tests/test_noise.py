@@ -12,10 +12,10 @@ import pickle
 import pytest
 import torch
 from torch import nn
-from twin import unit_noise
+from twin import scaled_noise, unit_noise
 
 from seqssgd.optim import SymmetricNoise
-from seqssgd.optim.noise import DISTRIBUTIONS, GRANULARITIES, NoiseSource
+from seqssgd.optim.noise import DISTRIBUTIONS, NORMS, NoiseSource
 
 SIGMAS = 5
 
@@ -51,7 +51,7 @@ def weights():
 LAYERS = ["rnn", "rnn", "conv", "gain", "scalar"]
 
 
-@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("granularity", NORMS)
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 def test_every_unit_has_the_level_times_the_norm_of_its_weights(weights, distribution, granularity):
     noise = perturbation(weights, 0.3, LAYERS, distribution=distribution, granularity=granularity)
@@ -82,7 +82,7 @@ def test_weights_of_one_call_may_have_different_levels(weights):
         assert n.norm().item() == pytest.approx(level * w.norm().item(), rel=1e-12)
 
 
-@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("granularity", NORMS)
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 def test_weights_of_zero_norm_or_no_elements_get_no_noise_and_stay_finite(distribution, granularity):
     half_zero = torch.ones(4, 3)
@@ -100,7 +100,7 @@ def test_weights_of_zero_norm_or_no_elements_get_no_noise_and_stay_finite(distri
     [(torch.float16, 1e-3), (torch.bfloat16, 8e-3), (torch.float32, 1e-5), (torch.float64, 1e-12)],
     ids=["float16", "bfloat16", "float32", "float64"],
 )
-@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("granularity", NORMS)
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 def test_every_type_of_weight_gets_the_norm_to_its_own_precision(dtype, precision, distribution, granularity):
     w = (0.02 * torch.randn(64, 1100, dtype=torch.float64)).to(dtype)  # squares that float16 could not sum
@@ -109,6 +109,18 @@ def test_every_type_of_weight_gets_the_norm_to_its_own_precision(dtype, precisio
     dims = 1 if granularity == "filter" else (0, 1)
     ratios = torch.linalg.vector_norm(n.double(), dim=dims) / torch.linalg.vector_norm(w.double(), dim=dims)
     torch.testing.assert_close(ratios, torch.full_like(ratios, 0.5), rtol=precision, atol=0)
+
+
+@pytest.mark.parametrize("granularity", ["filter_std", "absolute"])
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_noise_without_a_fixed_norm_has_elements_of_the_level(weights, distribution, granularity):
+    weights = weights[:4]
+    noise = perturbation(weights, 0.3, distribution=distribution, granularity=granularity, seed=8)
+    z = unit_noise([w.shape for w in weights], distribution, 8, 0, torch.float64)
+    for n, wanted in zip(noise, scaled_noise(weights, z, 0.3, granularity, LAYERS), strict=True):
+        torch.testing.assert_close(n, wanted, rtol=1e-9, atol=1e-12)
+    (n,) = perturbation([torch.zeros(3, 4)], distribution=distribution, granularity=granularity)
+    assert n.any() == (granularity == "absolute")
 
 
 def laid_out(layout):
@@ -124,7 +136,7 @@ def laid_out(layout):
 
 
 @pytest.mark.parametrize("layout", ["transposed", "channels_last", "strided"])
-@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("granularity", NORMS)
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 def test_weights_of_any_memory_layout_get_the_right_norm_and_reflection(layout, distribution, granularity):
     weight, storage = laid_out(layout)

@@ -29,7 +29,14 @@ def unit_noise(shapes, distribution, seed, draw, dtype):
 
 
 def scaled_noise(weights, z, level, granularity, layers):
-    """Scales ``z`` so that every unit of the granularity has norm level·‖w‖."""
+    """Scales ``z`` so that every unit of the granularity has norm level·‖w‖, or its elements the level's size."""
+    if granularity == "absolute":
+        return [level * zw for zw in z]
+    if granularity == "filter_std":
+        out = []
+        for w, zw in zip(weights, z, strict=True):
+            out.append(torch.stack([level * wf.norm() * zf for wf, zf in zip(w, zw, strict=True)]))
+        return out
     if granularity == "filter":
         out = []
         for w, zw in zip(weights, z, strict=True):

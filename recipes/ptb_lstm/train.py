@@ -77,8 +77,8 @@ class LanguageModelTask:
     def __init__(self, model: LSTMLanguageModel, dataset: TextDataset, config: Config, device: torch.device):
         if config.batch_size % distributed.world_size():
             raise UserError(f"batch_size: {config.batch_size} columns do not divide among {distributed.world_size()}")
-        if config.optim.signs == "halves" and config.batch_size < 2 * distributed.world_size():
-            raise UserError(f"batch_size: {config.batch_size} cannot be halved in every process (optim.signs: halves)")
+        if config.optim.halves and config.batch_size < 2 * distributed.world_size():
+            raise UserError(f"batch_size: {config.batch_size} cannot be halved in every process, as optim asks for")
         self.model, self.device, self.accumulate = model, device, config.training.accumulate
         data = columns(dataset.split("train"), config.batch_size).to(device)
         mine = data.chunk(distributed.world_size(), dim=1)[distributed.rank()]

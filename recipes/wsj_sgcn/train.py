@@ -151,7 +151,7 @@ class SpeechTask:
                 self.selection.indices,
                 seed=config.seed,
                 buckets=config.corpus.buckets,
-                smallest=2 if config.optim.signs == "halves" and config.optim.method != "none" else 1,
+                smallest=2 if config.optim.halves else 1,
                 rank=distributed.rank(),
                 world_size=world,
             )

@@ -1,19 +1,28 @@
 """Optimizers with weight noise. Needs torch alone."""
 
 from . import schedules
+from .averaging import WeightAverage
 from .batchnorm import recalibrate_bn
+from .dropconnect import DropConnect
 from .groups import noise_groups
 from .passes import MultiPassOptimizer, Pass
-from .peers import SinglePass
+from .peers import MRWP, NSO, OneSidedNoise, SinglePass
+from .sam import SAM
 from .schedules import LambdaNoise
 from .symmetric import SymmetricNoise
 
 __all__ = [
+    "MRWP",
+    "NSO",
+    "SAM",
+    "DropConnect",
     "LambdaNoise",
     "MultiPassOptimizer",
+    "OneSidedNoise",
     "Pass",
     "SinglePass",
     "SymmetricNoise",
+    "WeightAverage",
     "noise_groups",
     "recalibrate_bn",
     "schedules",

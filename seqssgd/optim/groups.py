@@ -1,11 +1,13 @@
 """Which weights are perturbed: by the role of their module, not by their number of dimensions."""
 
+import math
 import re
 from collections.abc import Collection, Iterator
+from numbers import Real
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 ROLES = ("recurrent", "conv", "dense", "embedding")
 
@@ -100,3 +102,32 @@ def _stored(module: nn.Module, role: str, name: str, layer: str) -> Iterator[tup
         if parameter is not None:
             yield role, parameter, layer
             return
+
+
+def check_level(group: dict[str, Any], key: str, index: int) -> None:
+    """Refuses an impossible level, and a level for weights that noise cannot be added to.
+
+    Args:
+        group: a parameter group.
+        key: its entry that is the level; absent: 0.
+        index: its number, for the message.
+
+    Raises:
+        ValueError: the level is negative or not finite; the weights are sparse or complex.
+    """
+    level = group.get(key, 0.0)
+    if not (isinstance(level, Real) and math.isfinite(level) and level >= 0):
+        raise ValueError(
+            f"the noise level of parameter group {index} must be a finite number >= 0, not {level!r} "
+            f'(its entry "{key}")'
+        )
+    if level == 0:
+        return
+    params = [group["params"]] if isinstance(group["params"], Tensor) else group["params"]
+    for p in params:
+        if p.layout is not torch.strided or not p.is_floating_point():
+            kind = f"a {p.layout} tensor" if p.layout is not torch.strided else f"of type {p.dtype}"
+            raise ValueError(
+                f"a weight of shape {tuple(p.shape)} in parameter group {index} is {kind}; noise needs dense real "
+                f'weights, so give it a group of its own with "{key}": 0'
+            )

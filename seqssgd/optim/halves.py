@@ -23,7 +23,7 @@ class Halves:
             )
         (size,) = sizes
         if size < 2:
-            raise ValueError('signs="halves" needs at least 2 examples in a minibatch and got 1; drop the last batch')
+            raise ValueError("a minibatch that is shared out needs at least 2 examples and got 1; drop the last batch")
         first = size // 2
         start, length = (0, first) if index == 0 else (first, size - first)
         self.first += length if index == 0 else 0
@@ -34,7 +34,7 @@ class Halves:
         """Every half counts by its size. Called after each pass, so it also checks that the pass took its half."""
         seen = self.seen if self.seen[1] else [self.seen[0]] * 2
         if seen[0] == 0:
-            raise RuntimeError('signs="halves" splits the minibatch: call part.take(inputs, targets) in every pass')
+            raise RuntimeError("every pass works on its half of the minibatch: call part.take(inputs, targets) in it")
         if seen[0] != seen[1]:
             raise RuntimeError(
                 f"the passes took halves of different minibatches ({seen[0]} and {seen[1]} examples); "

@@ -9,7 +9,8 @@ from torch import Tensor
 from .sharding import check_shards, is_sharded, local, shard_index, sum_over_shards
 
 DISTRIBUTIONS = ("rademacher", "gaussian", "uniform")
-GRANULARITIES = ("tensor", "layer", "filter")
+NORMS = ("tensor", "layer", "filter")  # the granularities that fix a norm
+GRANULARITIES = (*NORMS, "filter_std", "absolute")
 
 
 class NoiseSource:
@@ -20,8 +21,10 @@ class NoiseSource:
 
     Args:
         distribution: of the elements before they are scaled: ``rademacher`` ±1, ``gaussian``, ``uniform`` on [-1, 1].
-        granularity: what shares one norm: each ``tensor``; each ``layer`` (the tensors whose layer names are equal, so
-            that an LSTM layer's input and recurrent kernels count as one); each ``filter`` (slice along dimension 0).
+        granularity: what the size of n is measured by. ‖n‖ = level·‖w‖ exactly, over each ``tensor``, over each
+            ``layer`` (the tensors whose layer names are equal, so that an LSTM layer's input and recurrent kernels
+            count as one) or over each ``filter`` (slice along dimension 0). Or from elements z as they were drawn:
+            n = level·‖w_f‖·z with the norm of the element's filter (``filter_std``), n = level·z (``absolute``).
         seed: any integer.
 
     Raises:
@@ -46,7 +49,7 @@ class NoiseSource:
         layers: Sequence[str],
         draw: int,
     ) -> None:
-        """Sets ``weights`` to ``saved`` + n with ‖n‖₂ = level·‖saved‖₂, the norms taken over each unit of granularity.
+        """Sets ``weights`` to ``saved`` + n, the size of n as the granularity says.
 
         Args:
             weights: written to. While the norms are taken they hold the unscaled noise, so that none is stored.
@@ -58,6 +61,27 @@ class NoiseSource:
         Raises:
             ValueError: DTensors that are sharded otherwise than FSDP2 does.
         """
+        pieces = self.fill_(weights, draw)
+        if self.granularity == "absolute":
+            scales = [w.new_ones(()) for w in saved]
+        elif self.granularity == "filter_std":
+            scales = [_per_filter(_filter_norms(w), w) for w in saved]
+        elif self.granularity == "filter":
+            scales = [
+                _per_filter(_filter_norms(w) / _filter_norms(z).clamp_min(1e-30), w)
+                for w, z in zip(saved, pieces, strict=True)
+            ]
+        else:
+            scales = self._ratios(weights, saved, pieces, layers)
+        for piece, w, scale, level in zip(pieces, saved, scales, levels, strict=True):
+            torch.addcmul(w, piece, scale.to(w.dtype), value=level, out=piece)
+
+    def fill_(self, weights: Sequence[Tensor], draw: int) -> list[Tensor]:
+        """Fills ``weights`` with the unscaled noise of perturbation ``draw``; returns them (the local shards).
+
+        Raises:
+            ValueError: DTensors that are sharded otherwise than FSDP2 does.
+        """
         check_shards(weights)
         pieces = [local(weight) for weight in weights]
         for shared_out in (False, True):  # of what every rank has the whole, every rank draws the same
@@ -65,12 +89,7 @@ class NoiseSource:
             self._seed(mine, draw, shard_index(weights) if shared_out else 0)
             for piece in mine:
                 self._fill(piece)
-        if self.granularity == "filter":
-            scales = [_filter_ratios(w, z) for w, z in zip(saved, pieces, strict=True)]
-        else:
-            scales = self._ratios(weights, saved, pieces, layers)
-        for piece, w, scale, level in zip(pieces, saved, scales, levels, strict=True):
-            torch.addcmul(w, piece, scale.to(w.dtype), value=level, out=piece)
+        return pieces
 
     def _seed(self, tensors: Sequence[Tensor], draw: int, shard: int) -> None:
         # Devices count in order of appearance: rank 1's cuda:1 must draw what rank 0's cuda:0 draws.
@@ -121,13 +140,15 @@ def _squared_norms(tensors: list[Tensor]) -> Tensor:
     return torch.stack([norm.to(dtype) for norm in norms]).square()
 
 
-def _filter_ratios(w: Tensor, z: Tensor) -> Tensor:
-    """‖w_f‖/‖z_f‖ of each filter f, shaped to broadcast against the weight."""
-    dtype = torch.promote_types(w.dtype, torch.float32)
-    norm_w, norm_z = (
-        torch.linalg.vector_norm(t.flatten(1) if t.ndim > 1 else t.view(-1, 1), dim=1, dtype=dtype) for t in (w, z)
-    )
-    return (norm_w / norm_z.clamp_min(1e-30)).view(w.shape[:1] + (1,) * (w.ndim - 1))
+def _filter_norms(t: Tensor) -> Tensor:
+    """‖t_f‖ of each filter f, shape (filters,), in at least float32."""
+    dtype = torch.promote_types(t.dtype, torch.float32)
+    return torch.linalg.vector_norm(t.flatten(1) if t.ndim > 1 else t.view(-1, 1), dim=1, dtype=dtype)
+
+
+def _per_filter(values: Tensor, weight: Tensor) -> Tensor:
+    """One value for each filter, shaped to broadcast against ``weight``."""
+    return values.view(weight.shape[:1] + (1,) * (weight.ndim - 1))
 
 
 @cache

@@ -5,10 +5,8 @@ what they share: a loop over passes that moves the weights, brings them back exa
 then lets any ``torch.optim`` optimizer step from the untouched weights.
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from numbers import Real
 from typing import Any
 
 import torch
@@ -16,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
 from .batchnorm import RunningStatistics
+from .groups import check_level
 from .halves import Halves
 from .sharding import gathering_modules, local
 
@@ -28,16 +27,18 @@ class Pass:
         sign: +1 at w+n, -1 at w-n, 0 at the weights themselves.
         last: true in the last pass of the step: the one in which data-parallel gradients are synchronised
             (``with contextlib.nullcontext() if part.last else model.no_sync(): …``, around forward *and* backward).
+        cost: in passes over a whole minibatch: 0.5 if it works on a half.
     """
 
     def __init__(self, index: int, sign: int, last: bool, share: Halves | None = None):
         self.index, self.sign, self.last, self._share = index, sign, last, share
+        self.cost = 1 if share is None else 0.5
 
     def __repr__(self) -> str:
         return f"Pass(index={self.index}, sign={self.sign:+d}, last={self.last})"
 
     def take(self, *batch: Any, dim: int = 0) -> Any:
-        """The part of a minibatch that this pass works on: a half with ``signs="halves"``, otherwise all of it.
+        """The part of a minibatch that this pass works on: all of it, or its half where the passes share it out.
 
         Args:
             batch: tensors, or any nesting of tensors in tuples, lists and mappings, of one size along ``dim``.
@@ -56,7 +57,8 @@ class MultiPassOptimizer(Optimizer):
 
     It is an :class:`torch.optim.Optimizer` whose ``param_groups``, ``state`` and ``defaults`` *are* the base's, so
     schedulers, ``add_param_group``, gradient scalers and checkpoints see one optimizer. A method says in
-    :meth:`_signs` how many passes a step has and in :meth:`_perturb` where they are; the rest is here.
+    :meth:`_signs` how many passes a step has and in :meth:`_perturb` where they are; if need be, in
+    :meth:`_pass_weights` how much each counts and in :meth:`_finish` what becomes of its gradient. The rest is here.
 
     Args:
         base: the optimizer that steps. Its groups' ``"noise"`` entry is the noise level (absent: 0); see
@@ -70,6 +72,7 @@ class MultiPassOptimizer(Optimizer):
     """
 
     level_key = "noise"  # the group entry that says how far the weights are moved; 0 leaves them alone
+    averaged: nn.Module | None = None  # the model to evaluate, where that is another than the one that is trained
 
     def __init__(self, base: Optimizer, *, model: nn.Module | None = None, bn_stats: str = "both"):
         if not isinstance(base, Optimizer):
@@ -93,8 +96,21 @@ class MultiPassOptimizer(Optimizer):
         raise NotImplementedError
 
     def _perturb(self, part: Pass, weights: list[Tensor], saved: list[Tensor]) -> None:
-        """Moves ``weights`` in place to where ``part`` takes its gradient; ``saved`` are copies of them unmoved."""
+        """Moves ``weights`` in place to where ``part`` takes its gradient; ``saved`` are copies of them unmoved.
+
+        In all but the first pass, ``.grad`` still holds what the passes before have left.
+        """
         raise NotImplementedError
+
+    def _finish(self, part: Pass, weights: list[Tensor], saved: list[Tensor]) -> None:
+        """Changes, after ``part``, what is in ``.grad``: the weighted sum over this step's passes so far."""
+
+    def _stepped(self) -> None:
+        """Called when the base optimizer has stepped."""
+
+    def _pass_weights(self, passes: int, share: Halves | None) -> Sequence[float]:
+        """How much each pass counts in the step's gradient, the last one not 0."""
+        return [1 / passes] * passes if share is None else share.weights()
 
     def _share(self) -> Halves | None:
         """How a minibatch is divided over the passes; None: every pass gets all of it."""
@@ -125,14 +141,13 @@ class MultiPassOptimizer(Optimizer):
 
     def _passes(self) -> Iterator[Pass]:
         self._check_groups()
-        weights = [
-            p for group in self.param_groups if group.get(self.level_key) for p in group["params"] if p.requires_grad
-        ]
+        weights = [p for _, p in self._perturbed()]
         self._gathering = gathering_modules(self.model, weights)
         signs = self._signs() if weights else (0,)
         share = self._share() if weights else None
         statistics = RunningStatistics(self.model) if weights and self.bn_stats != "both" else None
-        earlier = self._set_gradients_aside() if len(signs) > 1 else []
+        importance: Sequence[float] = (1.0,)
+        earlier = self._set_gradients_aside() if weights else []
         try:
             if weights:
                 self._save(weights)
@@ -140,11 +155,13 @@ class MultiPassOptimizer(Optimizer):
                 part = Pass(index, sign, index == len(signs) - 1, share)
                 if weights:
                     self._move(part)
+                if index > 0:  # so that the sum, times the last pass's weight, is the weighted mean
+                    self._scale_gradients(importance[index - 1] / importance[index])
                 with statistics.kept() if statistics and (self.bn_stats == "none" or index > 0) else nullcontext():
                     yield part
-                importance = self._pass_weights(len(signs), share)
-                if not part.last:  # so that the sum, times the last pass's weight, is the weighted mean
-                    self._scale_gradients(importance[index] / importance[index + 1])
+                if weights:
+                    importance = self._pass_weights(len(signs), share)
+                    self._finish_pass(part)
         finally:
             self._restore()
         self._scale_gradients(importance[-1])
@@ -163,6 +180,10 @@ class MultiPassOptimizer(Optimizer):
         self._perturb(part, *self._saved)
         self._drop_stale_copies()
 
+    @torch.no_grad()
+    def _finish_pass(self, part: Pass) -> None:
+        self._finish(part, *self._saved)
+
     def _drop_stale_copies(self) -> None:
         torch.clear_autocast_cache()  # autocast would go on using its casts of the weights as they were,
         for module in self._gathering:  # and FSDP2 what it gathered for a forward without a backward
@@ -176,11 +197,12 @@ class MultiPassOptimizer(Optimizer):
             self._drop_stale_copies()
             self._saved = None
 
-    # ---- gradients -------------------------------------------------------------------------------------------------
+    def _perturbed(self) -> list[tuple[dict[str, Any], Tensor]]:
+        """The weights that are moved, in order, each with its group."""
+        groups = [group for group in self.param_groups if group.get(self.level_key)]
+        return [(group, p) for group in groups for p in group["params"] if p.requires_grad]
 
-    def _pass_weights(self, passes: int, share: Halves | None) -> Sequence[float]:
-        """How much each pass counts in the step's gradient; the weights add up to one."""
-        return [1 / passes] * passes if share is None else share.weights()
+    # ---- gradients -------------------------------------------------------------------------------------------------
 
     def _parameters(self) -> Iterator[Tensor]:
         for group in self.param_groups:
@@ -238,6 +260,7 @@ class MultiPassOptimizer(Optimizer):
         if self._phase == "complete" and any(g.get(self.level_key) for g in self.param_groups):
             self.draws += 1
         self._phase = "idle"
+        self._stepped()
         return loss
 
     def _closure_passes(self, closure: Callable[[], Any]) -> Any:
@@ -251,7 +274,7 @@ class MultiPassOptimizer(Optimizer):
                 loss = closure()
             self._add_gradients(summed)
             if part._share is not None:
-                raise RuntimeError('a closure cannot say how its minibatch splits: use passes() with signs="halves"')
+                raise RuntimeError("a closure cannot say how its minibatch splits: use passes() and part.take()")
             mean_loss = mean_loss + (loss.detach() if isinstance(loss, Tensor) else loss)
         return mean_loss / (part.index + 1)
 
@@ -329,22 +352,7 @@ class MultiPassOptimizer(Optimizer):
             self._check_group(group, index)
 
     def _check_group(self, group: dict[str, Any], index: int) -> None:
-        level = group.get(self.level_key, 0.0)
-        if not (isinstance(level, Real) and math.isfinite(level) and level >= 0):
-            raise ValueError(
-                f"the noise level of parameter group {index} must be a finite number >= 0, not {level!r} "
-                f'(its entry "{self.level_key}")'
-            )
-        if level == 0:
-            return
-        params = [group["params"]] if isinstance(group["params"], Tensor) else group["params"]
-        for p in params:
-            if p.layout is not torch.strided or not p.is_floating_point():
-                kind = f"a {p.layout} tensor" if p.layout is not torch.strided else f"of type {p.dtype}"
-                raise ValueError(
-                    f"a weight of shape {tuple(p.shape)} in parameter group {index} is {kind}; noise needs dense real "
-                    f'weights, so give it a group of its own with "{self.level_key}": 0'
-                )
+        check_level(group, self.level_key, index)
 
 
 def _same_layout(buffers: list[Tensor], weights: list[Tensor]) -> bool:

@@ -1,8 +1,13 @@
-"""The methods that S-SGD is compared with, under the same protocol."""
+"""The methods that S-SGD is compared with, under the same protocol: none, and those with other random noise."""
 
 from collections.abc import Sequence
+from typing import Any
 
+from torch.optim import Optimizer
+
+from .halves import Halves
 from .passes import MultiPassOptimizer
+from .random_noise import RandomNoise
 
 
 class SinglePass(MultiPassOptimizer):
@@ -22,3 +27,140 @@ class SinglePass(MultiPassOptimizer):
 
     def _signs(self) -> Sequence[int]:
         return (0,)
+
+
+class OneSidedNoise(RandomNoise):
+    r"""Steps on the mean gradient at k independent perturbations of the weights, never at their reflections:
+
+    .. math:: w \leftarrow w - \eta\,\frac1k\sum_{i=1}^k \nabla L(w+n_i)
+
+    Its settings make it several published methods. Where those differ on how a minibatch is divided, here every copy
+    sees all of it, for the price of ``copies`` passes:
+
+    - weight noise (Sung et al. 2020, Eq. 2): one copy; two copies against :class:`SymmetricNoise` show what the
+      symmetry of the pair is worth.
+    - SmoothOut (Wen et al. 2018): ``distribution="uniform", granularity="absolute"``, n = level·U(-1, 1); its
+      stochastic form has one copy, the average it estimates k. AdaSmoothOut: ``granularity="filter"``.
+    - Graves (2013), Lingvo's LibriSpeech models: ``distribution="gaussian", granularity="absolute"``, the level is
+      the standard deviation σ (0.075 in both), switched on late by :class:`LambdaNoise`. One perturbation serves the
+      minibatch; Graves draws one for every sequence.
+
+    Args:
+        base: the optimizer that steps, over groups with a ``"noise"`` entry (:func:`noise_groups`).
+        copies: k, the passes of a step.
+        distribution, granularity, seed, model, bn_stats: see :class:`RandomNoise`.
+
+    Raises:
+        ValueError: ``copies`` < 1, an unknown choice, no group with a ``"noise"`` entry, an impossible level.
+    """
+
+    def __init__(
+        self,
+        base: Optimizer,
+        *,
+        copies: int = 1,
+        distribution: str = "rademacher",
+        granularity: str = "layer",
+        **settings: Any,
+    ):
+        _at_least_one(copies=copies)
+        super().__init__(base, distribution=distribution, granularity=granularity, **settings)
+        self.copies = copies
+
+    def _signs(self) -> Sequence[int]:
+        return (+1,) * self.copies
+
+
+class NSO(RandomNoise):
+    r"""Noise stability optimization (Zhang, Li, Ju 2024, Algorithm 1): k symmetric pairs of Gaussian perturbations.
+
+    .. math:: g = \lambda\nabla L(w) + \frac{1-\lambda}{2k}\sum_{i=1}^k\bigl(\nabla L(w+n_i)+\nabla L(w-n_i)\bigr),
+        \qquad n_i \sim N(0, \sigma^2 I)
+
+    The level is σ. All passes see the same minibatch. Two choices: only weights with a level are perturbed, where the
+    authors' program perturbs every parameter; and without a weight λ there is no clean pass, where theirs makes one
+    and discards its gradient, so that a step costs 2k passes (2k+1 with λ > 0).
+
+    Args:
+        base: the optimizer that steps, over groups with a ``"noise"`` entry (:func:`noise_groups`).
+        pairs: k.
+        clean_weight: λ, at least 0 and below 1.
+        distribution, granularity, seed, model, bn_stats: see :class:`RandomNoise`.
+
+    Raises:
+        ValueError: ``pairs`` < 1 or λ out of range; else as :class:`OneSidedNoise`.
+    """
+
+    def __init__(
+        self,
+        base: Optimizer,
+        *,
+        pairs: int = 1,
+        clean_weight: float = 0.0,
+        distribution: str = "gaussian",
+        granularity: str = "absolute",
+        **settings: Any,
+    ):
+        _at_least_one(pairs=pairs)
+        _weight_of_clean_pass(clean_weight)
+        super().__init__(base, distribution=distribution, granularity=granularity, **settings)
+        self.pairs, self.clean_weight = pairs, clean_weight
+
+    def _signs(self) -> Sequence[int]:
+        return (0,) * (self.clean_weight > 0) + (+1, -1) * self.pairs
+
+    def _pass_weights(self, passes: int, share: Halves | None) -> Sequence[float]:
+        clean = [self.clean_weight] * (self.clean_weight > 0)
+        return clean + [(1 - self.clean_weight) / (2 * self.pairs)] * (2 * self.pairs)
+
+
+class MRWP(RandomNoise):
+    r"""Mixed random weight perturbation, m-RWP (Li et al. 2024): a clean and a noisy gradient of different data.
+
+    .. math:: g = \lambda\nabla L_1(w) + (1-\lambda)\nabla L_2(w+n), \qquad n_f \sim N(0, \sigma^2\|w_f\|^2 I)
+
+    for every filter f. The level is σ. The paper takes two minibatches; here they are the halves of one
+    (``part.take``), so that a step costs one pass. Biases and gains are not perturbed, unlike in the authors' program.
+
+    Args:
+        base: the optimizer that steps, over groups with a ``"noise"`` entry (:func:`noise_groups`).
+        clean_weight: λ, at least 0 and below 1.
+        distribution, granularity, seed, model, bn_stats: see :class:`RandomNoise`.
+
+    Raises:
+        ValueError: λ out of range; else as :class:`OneSidedNoise`.
+    """
+
+    def __init__(
+        self,
+        base: Optimizer,
+        *,
+        clean_weight: float = 0.5,
+        distribution: str = "gaussian",
+        granularity: str = "filter_std",
+        **settings: Any,
+    ):
+        _weight_of_clean_pass(clean_weight)
+        super().__init__(base, distribution=distribution, granularity=granularity, **settings)
+        self.clean_weight = clean_weight
+
+    def _signs(self) -> Sequence[int]:
+        return (0, +1)
+
+    def _share(self) -> Halves:
+        return Halves()
+
+    def _pass_weights(self, passes: int, share: Halves | None) -> Sequence[float]:
+        share.weights()  # checks that the pass took its half
+        return (self.clean_weight, 1 - self.clean_weight)
+
+
+def _at_least_one(**setting: int) -> None:
+    for name, value in setting.items():
+        if not (isinstance(value, int) and value >= 1):
+            raise ValueError(f"{name}={value!r} must be a whole number >= 1")
+
+
+def _weight_of_clean_pass(value: float) -> None:
+    if not 0 <= value < 1:
+        raise ValueError(f"clean_weight={value!r} must be at least 0 and below 1")

@@ -18,7 +18,7 @@ class LambdaNoise:
     """Sets every group's noise level to its initial level times a factor, as ``LambdaLR`` does for learning rates.
 
     Args:
-        optimizer: its groups' ``"noise"`` entries, as they are now, are the initial levels.
+        optimizer: its groups' ``"noise"`` entries, as they are now, are the initial levels (``"rho"`` of SAM).
         factor: a function of the number of :meth:`step` calls so far.
 
     >>> import torch
@@ -35,6 +35,7 @@ class LambdaNoise:
 
     def __init__(self, optimizer: Optimizer, factor: Schedule):
         self.optimizer, self.factor, self.time = optimizer, factor, 0
+        self.key = getattr(optimizer, "level_key", "noise")
         self._set()
 
     def step(self) -> None:
@@ -45,11 +46,11 @@ class LambdaNoise:
     def _set(self) -> None:
         factor = self.factor(self.time)
         for group in self.optimizer.param_groups:  # the initial level stays in the group, as LambdaLR's "initial_lr"
-            group["noise"] = group.setdefault("initial_noise", group.get("noise", 0.0)) * factor
+            group[self.key] = group.setdefault(f"initial_{self.key}", group.get(self.key, 0.0)) * factor
 
     def get_last_level(self) -> list[float]:
         """The level of each group."""
-        return [group["noise"] for group in self.optimizer.param_groups]
+        return [group[self.key] for group in self.optimizer.param_groups]
 
     def state_dict(self) -> dict[str, Any]:
         """The time and the levels."""

@@ -1,20 +1,17 @@
 """S-SGD: symmetric weight noise."""
 
 from collections.abc import Sequence
-from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from .halves import Halves
-from .noise import NoiseSource
-from .passes import MultiPassOptimizer, Pass
+from .random_noise import RandomNoise
 
 SIGNS = ("batch", "halves", "steps")
 
 
-class SymmetricNoise(MultiPassOptimizer):
+class SymmetricNoise(RandomNoise):
     r"""Steps on the mean of the gradients at w+n and at w-n (Sung, Choi, Park, Choi, Shin 2020, Eq. 3):
 
     .. math:: w \leftarrow w - \eta\,\tfrac12\bigl(\nabla L(w+n) + \nabla L(w-n)\bigr), \qquad \|n\|_2 = c\,\|w\|_2
@@ -27,11 +24,7 @@ class SymmetricNoise(MultiPassOptimizer):
         signs: where the gradients at w+n and at w-n come from. ``"batch"``: the same minibatch, two passes, as in the
             paper. ``"halves"``: a half of the minibatch each, for the price of one pass (use ``part.take``).
             ``"steps"``: two successive minibatches, one pass each, the second with the first's n reversed.
-        distribution: ``"rademacher"`` (every element ±the same magnitude), ``"gaussian"``, ``"uniform"``; each scaled
-            to the exact norm.
-        granularity: over what the norm is taken: ``"tensor"``, ``"layer"``, ``"filter"``.
-        seed: of the noise. Ranks with the same seed draw the same noise.
-        model, bn_stats: see :class:`MultiPassOptimizer`.
+        distribution, granularity, seed, model, bn_stats: see :class:`RandomNoise`.
 
     Raises:
         ValueError: an unknown choice, no group with a ``"noise"`` entry, an impossible level.
@@ -87,11 +80,10 @@ class SymmetricNoise(MultiPassOptimizer):
     ):
         if signs not in SIGNS:
             raise ValueError(f"signs={signs!r} is not one of {', '.join(SIGNS)}")
-        super().__init__(base, model=model, bn_stats=bn_stats)
-        if not any("noise" in group for group in base.param_groups):
-            raise ValueError("no parameter group has a noise level; build them with noise_groups(model, noise=...)")
+        super().__init__(
+            base, distribution=distribution, granularity=granularity, seed=seed, model=model, bn_stats=bn_stats
+        )
         self.signs = signs
-        self.source = NoiseSource(distribution, granularity, seed)
 
     def _signs(self) -> Sequence[int]:
         if self.signs == "steps":
@@ -101,33 +93,5 @@ class SymmetricNoise(MultiPassOptimizer):
     def _share(self) -> Halves | None:
         return Halves() if self.signs == "halves" else None
 
-    def _perturb(self, part: Pass, weights: list[Tensor], saved: list[Tensor]) -> None:
-        if part.index == 0:
-            levels, layers, params = self._levels_and_layers()
-            draw = self.draws // 2 if self.signs == "steps" else self.draws
-            self.source.add_(params, saved, levels, layers, draw)  # w + n
-        if part.sign < 0:
-            torch._foreach_lerp_(weights, saved, 2.0)  # the reflection 2w - (w+n) = w - n
-
-    def _levels_and_layers(self) -> tuple[list[float], list[str], list[Tensor]]:
-        levels, layers, params = [], [], []
-        for g, group in enumerate(self.param_groups):
-            if group.get("noise"):
-                names = group.get("layers") or range(len(group["params"]))
-                for name, p in zip(names, group["params"], strict=True):
-                    if p.requires_grad:
-                        levels.append(float(group["noise"]))
-                        layers.append(f"{g}.{name}")  # groups of two models may name different layers alike
-                        params.append(p)
-        return levels, layers, params
-
-    def state_dict(self) -> dict[str, Any]:
-        """The base optimizer's state dict plus ``"perturbation"``, the position in the stream of noise."""
-        state = super().state_dict()
-        state["perturbation"]["seed"] = self.source.seed
-        return state
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads what :meth:`state_dict` gave, or the state of a bare base optimizer (the levels then stay)."""
-        super().load_state_dict(state_dict)
-        self.source.seed = state_dict.get("perturbation", {}).get("seed", self.source.seed)
+    def _draw(self, index: int) -> int:
+        return self.draws // 2 if self.signs == "steps" else super()._draw(index)

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
-from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from ..errors import UserError
-from ..optim import LambdaNoise, MultiPassOptimizer, SinglePass, SymmetricNoise, noise_groups
+from ..optim import LambdaNoise, MultiPassOptimizer, SinglePass
 from ..optim import schedules as schedule
+from .methods import BASES, LIMITS, METHODS, SETTINGS
 
 
 def _require(condition: bool, key: str, value: Any, wanted: str) -> None:
@@ -84,17 +85,29 @@ class OptimConfig:
     """The optimizer: a method, the optimizer inside it, and their schedules.
 
     Attributes:
-        method: none (the base optimizer alone) or ssgd (symmetric weight noise).
+        method: none (the base optimizer alone, whatever the settings of other methods), ssgd (symmetric weight
+            noise), or one it is compared with: weight_noise, two_draws, smoothout, adasmoothout, graves, nso, mrwp,
+            dropconnect, sam, asam, ema, swa.
         base: the optimizer that steps: sgd, adam or adamw.
         lr: learning rate.
         momentum: of sgd.
         weight_decay: L2 penalty with sgd and adam, decoupled with adamw.
         betas: of adam and adamw.
-        noise: the noise level c: a perturbation has c times the norm of the weights.
-        distribution: of the noise.
-        granularity: over what the norm is taken.
-        signs: where the gradients at w+n and w-n come from; halves and steps cost one pass, batch two.
-        only: roles of the weights to perturb (recurrent, conv, dense, embedding); null: all of them.
+        noise: the noise level c: a perturbation has c times the norm of the weights. With granularity absolute or
+            filter_std the size of an element; of dropconnect the probability of dropping a weight.
+        distribution: of the noise: rademacher, gaussian or uniform; null: the method's own.
+        granularity: over what the norm is taken (tensor, layer, filter), or what the size of an element is measured
+            by (filter_std: the filter's norm; absolute: nothing); null: the method's own.
+        signs: of ssgd: where the gradients at w+n and w-n come from; halves and steps cost one pass, batch two.
+        copies: of one-sided noise: the perturbations of a step.
+        pairs: of nso: the symmetric pairs of a step.
+        clean_weight: of nso and mrwp: how much the gradient at the weights themselves counts.
+        rho: of sam and asam: the norm of the perturbation.
+        eta: of asam: what is added to the size of each weight.
+        average_decay: of ema.
+        average_start: of ema and swa: steps before the average begins.
+        only: roles of the weights to perturb (recurrent, conv, dense, embedding); null: all of them (of sam and asam:
+            every parameter).
         noise_seed: of the noise.
         noise_schedule: phases without and with (S) noise, such as 75-25S-25S; null: always on.
         noise_ramp: start and length of a linear rise of the level from 0; null: none.
@@ -116,9 +129,16 @@ class OptimConfig:
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     noise: float = 0.0
-    distribution: Literal["rademacher", "gaussian", "uniform"] = "rademacher"
-    granularity: Literal["tensor", "layer", "filter"] = "layer"
-    signs: Literal["batch", "halves", "steps"] = "batch"
+    distribution: str | None = None
+    granularity: str | None = None
+    signs: str | None = None
+    copies: int | None = None
+    pairs: int | None = None
+    clean_weight: float | None = None
+    rho: float | None = None
+    eta: float | None = None
+    average_decay: float | None = None
+    average_start: int | None = None
     only: list[Literal["recurrent", "conv", "dense", "embedding"]] | None = None
     noise_seed: int = 0
     noise_schedule: str | None = None
@@ -139,6 +159,12 @@ class OptimConfig:
             _require(math.isfinite(value) and value >= 0, f"optim.{key}", value, "a finite number >= 0")
         _require(all(0 <= beta < 1 for beta in self.betas), "optim.betas", self.betas, "two numbers >= 0 and < 1")
         _one_of(METHODS, "optim.method", self.method)
+        self._settle()
+        for key, (holds, wanted) in LIMITS.items():
+            value = getattr(self, key)
+            _require(value is None or holds(value), f"optim.{key}", value, wanted)
+        if self.method == "dropconnect":
+            _require(self.noise < 1, "optim.noise", self.noise, "a probability < 1 (of dropping a weight)")
         _one_of(BASES, "optim.base", self.base)
         _one_of(LR_SCHEDULES, "optim.lr_schedule", self.lr_schedule)
         checks = {
@@ -152,6 +178,22 @@ class OptimConfig:
             except ValueError as error:
                 raise UserError(f"optim.{key}: {error}") from error
 
+    @property
+    def halves(self) -> bool:
+        """Whether the passes of a step share the minibatch out, so that it must have two examples."""
+        return self.method == "mrwp" or (self.method == "ssgd" and self.signs == "halves")
+
+    def _settle(self) -> None:
+        """Gives the settings that were left open the method's own values; refuses those that it does not have."""
+        own = METHODS[self.method].settings
+        for key, unset in SETTINGS.items():
+            value = getattr(self, key)
+            if value is None:
+                setattr(self, key, own.get(key, unset))
+            elif value != unset and key not in own and self.method != "none":
+                takers = ", ".join(name for name, method in METHODS.items() if key in method.settings)
+                raise UserError(f"optim.{key}: {self.method} has no such setting (these have: {takers}); leave it out")
+
     def _noise(self) -> schedule.Schedule | None:
         """The factor of the noise level over time; None if it is constant."""
         factors: list[schedule.Schedule] = []
@@ -161,34 +203,6 @@ class OptimConfig:
             factors.append(schedule.ramp(*self.noise_ramp))
         return (lambda time: math.prod(factor(time) for factor in factors)) if factors else None
 
-
-# Every base optimizer: (parameter groups, configuration) -> optimizer.
-BASES: dict[str, Callable[[Any, OptimConfig], Optimizer]] = {
-    "sgd": lambda groups, c: SGD(groups, lr=c.lr, momentum=c.momentum, weight_decay=c.weight_decay),
-    # fused: on a CPU, where it is not the default, an eighth of the time, which for small models is much of a step
-    "adam": lambda groups, c: Adam(groups, lr=c.lr, betas=c.betas, weight_decay=c.weight_decay, fused=True),
-    "adamw": lambda groups, c: AdamW(groups, lr=c.lr, betas=c.betas, weight_decay=c.weight_decay, fused=True),
-}
-
-
-def _ssgd(model: nn.Module, c: OptimConfig) -> MultiPassOptimizer:
-    base = BASES[c.base](noise_groups(model, c.noise, only=c.only), c)
-    return SymmetricNoise(
-        base,
-        signs=c.signs,
-        distribution=c.distribution,
-        granularity=c.granularity,
-        seed=c.noise_seed,
-        model=model,
-        bn_stats=c.bn_stats,
-    )
-
-
-# Every method: (model, configuration) -> optimizer with passes(). A new method is one more entry.
-METHODS: dict[str, Callable[[nn.Module, OptimConfig], MultiPassOptimizer]] = {
-    "none": lambda model, c: SinglePass(BASES[c.base](model.parameters(), c)),
-    "ssgd": _ssgd,
-}
 
 # Every schedule of the learning rate: (configuration, epochs) -> factor by epoch.
 LR_SCHEDULES: dict[str, Callable[[OptimConfig, int], schedule.Schedule | None]] = {
@@ -207,7 +221,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> MultiPassOptimizer
         UserError: the method does not fit the model (no weights with the roles of ``only``).
     """
     try:
-        return METHODS[config.method](model, config)
+        return METHODS[config.method].build(model, config)
     except ValueError as error:
         raise UserError(f"optim: {error}") from error
 
@@ -221,7 +235,7 @@ def build_schedulers(optimizer: Optimizer, config: OptimConfig, epochs: int) -> 
     schedulers: list[tuple[Any, str]] = []
     if (factor := LR_SCHEDULES[config.lr_schedule](config, epochs)) is not None:
         schedulers.append((LambdaLR(optimizer, factor), "epoch"))
-    if config.method != "none" and (factor := config._noise()) is not None:
+    if not isinstance(optimizer, SinglePass) and (factor := config._noise()) is not None:
         schedulers.append((LambdaNoise(optimizer, factor), config.noise_unit))
     return schedulers
 

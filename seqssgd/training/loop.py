@@ -120,7 +120,7 @@ class _Loop:
 
     def gradients(self, micros: list[Any]) -> tuple[float, float]:
         """Leaves the mean gradient over passes and minibatches in ``.grad``; their mean loss and their number."""
-        total, units, count = torch.zeros((), device=self.device), 0, 0
+        total, units, count, passes = torch.zeros((), device=self.device), 0, 0, 0
         self.task.model = self.wrapped
         try:
             for part in self.optimizer.passes():
@@ -130,11 +130,9 @@ class _Loop:
                             loss, seen = self.task.loss(batch, part)
                         self.scaler.scale(loss / len(micros)).backward()
                     total += loss.detach()
-                    units, count = units + seen, count + 1
+                    units, count, passes = units + seen, count + 1, passes + part.cost
         finally:
             self.task.model = self.model
-        in_halves = getattr(self.optimizer, "signs", None) == "halves" and count > len(micros)
-        passes = count / 2 if in_halves else count
         self.progress.units += units * len(micros) / passes  # several passes over one minibatch read its tokens once
         return total.item() / count, passes
 
@@ -163,10 +161,15 @@ class _Loop:
     def evaluate(self, scheduled: bool) -> None:
         """Evaluates; a new best is kept. Evaluations that are only due to a limit do not count for the patience."""
         p, (name, direction) = self.progress, self.task.best or (None, "")
-        self.model.eval()
-        with torch.no_grad(), _rng_untouched():  # so that an additional evaluation changes nothing
-            metrics = distributed.from_main({key: float(value) for key, value in self.task.evaluate().items()})
-        self.model.train()
+        averaged = getattr(self.optimizer, "averaged", None)
+        model = self.model if averaged is None else averaged
+        self.task.model = model.eval()
+        try:
+            with torch.no_grad(), _rng_untouched():  # so that an additional evaluation changes nothing
+                metrics = distributed.from_main({key: float(value) for key, value in self.task.evaluate().items()})
+        finally:
+            self.task.model = self.model
+        model.train()
         if name is not None and name not in metrics:
             raise ValueError(f"task.best names {name!r}; evaluate() gave {', '.join(metrics)}")
         p.final, p.evaluated_step, p.worse_in_row = metrics, p.step, p.worse_in_row + scheduled
@@ -174,7 +177,7 @@ class _Loop:
         if name is None or sign * metrics[name] < sign * p.best.get(name, sign * math.inf):
             p.best, p.worse_in_row = {**metrics, "step": p.step, "epoch": self.epoch_of_step()}, 0
             if distributed.is_main():
-                best = {"model": self.model.state_dict(), "metrics": metrics, "step": p.step, "epoch": p.best["epoch"]}
+                best = {"model": model.state_dict(), "metrics": metrics, "step": p.step, "epoch": p.best["epoch"]}
                 checkpoint.save(self.run.checkpoints / "best.pt", best)
         row = {**self.row("valid"), **metrics, "train_loss": _mean(p.epoch_losses), **self.times()}
         self.run.write_metrics(row)
@@ -213,7 +216,8 @@ class _Loop:
 
     def row(self, kind: str) -> dict[str, Any]:
         p, groups = self.progress, self.optimizer.param_groups
-        levels = {"lr": float(groups[0]["lr"]), "noise": max(float(group.get("noise", 0)) for group in groups)}
+        key = getattr(self.optimizer, "level_key", "noise")
+        levels = {"lr": float(groups[0]["lr"]), "noise": max(float(group.get(key, 0)) for group in groups)}
         return {"kind": kind, "step": p.step, "epoch": self.epoch_of_step(), "passes": p.passes, **levels}
 
     def epoch_of_step(self) -> int:

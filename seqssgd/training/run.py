@@ -85,7 +85,8 @@ class RunDirectory:
         except (yaml.YAMLError, ValueError, AttributeError) as error:
             raise UserError(f"{known}: not the configuration of a run; choose another --out") from error
         new = flatten(self.config)
-        keys = [key for key in {**old, **new} if old.get(key, "(absent)") != new.get(key, "(absent)")]
+        # a setting that a later version has, left at null, is no difference
+        keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
         if keys:
             shown = ", ".join(f"{k} = {old.get(k, '(absent)')}, now {new.get(k, '(absent)')}" for k in keys[:3])
             more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""

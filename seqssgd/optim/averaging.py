@@ -1,0 +1,71 @@
+"""Averages of the weights: flat minima without any perturbation."""
+
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from .peers import SinglePass
+
+
+class WeightAverage(SinglePass):
+    """The base optimizer, and beside it an average of its weights that evaluation uses: EMA or SWA.
+
+    The average is made by ``torch.optim.swa_utils.AveragedModel``. Its buffers are those of the trained model: for
+    batch norm, :func:`~seqssgd.optim.recalibrate_bn` finds the statistics that belong to the averaged weights.
+
+    Args:
+        base: the optimizer that steps.
+        model: the module that it trains.
+        decay: of an exponential moving average, 0 < decay < 1; None: the plain mean of the weights after every step
+            (SWA, Izmailov et al. 2018, who average once an epoch).
+        start: steps before the average begins; until then the trained model itself is :attr:`averaged`.
+
+    Raises:
+        ValueError: a decay or start out of range.
+
+    >>> import torch
+    >>> model = torch.nn.Linear(1, 1, bias=False)
+    >>> optimizer = WeightAverage(torch.optim.SGD(model.parameters(), lr=1.0), model, decay=None)
+    >>> for value in (1.0, 3.0):
+    ...     _ = model.weight.data.fill_(value)
+    ...     optimizer.step()
+    >>> optimizer.averaged.weight.item()
+    2.0
+    """
+
+    def __init__(self, base: Optimizer, model: nn.Module, *, decay: float | None = 0.999, start: int = 0):
+        if decay is not None and not 0 < decay < 1:
+            raise ValueError(f"decay={decay!r} must lie between 0 and 1, or be None for a plain mean")
+        if not (isinstance(start, int) and start >= 0):
+            raise ValueError(f"start={start!r} must be a whole number >= 0")
+        super().__init__(base, model=model)
+        self.start, self.steps = start, 0
+        self._average = AveragedModel(model, multi_avg_fn=None if decay is None else get_ema_multi_avg_fn(decay))
+
+    @property
+    def averaged(self) -> nn.Module:
+        """The model with the averaged weights, to evaluate."""
+        return self._average.module if self.steps > self.start else self.model
+
+    def _stepped(self) -> None:
+        self.steps += 1
+        if self.steps > self.start:
+            self._average.update_parameters(self.model)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The base optimizer's state dict plus ``"perturbation"``: here the average and the number of steps."""
+        state = super().state_dict()
+        state["perturbation"].update(steps=self.steps, average=self._average.state_dict())
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads what :meth:`state_dict` gave, or the state of a bare base optimizer (the average then begins anew)."""
+        super().load_state_dict(state_dict)
+        own = state_dict.get("perturbation", {})
+        self.steps = own.get("steps", 0)
+        if "average" in own:
+            self._average.load_state_dict(own["average"])
+        else:
+            self._average.n_averaged.zero_()

@@ -1,0 +1,66 @@
+"""DropConnect: multiplicative noise whose gradient passes through the same mask."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from .passes import Pass
+from .random_noise import RandomNoise
+from .sharding import local
+
+
+class DropConnect(RandomNoise):
+    r"""Drops each weight with probability q for a step (Wan et al. 2013; on recurrent weights Merity et al. 2018):
+
+    .. math:: g = \frac{m}{1-q} \odot \nabla L\Bigl(\frac{m}{1-q}\odot w\Bigr), \qquad m \sim \mathrm{Bernoulli}(1-q)
+
+    The level is q, below 1. In terms of other noise, n has √(q/(1-q)) times the norm of the weights. Two choices: one
+    mask serves the whole minibatch, as with Merity et al., where Wan et al. draw one for every example; and the kept
+    weights are divided by 1-q in training, so that the clean weights are right for evaluation.
+
+    Args:
+        base: the optimizer that steps, over groups with a ``"noise"`` entry: ``noise_groups(model, noise=0.5,
+            only={"recurrent"})``.
+        seed: of the masks. Ranks with the same seed draw the same masks.
+        model, bn_stats: see :class:`MultiPassOptimizer`.
+
+    Raises:
+        ValueError: no group with a ``"noise"`` entry; a level that is no probability below 1.
+    """
+
+    def __init__(self, base: Optimizer, *, seed: int = 0, model: nn.Module | None = None, bn_stats: str = "both"):
+        super().__init__(
+            base, distribution="uniform", granularity="absolute", seed=seed, model=model, bn_stats=bn_stats
+        )
+
+    def _signs(self) -> Sequence[int]:
+        return (+1,)
+
+    def _perturb(self, part: Pass, weights: list[Tensor], saved: list[Tensor]) -> None:
+        self._fill_with_masks()
+        torch._foreach_mul_(weights, saved)
+
+    def _finish(self, part: Pass, weights: list[Tensor], saved: list[Tensor]) -> None:
+        self._fill_with_masks()  # anew: the weights are on their way back, and no mask had to be stored
+        for (_, p), mask in zip(self._perturbed(), weights, strict=True):
+            if p.grad is not None:
+                local(p.grad).mul_(mask)
+
+    def _fill_with_masks(self) -> None:
+        """Replaces the weights by m/(1-q)."""
+        moved = self._perturbed()
+        uniform = self.source.fill_([p for _, p in moved], self._draw(0))
+        for (group, _), z in zip(moved, uniform, strict=True):
+            q = group[self.level_key]
+            z.ge_(2 * q - 1).div_(1 - q)  # z is uniform on [-1, 1]
+
+    def _check_group(self, group: dict[str, Any], index: int) -> None:
+        super()._check_group(group, index)
+        if group.get(self.level_key, 0.0) >= 1:
+            raise ValueError(
+                f"the noise level of parameter group {index} is the probability of dropping a weight: "
+                f"it must be below 1, not {group[self.level_key]!r}"
+            )

@@ -1,0 +1,74 @@
+"""What the methods share that take gradients at random perturbations of the weights."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from .noise import NoiseSource
+from .passes import MultiPassOptimizer, Pass
+
+
+class RandomNoise(MultiPassOptimizer):
+    """Moves the weights by perturbations from a private stream.
+
+    A method says in :meth:`_signs` where the passes of a step are: at w itself (0, which comes first of all), at w
+    plus a new perturbation (+1), or at the reflection about w of the pass before (-1).
+
+    Args:
+        base: the optimizer that steps, over groups whose ``"noise"`` entry is the level (:func:`noise_groups`).
+        distribution: of the elements: ``"rademacher"`` (± the same magnitude), ``"gaussian"``, ``"uniform"``.
+        granularity: what the size of n is measured by: ``"tensor"``, ``"layer"``, ``"filter"`` (exact norms),
+            ``"filter_std"``, ``"absolute"``; see :class:`NoiseSource`.
+        seed: of the noise. Ranks with the same seed draw the same noise.
+        model, bn_stats: see :class:`MultiPassOptimizer`.
+
+    Raises:
+        ValueError: an unknown choice, no group with a ``"noise"`` entry, an impossible level.
+    """
+
+    def __init__(
+        self,
+        base: Optimizer,
+        *,
+        distribution: str,
+        granularity: str,
+        seed: int = 0,
+        model: nn.Module | None = None,
+        bn_stats: str = "both",
+    ):
+        super().__init__(base, model=model, bn_stats=bn_stats)
+        if not any(self.level_key in group for group in base.param_groups):
+            raise ValueError("no parameter group has a noise level; build them with noise_groups(model, noise=...)")
+        self.source = NoiseSource(distribution, granularity, seed)
+
+    def _perturb(self, part: Pass, weights: list[Tensor], saved: list[Tensor]) -> None:
+        if part.sign > 0 or (part.sign < 0 and part.index == 0):
+            params, levels, layers = [], [], []
+            for number, group in enumerate(self.param_groups):
+                names = group.get("layers") or range(len(group["params"]))
+                for name, p in zip(names, group["params"], strict=True):
+                    if group.get(self.level_key) and p.requires_grad:
+                        params.append(p)
+                        levels.append(float(group[self.level_key]))
+                        layers.append(f"{number}.{name}")  # groups of two models may name different layers alike
+            self.source.add_(params, saved, levels, layers, self._draw(part.index))  # w + n
+        if part.sign < 0:
+            torch._foreach_lerp_(weights, saved, 2.0)  # the reflection 2w - (w+n) = w - n
+
+    def _draw(self, index: int) -> int:
+        """Which perturbation of the stream is added in pass ``index`` of this step."""
+        signs = list(self._signs())
+        return self.draws * signs.count(+1) + signs[:index].count(+1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The base optimizer's state dict plus ``"perturbation"``, the position in the stream of noise."""
+        state = super().state_dict()
+        state["perturbation"]["seed"] = self.source.seed
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads what :meth:`state_dict` gave, or the state of a bare base optimizer (the levels then stay)."""
+        super().load_state_dict(state_dict)
+        self.source.seed = state_dict.get("perturbation", {}).get("seed", self.source.seed)

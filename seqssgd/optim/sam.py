@@ -1,0 +1,87 @@
+"""Sharpness-aware minimization: the one peer whose perturbation depends on the gradient."""
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from .halves import Halves
+from .passes import MultiPassOptimizer, Pass
+from .sharding import is_sharded, local
+
+
+class SAM(MultiPassOptimizer):
+    r"""Sharpness-aware minimization (Foret et al. 2021, Eq. 2 and 3), with ``adaptive`` ASAM (Kwon et al. 2021):
+
+    .. math:: w \leftarrow w - \eta_{lr}\nabla L(w+e), \qquad e = \rho\,\frac{T^2 g}{\|T g\|_2}, \quad g = \nabla L(w)
+
+    with T = 1 (SAM) or T = |w| + η element by element (ASAM). A step costs two passes: the first takes g, at w, the
+    second the gradient that is stepped on. The norm is taken over all parameters together.
+
+    What the papers leave open: the pass loop outside, micro-batches inside gives the e of their mean gradient; the
+    other way round each micro-batch has its own. In data-parallel training that synchronises in the last pass alone,
+    each process has the e of its own data, as the SAM paper recommends. ASAM scales every parameter by T, where the
+    authors' program leaves biases unscaled.
+
+    Args:
+        base: the optimizer that steps. Its groups' ``"rho"`` entries, where there are any, go before ``rho``; a group
+            with 0 is not perturbed and does not count in the norm.
+        rho: ρ, the norm of e; for ASAM the papers' values are about ten times as large.
+        adaptive: ASAM.
+        eta: η of ASAM.
+        model, bn_stats: see :class:`MultiPassOptimizer`; ``"first"`` keeps the statistics of the clean weights.
+
+    Raises:
+        ValueError: ``rho`` is negative or not finite, ``eta`` is not a positive number.
+
+    >>> import torch
+    >>> weight = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
+    >>> optimizer = SAM(torch.optim.SGD([weight], lr=0.1), rho=0.5)
+    >>> for part in optimizer.passes():
+    ...     [round(x, 4) for x in weight.tolist()]
+    ...     (weight**2).sum().backward()
+    [3.0, 4.0]
+    [3.3, 4.4]
+    >>> optimizer.step()
+    """
+
+    level_key = "rho"
+
+    def __init__(
+        self,
+        base: Optimizer,
+        *,
+        rho: float = 0.05,
+        adaptive: bool = False,
+        eta: float = 0.01,
+        model: nn.Module | None = None,
+        bn_stats: str = "both",
+    ):
+        if not (math.isfinite(eta) and eta > 0):
+            raise ValueError(f"eta={eta!r} must be a finite number > 0")
+        super().__init__(base, model=model, bn_stats=bn_stats)
+        for group in (base.defaults, *base.param_groups):  # the defaults are for groups that are added later
+            group.setdefault("rho", rho)
+        self._check_groups()
+        self.adaptive, self.eta = adaptive, eta
+
+    def _signs(self) -> Sequence[int]:
+        return (0, +1)
+
+    def _pass_weights(self, passes: int, share: Halves | None) -> Sequence[float]:
+        return (0.0, 1.0)
+
+    def _perturb(self, part: Pass, weights: list[Tensor], saved: list[Tensor]) -> None:
+        if part.index == 0:
+            return
+        moved = [(group["rho"], p) for group, p in self._perturbed() if p.grad is not None]
+        if not moved:
+            raise RuntimeError("SAM found no gradient after its first pass; call backward() in every pass")
+        norm = nn.utils.get_total_norm([p.grad * (p.abs() + self.eta) if self.adaptive else p.grad for _, p in moved])
+        scale = 1 / (local(norm.full_tensor() if is_sharded(norm) else norm) + 1e-12)
+        for rho, p in moved:
+            w, gradient = local(p), local(p.grad)
+            if self.adaptive:
+                gradient = gradient * (w.abs() + self.eta).square()
+            w.addcmul_(gradient, scale.to(w), value=rho)

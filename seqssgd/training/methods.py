@@ -1,0 +1,136 @@
+"""Every method by the name it has in a configuration, with the settings that are its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from ..optim import (
+    MRWP,
+    NSO,
+    SAM,
+    DropConnect,
+    MultiPassOptimizer,
+    OneSidedNoise,
+    SinglePass,
+    SymmetricNoise,
+    WeightAverage,
+    noise_groups,
+)
+from ..optim.noise import DISTRIBUTIONS, GRANULARITIES
+from ..optim.symmetric import SIGNS
+
+if TYPE_CHECKING:
+    from .config import OptimConfig
+
+# Every base optimizer: (parameter groups, configuration) -> optimizer.
+BASES: dict[str, Callable[[Any, OptimConfig], Optimizer]] = {
+    "sgd": lambda groups, c: SGD(groups, lr=c.lr, momentum=c.momentum, weight_decay=c.weight_decay),
+    # fused: on a CPU, where it is not the default, an eighth of the time, which for small models is much of a step
+    "adam": lambda groups, c: Adam(groups, lr=c.lr, betas=c.betas, weight_decay=c.weight_decay, fused=True),
+    "adamw": lambda groups, c: AdamW(groups, lr=c.lr, betas=c.betas, weight_decay=c.weight_decay, fused=True),
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a method is built, and what it can be told.
+
+    Attributes:
+        build: (model, configuration) -> optimizer with ``passes()``.
+        settings: of the keys in ``SETTINGS`` those that the method takes, with their values where none is given.
+    """
+
+    build: Callable[[nn.Module, OptimConfig], MultiPassOptimizer]
+    settings: Mapping[str, Any]
+
+
+def _plain(model: nn.Module, c: OptimConfig) -> MultiPassOptimizer:
+    return SinglePass(BASES[c.base](model.parameters(), c))
+
+
+def _noisy(method: Callable[..., MultiPassOptimizer], *own: str, **fixed: Any) -> Callable:
+    """Builds a method over weights with a noise level, handing on its ``own`` settings and those that are ``fixed``."""
+
+    def build(model: nn.Module, c: OptimConfig) -> MultiPassOptimizer:
+        base = BASES[c.base](noise_groups(model, c.noise, only=c.only), c)
+        settings = {key: getattr(c, key) for key in own}
+        return method(base, **settings, **fixed, seed=c.noise_seed, model=model, bn_stats=c.bn_stats)
+
+    return build
+
+
+def _sam(model: nn.Module, c: OptimConfig, **settings: Any) -> MultiPassOptimizer:
+    groups: Any = model.parameters()
+    if c.only is not None:
+        by_role = noise_groups(model, 1.0, only=c.only)
+        groups = [{"params": group["params"], "rho": c.rho * group["noise"]} for group in by_role]
+    return SAM(BASES[c.base](groups, c), rho=c.rho, model=model, bn_stats=c.bn_stats, **settings)
+
+
+def _average(model: nn.Module, c: OptimConfig, decay: float | None) -> MultiPassOptimizer:
+    base = BASES[c.base](model.parameters(), c)
+    return WeightAverage(base, model, decay=decay, start=c.average_start)
+
+
+_LEVEL = {"only": None, "noise_schedule": None, "noise_ramp": None}
+
+
+def _settings(distribution: str, granularity: str, **own: Any) -> dict[str, Any]:
+    return {**_LEVEL, "noise": 0.0, "distribution": distribution, "granularity": granularity, **own}
+
+
+_NOISE = ("distribution", "granularity")
+_ONE_SIDED = _noisy(OneSidedNoise, "copies", *_NOISE)
+
+# A new method is one more entry.
+METHODS: dict[str, Method] = {
+    "none": Method(_plain, {}),
+    "ssgd": Method(_noisy(SymmetricNoise, "signs", *_NOISE), _settings("rademacher", "layer", signs="batch")),
+    "weight_noise": Method(_ONE_SIDED, _settings("rademacher", "layer", copies=1)),
+    "two_draws": Method(_noisy(OneSidedNoise, *_NOISE, copies=2), _settings("rademacher", "layer")),
+    "smoothout": Method(_ONE_SIDED, _settings("uniform", "absolute", copies=1)),
+    "adasmoothout": Method(_ONE_SIDED, _settings("uniform", "filter", copies=1)),
+    "graves": Method(_ONE_SIDED, _settings("gaussian", "absolute", copies=1)),
+    "nso": Method(
+        _noisy(NSO, "pairs", "clean_weight", *_NOISE), _settings("gaussian", "absolute", pairs=1, clean_weight=0.0)
+    ),
+    "mrwp": Method(_noisy(MRWP, "clean_weight", *_NOISE), _settings("gaussian", "filter_std", clean_weight=0.5)),
+    "dropconnect": Method(_noisy(DropConnect), {**_LEVEL, "noise": 0.0}),
+    "sam": Method(_sam, {**_LEVEL, "rho": 0.05}),
+    "asam": Method(lambda model, c: _sam(model, c, adaptive=True, eta=c.eta), {**_LEVEL, "rho": 0.5, "eta": 0.01}),
+    "ema": Method(lambda model, c: _average(model, c, c.average_decay), {"average_decay": 0.999, "average_start": 0}),
+    "swa": Method(partial(_average, decay=None), {"average_start": 0}),
+}
+
+# The settings that only some methods take, and what they are for the others.
+SETTINGS: dict[str, Any] = {
+    **dict.fromkeys(key for method in METHODS.values() for key in method.settings),
+    **{"noise": 0.0, "distribution": "rademacher", "granularity": "layer", "signs": "batch"},
+}
+
+
+def _among(choices: tuple[str, ...]) -> tuple[Callable[[Any], bool], str]:
+    return (lambda value: value in choices, f"one of {', '.join(choices)}")
+
+
+# What their values must be.
+_COUNT = (lambda n: n >= 1, "a whole number >= 1")
+LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "distribution": _among(DISTRIBUTIONS),
+    "granularity": _among(GRANULARITIES),
+    "signs": _among(SIGNS),
+    "copies": _COUNT,
+    "pairs": _COUNT,
+    "clean_weight": (lambda x: 0 <= x < 1, "a number >= 0 and < 1"),
+    "rho": (lambda x: math.isfinite(x) and x >= 0, "a finite number >= 0"),
+    "eta": (lambda x: math.isfinite(x) and x > 0, "a finite number > 0"),
+    "average_decay": (lambda x: 0 < x < 1, "a number > 0 and < 1"),
+    "average_start": (lambda n: n >= 0, "a whole number >= 0"),
+}
