@@ -100,6 +100,8 @@ def test_a_run_without_validation_data_is_compared_by_its_evaluation(tmp_path):
     runs = [make_run(tmp_path / str(n), [{}, {}], test={"accuracy": a, "images": 5}) for n, a in enumerate((0.5, 0.7))]
     settings = yaml.safe_load((runs[1] / "config.yaml").read_text())
     (runs[1] / "config.yaml").write_text(yaml.safe_dump({**settings, "seed": 1}))
+    record(runs[0], "train", {"a": 1.0, "accuracy": 0.9, "checkpoint": "best.pt"})  # what was learned is no result
+    record(runs[1], "train", {"a": 1.0, "accuracy": 0.9, "checkpoint": "best.pt"})
     comparison = compared(runs)
     (row,) = comparison.rows
     assert comparison.figures == ["test_accuracy"] == [comparison.decisive] and comparison.drawn == "train_loss"

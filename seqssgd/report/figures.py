@@ -7,6 +7,7 @@ from ..errors import UserError
 from .reading import Run
 
 BEST = "best.pt"  # the checkpoint whose evaluations count
+SEEN = ("train", "valid")  # splits that the training has seen: evaluated again, they are no result
 _NOT_METRICS = {"kind", "step", "epoch", "passes", "lr", "noise", "seconds", "units_per_second", "train_loss"}
 
 
@@ -32,7 +33,7 @@ def shared_metric(runs: Sequence[Run], metric: str | None = None) -> str:
 
 def _metrics(run: Run) -> set[str]:
     """What a run was validated by; if its task has no validation data, what its last model was evaluated by."""
-    figures = [pair for split in run.evaluations.values() for pair in split.items()]
+    figures = [pair for split, found in run.evaluations.items() if split not in SEEN for pair in found.items()]
     evaluated = {f"valid_{name}" for name, value in figures if isinstance(value, float)}
     return set(run.rows[-1]) - _NOT_METRICS or evaluated
 
@@ -56,7 +57,7 @@ def run_figures(run: Run, metric: str) -> dict[str, float | None]:
     best, name = best_evaluation(run, metric), metric.removeprefix("valid_")
     found = {metric: best and best[metric]}
     for split, figures in run.evaluations.items():
-        if split not in ("train", "valid") and name in figures:
+        if split not in SEEN and name in figures:
             found[f"{split}_{name}"] = figures[name] if figures.get("checkpoint") == BEST else None
     return found
 

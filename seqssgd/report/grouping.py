@@ -1,5 +1,6 @@
 """Runs that differ in nothing but their seeds, under a name that says what tells them from the others."""
 
+import functools
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -47,7 +48,7 @@ class Group:
     runs: list[Run]
     label: str = ""
 
-    @property
+    @functools.cached_property
     def settings(self) -> dict[str, Any]:
         """The configuration without the seeds, under dotted keys."""
         return _without_seeds(self.runs[0])

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from html import escape
 
-from .plots import AXES
+from .plots import AXES, CAPTION
 from .tables import Table
 
 # The policy makes the browser refuse whatever the page might ask for from elsewhere.
@@ -58,7 +58,7 @@ def html_page(title: str, tables: Mapping[str, Table], notes: list[str], picture
         f'<figure role="img" aria-label="Curves over {AXES[key]}">\n{svg}</figure>' for key, svg in pictures.items()
     ]
     body = [first, "<ul>", *(f"<li>{escape(note)}</li>" for note in notes), "</ul>"]
-    body += ["<h2>Curves</h2>", '<div class="plots">', *figures, "</div>", *others]
+    body += ["<h2>Curves</h2>", f"<p>{CAPTION}</p>", '<div class="plots">', *figures, "</div>", *others]
     return _PAGE.format(title=escape(title), body="\n".join(body))
 
 

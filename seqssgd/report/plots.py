@@ -15,6 +15,7 @@ AXES = {"epoch": "epochs", "passes": "forward-backward passes"}
 # At least 3 : 1 against white and against near-black (WCAG 2, graphics); told apart by their dashes too.
 COLOURS = ("#2f7fd1", "#d1592a", "#2b9b63", "#a861c9", "#b07d10", "#d64b83", "#1d95a3", "#7d7d7d")
 DASHES = ("-", "--", "-.", ":")
+CAPTION = "Means over the seeds; bands of one standard deviation. The first evaluations may lie outside the picture."
 _INK = "#111111"  # of text and axes: almost black in PNG, the page's own colour in SVG
 _STYLE = {
     "svg.fonttype": "none",  # text stays text

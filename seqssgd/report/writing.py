@@ -7,7 +7,7 @@ from ..errors import UserError
 from ..files import atomic_path
 from .comparison import Comparison
 from .page import html_page
-from .plots import AXES, draw_curves
+from .plots import AXES, CAPTION, draw_curves
 from .tables import Table, notes, results_csv, results_table, runs_table, settings_table
 
 
@@ -32,7 +32,7 @@ def write_report(comparison: Comparison, folder: str | Path) -> list[Path]:
         tables["Settings that differ"] = settings_table(comparison)
     tables["Runs"] = runs_table(comparison)
     curves = {over: draw_curves(comparison, over) for over in AXES}
-    markdown = [f"# {heading}", summary(comparison)]
+    markdown = [f"# {heading}", summary(comparison), "## Curves", CAPTION]
     markdown += [f"![curves over {AXES[over]}](curves_{over}.png)" for over in AXES]
     markdown += [f"## {name}\n\n{table.markdown()}" for name, table in list(tables.items())[1:]]
     pictures = {over: files["svg"].decode() for over, files in curves.items()}
