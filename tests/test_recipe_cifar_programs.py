@@ -11,7 +11,7 @@ from programs import ROOT, coloured_images, kill_and_resume, load, outcome, refu
 
 from seqssgd.data.images import Normalization, load_images
 from seqssgd.optim.batchnorm import recalibrate_bn
-from seqssgd.report import read_run, table
+from seqssgd.report import compare, read_run, summary
 from seqssgd.training import checkpoint
 from seqssgd.vision import load_classifier
 
@@ -48,7 +48,7 @@ def finished(data, tmp_path_factory) -> Path:
 
 
 def test_killed_half_way_and_started_again_a_run_ends_with_the_same_bits(data, tmp_path):
-    options = ["--training.epochs", 6, "--training.checkpoint_every", 4, "--training.log_every", 5]
+    options = ["--training.epochs", 4, "--training.checkpoint_every", 4, "--training.log_every", 5]
     train(data, tmp_path / "whole", *options)
     killed = tmp_path / "killed"
     kill_and_resume("recipes/cifar_cnn/train.py", command(data, killed, *options), killed, "step-*[1-9]?.pt")
@@ -125,15 +125,18 @@ def test_recalibrated_accuracy_on_validation_is_that_of_training(data, finished,
     assert f"accuracy {best['valid_accuracy']:.2f} % (" in capsys.readouterr().out.splitlines()[0]
 
 
-def test_saved_figures_are_in_the_table_of_compared_runs(data, finished, tmp_path, capsys):
-    run = shutil.copytree(finished, tmp_path / "run")
+@pytest.mark.parametrize("options", [[], ["--corpus.valid", 0]], ids=["validated", "all images"])
+def test_saved_figures_are_in_the_table_of_compared_runs(data, finished, tmp_path, capsys, options):
+    run = tmp_path / "run"
+    train(data, run, *options) if options else shutil.copytree(finished, run)
+    capsys.readouterr()
     EVALUATE.main(["--run", str(run), "--data", str(data), "--save"])
     saved = json.loads((run / "evaluation.json").read_text())["test"]
     line = capsys.readouterr().out.splitlines()[0]
-    assert saved["checkpoint"] == "best.pt" and saved["bn_images"] == 48
+    assert saved["checkpoint"] == "best.pt" and saved["bn_images"] == (60 if options else 48)
     assert f"accuracy {saved['accuracy']:.2f} % ({saved['correct']} of 30)" in line
-    shown = table([read_run(run)])
-    assert "test accuracy of the best" in shown and f"| {saved['accuracy']:.2f} |" in shown
+    shown = summary(compare([read_run(run)]))
+    assert "| test accuracy |" in shown and f" {saved['accuracy']:.2f} |" in shown
 
 
 def test_evaluation_refuses_other_images_and_other_runs(data, finished, tmp_path, capsys):

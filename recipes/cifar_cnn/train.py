@@ -16,14 +16,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from seqssgd import training
-from seqssgd.data.images import AugmentedBatches, ImageDataset, ImageSet, Normalization, load_images
+from seqssgd.data.images import AugmentedBatches, ImageDataset, Normalization, load_images
 from seqssgd.errors import UserError
 from seqssgd.optim import Pass
 from seqssgd.optim.batchnorm import RunningStatistics
 from seqssgd.training import OptimConfig, TrainingConfig, distributed
 from seqssgd.vision import build_classifier, describe_images, recalibrate, score
-
-TRAIN_SCORED = 5000  # training images that are scored where none are held out
 
 
 @dataclass
@@ -124,15 +122,14 @@ class ImageTask:
         return cross_entropy(self.model(images).float(), labels), len(labels)
 
     def evaluate(self) -> dict[str, float]:
-        """Accuracy in percent, on images that were held out or, if none were, on some of the training images."""
+        """Loss and accuracy in percent on the images that were held out; nothing if none were."""
+        if not len(self.valid.labels):
+            return {}
         with RunningStatistics(self.model).kept():
             if self.bn_images:
                 recalibrate(self.model, self.train, self.normalization, self.bn_images)
-            if self.best is not None:
-                found = score(self.model, self.valid, self.normalization)
-                return {"valid_loss": found.loss, "valid_accuracy": found.accuracy}
-            some = ImageSet(self.train.images[:TRAIN_SCORED], self.train.labels[:TRAIN_SCORED])
-            return {"train_accuracy": score(self.model, some, self.normalization).accuracy}
+            found = score(self.model, self.valid, self.normalization)
+        return {"valid_loss": found.loss, "valid_accuracy": found.accuracy}
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing is carried from step to step."""

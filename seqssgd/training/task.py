@@ -31,7 +31,8 @@ class Task(Protocol):
         """The loss to differentiate on ``part.take(batch)``, and the units (tokens, images, …) it was taken on."""
 
     def evaluate(self) -> dict[str, float]:
-        """Metrics on validation data; the model is in evaluation mode, without gradients, at the clean weights."""
+        """Metrics on validation data, none where there is none; the model is in evaluation mode, without gradients, at
+        the clean weights."""
 
     def state_dict(self) -> dict:
         """What is carried from step to step (LSTM states): tensors and plain values."""
