@@ -164,13 +164,14 @@ def test_a_method_is_held_against_equal_epochs_and_equal_passes(tmp_path):
         "halves": make_run(tmp_path / "halves", [29.0] * 2, **SSGD, signs="halves"),
         "sgd": make_run(tmp_path / "sgd", [10.0] * 2, base="sgd"),  # another base optimizer
         "wide": make_run(tmp_path / "wide", [9.0] * 2, settings={"model": {"width": 300}}),  # another model
-        "three": make_run(tmp_path / "three", [26.0] * 3, passes=41.1, **SSGD),  # passes that differ by more
+        "three": make_run(tmp_path / "three", [26.0] * 3, passes=28, **SSGD),  # passes that differ by more
+        "other": make_run(tmp_path / "other", [9.0] * 2, settings={"model": {"width": 20}}, **SSGD),  # has none
     }
     against = {row.group.runs[0].path.name: row.against for row in compared(make.values()).rows}
     found = {name: [d and (d.baseline, d.delta) for d in row.values()] for name, row in against.items()}
     assert found["ssgd"] == [("Adam", -3.0), ("Adam, 4 epochs", -1.0)]
     assert found["halves"] == [("Adam", -1.0), ("Adam", -1.0)]
-    assert found["three"] == [None, None]
+    assert found["three"] == found["other"] == [None, None]
     assert found["adam"] == [("Adam", None)] * 2 and found["wide"] == [("Adam, width 300", None)] * 2
 
 
@@ -226,7 +227,9 @@ def test_a_diverged_seed_is_named_and_its_method_has_no_mean(tmp_path, capsys):
     comparison = compared(runs)
     assert [row.group.label for row in comparison.rows] == ["S-Adam 0.2", "Adam"]
     assert comparison.rows[1].figure("valid_wer") is None
-    assert comparison.rows[0].against["equal epochs"].delta is None
+    for baseline in ("Adam", "S-Adam 0.2"):  # whichever of the two lacks a value
+        against = compared(runs, baseline=baseline).rows[baseline == "S-Adam 0.2"].against
+        assert against["chosen baseline"] == (baseline, None, None, None, None)
     assert main(["compare", *map(str, runs)]) == 0
     assert "No best valid WER (not finite): bad." in capsys.readouterr().out
 
