@@ -9,7 +9,7 @@ import yaml
 from programs import ROOT, coloured_images, load
 from torch.func import functional_call
 
-from seqssgd.data.images import Normalization, load_images
+from seqssgd.data.images import AugmentedBatches, Normalization, load_images
 from seqssgd.errors import UserError
 from seqssgd.training import OptimConfig, TrainingConfig, build_optimizer, build_schedulers, parse_recipe
 from seqssgd.vision import MODELS, build_classifier, recalibrate, score
@@ -30,7 +30,7 @@ def small_model():
     return torch.nn.Sequential(*layers, torch.nn.Linear(144, 3))
 
 
-def task_of(dataset, valid=10, batch_size=9, accumulate=1, bn_images=20, patience=None, **optim):
+def task_of(dataset, valid=10, batch_size=9, accumulate=1, bn_images=20, patience=None, seed=0, **optim):
     config = TRAIN.Config(
         TRAIN.ModelConfig(),
         TRAIN.CorpusConfig(valid=valid, pad=1),
@@ -38,6 +38,7 @@ def task_of(dataset, valid=10, batch_size=9, accumulate=1, bn_images=20, patienc
         TrainingConfig(accumulate=accumulate, patience=patience),
         batch_size,
         bn_images,
+        seed,
     )
     task = TRAIN.ImageTask(small_model(), dataset, config, torch.device("cpu"))
     return task, build_optimizer(task.model, config.optim)
@@ -75,8 +76,17 @@ def test_an_epoch_has_as_many_steps_as_whole_minibatches_make(dataset):
         assert task.steps_per_epoch == steps
         batches = list(task.batches(0))
         assert len(batches) >= steps * accumulate and {len(labels) for _, labels in batches} == {batch_size}
-    rest = list(task.batches(0, start=4))
-    assert all(torch.equal(a[0], b[0]) for a, b in zip(rest, batches[4:], strict=True))
+
+
+def test_minibatches_are_of_the_images_not_held_out_as_seed_and_epoch_say(dataset):
+    task, _ = task_of(dataset, seed=7)
+    train, _ = dataset.split("train").hold_out(10)
+    made = AugmentedBatches(train, Normalization(dataset.info["mean"], dataset.info["std"]), 9, pad=1, seed=7)
+    for epoch, start in ((0, 0), (3, 0), (3, 4)):
+        expected, given = list(made.epoch(epoch, start)), list(task.batches(epoch, start))
+        assert len(given) == 5 - start
+        for a, b in zip(expected, given, strict=True):
+            assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
 
 
 def test_validation_is_accuracy_on_held_out_images_with_clean_statistics_and_changes_nothing(dataset):
