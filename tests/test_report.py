@@ -165,13 +165,14 @@ def test_a_method_is_held_against_equal_epochs_and_equal_passes(tmp_path):
         "sgd": make_run(tmp_path / "sgd", [10.0] * 2, base="sgd"),  # another base optimizer
         "wide": make_run(tmp_path / "wide", [9.0] * 2, settings={"model": {"width": 300}}),  # another model
         "three": make_run(tmp_path / "three", [26.0] * 3, passes=28, **SSGD),  # passes that differ by more
-        "other": make_run(tmp_path / "other", [9.0] * 2, settings={"model": {"width": 20}}, **SSGD),  # has none
+        "adamw": make_run(tmp_path / "adamw", [9.0] * 2, **SSGD, base="adamw"),
+        "other": make_run(tmp_path / "other", [9.0] * 2, settings={"model": {"width": 20}}, **SSGD),  # neither has one
     }
     against = {row.group.runs[0].path.name: row.against for row in compared(make.values()).rows}
     found = {name: [d and (d.baseline, d.delta) for d in row.values()] for name, row in against.items()}
     assert found["ssgd"] == [("Adam", -3.0), ("Adam, 4 epochs", -1.0)]
     assert found["halves"] == [("Adam", -1.0), ("Adam", -1.0)]
-    assert found["three"] == found["other"] == [None, None]
+    assert found["three"] == found["other"] == found["adamw"] == [None, None]
     assert found["adam"] == [("Adam", None)] * 2 and found["wide"] == [("Adam, width 300", None)] * 2
 
 

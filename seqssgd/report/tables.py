@@ -72,7 +72,11 @@ def runs_table(comparison: Comparison) -> Table:
 
 
 def results_csv(comparison: Comparison) -> str:
-    """The results with all their digits: empty cells where there is no value."""
+    """The results with all their digits; empty cells where there is no value.
+
+    Columns: those of :func:`results_table`, every figure with its ``_sd``, seconds, and for each criterion, such as
+    ``equal_epochs``, the fields of a :class:`Difference`.
+    """
     rows = []
     for row in comparison.rows:
         cells = {"method": row.group.label, "n": len(row.group.runs)}
