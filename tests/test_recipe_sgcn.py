@@ -220,7 +220,7 @@ BASES = {  # sets, width, epochs, parameters with 29 labels
     "librispeech100_12x190": ("train-clean-100 dev-clean test-clean", 190, 50, 925_619),
 }
 CHANGES = {
-    "ssgd": {"method": "ssgd", "noise": 0.2},
+    "ssgd": {"method": "ssgd", "noise": 0.3},
     "halves": {"method": "ssgd", "noise": 0.3, "signs": "halves"},
 }
 
