@@ -14,13 +14,12 @@ import json
 import os
 import pickle
 import sys
-import tarfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from seqssgd.data.archives import read_members
 from seqssgd.data.images import load_images, write_image_dataset
 from seqssgd.data.progress import Progress
 from seqssgd.errors import UserError, run_cli
@@ -121,16 +120,7 @@ def read_archive(source: Path) -> tuple[Form, dict[str, bytes]]:
         raise UserError(
             f"{source} has md5 {md5}, {wanted}; download it again, or give the folder where it was unpacked"
         )
-    contents: dict[str, bytes] = {}
-    try:
-        with tarfile.open(source, "r|*") as archive:
-            for member in archive:
-                name = member.name.rpartition("/")[2]
-                if name in form.files and name not in contents and member.isfile() and member.size <= LARGEST:
-                    contents[name] = archive.extractfile(member).read()
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-        raise UserError(f"{source} is no complete tar archive ({error}); download it again") from None
-    return form, _complete(form, contents, source)
+    return form, _complete(form, read_members(source, form.files, LARGEST), source)
 
 
 def read_folder(source: Path) -> tuple[Form, dict[str, bytes]]:

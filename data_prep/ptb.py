@@ -9,10 +9,9 @@ within. Numbers of tokens and words are checked, because many altered copies of 
 import argparse
 import os
 import sys
-import tarfile
-import zlib
 from pathlib import Path
 
+from seqssgd.data.archives import read_members
 from seqssgd.data.text import load_text, read_lines, summary, write_text_dataset
 from seqssgd.errors import UserError, run_cli
 
@@ -48,22 +47,11 @@ def read_folder(source: Path) -> dict[str, list[str]]:
 
 
 def read_archive(source: Path) -> dict[str, list[str]]:
-    """The lines of each split from a tar archive; three regular members are read, and nothing is unpacked to disk."""
-    texts: dict[str, bytes] = {}
+    """The lines of each split from a tar archive."""
     try:
-        with tarfile.open(source, "r|*") as archive:
-            for member in archive:
-                name = member.name.rpartition("/")[2]
-                if name in FILES.values() and name not in texts and member.isfile() and member.size <= LARGEST:
-                    texts[name] = archive.extractfile(member).read()
-                if len(texts) == len(FILES):
-                    break
+        texts = read_members(source, FILES.values(), LARGEST)
     except FileNotFoundError:
         raise UserError(f"{source} does not exist; give a folder with ptb.*.txt, or simple-examples.tgz") from None
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-        raise UserError(
-            f"{source} is neither a folder nor a complete tar archive ({error}); download it again"
-        ) from None
     if len(texts) < len(FILES):
         raise _missing(source, set(texts))
     return {split: read_lines(f"{source}:{name}", texts[name]) for split, name in FILES.items()}
