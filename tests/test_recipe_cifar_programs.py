@@ -48,7 +48,7 @@ def finished(data, tmp_path_factory) -> Path:
 
 
 def test_killed_half_way_and_started_again_a_run_ends_with_the_same_bits(data, tmp_path):
-    options = ["--training.epochs", 4, "--training.checkpoint_every", 4, "--training.log_every", 5]
+    options = ["--training.epochs", 3, "--training.checkpoint_every", 4, "--training.log_every", 5]
     train(data, tmp_path / "whole", *options)
     killed = tmp_path / "killed"
     kill_and_resume("recipes/cifar_cnn/train.py", command(data, killed, *options), killed, "step-*[1-9]?.pt")
@@ -66,7 +66,8 @@ def test_every_form_trains_and_resumes_to_the_same_bits(data, tmp_path, options)
     assert result["nonfinite"] == 0
     if "halves" in options:
         assert result["passes"] == result["steps"]
-    TRAIN.main([*command(data, tmp_path / "parts", *options), "--max-steps", str(result["steps"] // 2 + 1)])
+    stop = result["steps"] // 2 + 1
+    assert train(data, tmp_path / "parts", *options, "--max-steps", stop)["steps"] == stop
     train(data, tmp_path / "parts", *options)
     models = [checkpoint.load_newest(tmp_path / run / "checkpoints")[1] for run in ("whole", "parts")]
     for key in ("model", "optimizer", "schedulers", "processes"):
@@ -76,6 +77,16 @@ def test_every_form_trains_and_resumes_to_the_same_bits(data, tmp_path, options)
 def test_training_learns_what_it_is_shown(data, tmp_path):
     options = ["--optim.lr_milestones", "[20]", "--optim.noise_schedule", "0S", "--training.epochs", 8]
     assert train(data, tmp_path / "run", *options)["best"]["valid_accuracy"] > 80
+
+
+def test_a_time_limit_stops_a_run_that_is_then_finished_by_the_same_command(data, finished, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert TRAIN.main([*command(data, run), "--max-minutes", "0.0001"]) == 0
+    assert "stopped by the time limit at step 1; run the same command again" in capsys.readouterr().out
+    assert not (run / "result.json").exists()
+    train(data, run)
+    ends = [checkpoint.load_newest(path / "checkpoints")[1] for path in (run, finished)]
+    assert without_times(ends[0]["model"]) == without_times(ends[1]["model"])
 
 
 def test_a_finished_run_that_is_called_again_is_left_as_it_is(data, finished, capsys):
