@@ -4,14 +4,15 @@ import copy
 
 import pytest
 import torch
+from peer_methods import HALVES, METHODS, WEIGHED, X, Y, bits, loss_of, losses_of, network, same_bits
 from torch import nn
 from torch.func import functional_call
-from twin import scaled_noise, unit_noise
 
 from seqssgd.optim import (
     MRWP,
     NSO,
     SAM,
+    CovarianceNoise,
     DropConnect,
     LambdaNoise,
     OneSidedNoise,
@@ -20,144 +21,6 @@ from seqssgd.optim import (
     schedules,
 )
 
-X, Y = torch.randn(5, 4, generator=torch.Generator().manual_seed(1)).double(), torch.ones(5, 2).double()
-SEED = 6
-
-
-def network(dtype=torch.float64):
-    torch.manual_seed(3)
-    return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2)).to(dtype)
-
-
-def loss_of(model, x=X, y=Y):
-    dtype = next(model.parameters()).dtype
-    return nn.functional.mse_loss(model(x.to(dtype)), y.to(dtype))
-
-
-def bits(model):
-    return [p.detach().clone() for p in model.parameters()]
-
-
-def same_bits(a, b):
-    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
-
-
-# ---- every method, and its equation ----------------------------------------------------------------------------------
-# An equation gets the weights w, a function gradient(weights, examples), and the number of steps done; it gives the
-# gradient that the step is to use. Parameters are in the order of the network's: weight, bias, weight, bias.
-
-ALL = slice(None)
-
-
-def perturbation(w, draw, distribution, granularity, level):
-    matrices = [0, 2]
-    z = unit_noise([w[i].shape for i in matrices], distribution, SEED, draw, torch.float64)
-    noise = [torch.zeros_like(x) for x in w]
-    for i, n in zip(matrices, scaled_noise([w[i] for i in matrices], z, level, granularity, ["0", "2"]), strict=True):
-        noise[i] = n
-    return noise
-
-
-def plus(w, n, factor=1.0):
-    return [x + factor * y for x, y in zip(w, n, strict=True)]
-
-
-def combined(*weighted):
-    return [sum(factor * g for factor, g in zip(*pair, strict=True)) for pair in _columns(weighted)]
-
-
-def _columns(weighted):
-    factors, gradients = zip(*weighted, strict=True)
-    return [(factors, column) for column in zip(*gradients, strict=True)]
-
-
-def one_sided(copies, *noise):
-    def equation(w, gradient, step):
-        points = [plus(w, perturbation(w, step * copies + i, *noise)) for i in range(copies)]
-        return combined(*[(1 / copies, gradient(point, ALL)) for point in points])
-
-    return equation
-
-
-def nso(pairs, clean_weight, *noise):
-    def equation(w, gradient, step):
-        terms = [(clean_weight, gradient(w, ALL))]
-        for i in range(pairs):
-            n = perturbation(w, step * pairs + i, *noise)
-            terms += [((1 - clean_weight) / (2 * pairs), gradient(plus(w, n, sign), ALL)) for sign in (+1, -1)]
-        return combined(*terms)
-
-    return equation
-
-
-def mrwp(clean_weight, *noise):
-    def equation(w, gradient, step):
-        noisy = gradient(plus(w, perturbation(w, step, *noise)), slice(2, 5))
-        return combined((clean_weight, gradient(w, slice(0, 2))), (1 - clean_weight, noisy))
-
-    return equation
-
-
-def sam(rho, eta=None, moved=(0, 1, 2, 3)):
-    def equation(w, gradient, step):
-        g = gradient(w, ALL)
-        scale = [x.abs() + eta if eta else torch.ones_like(x) for x in w]
-        norm = torch.cat([(scale[i] * g[i]).flatten() for i in moved]).norm()
-        e = [rho * scale[i] ** 2 * g[i] / norm if i in moved else torch.zeros_like(g[i]) for i in range(4)]
-        return gradient(plus(w, e), ALL)
-
-    return equation
-
-
-def dropconnect(q):
-    def equation(w, gradient, step):
-        uniform = unit_noise([w[0].shape, w[2].shape], "uniform", SEED, step, torch.float64)
-        kept = [(u >= 2 * q - 1).double() / (1 - q) for u in uniform]
-        masks = [kept[0], torch.ones_like(w[1]), kept[1], torch.ones_like(w[3])]
-        g = gradient([x * m for x, m in zip(w, masks, strict=True)], ALL)
-        return [y * m for y, m in zip(g, masks, strict=True)]
-
-    return equation
-
-
-def noisy(method, level, **settings):
-    def make(model, level=level, **base):
-        return method(torch.optim.SGD(noise_groups(model, noise=level), **base), seed=SEED, **settings)
-
-    return make
-
-
-def sharp(level, **settings):
-    def make(model, level=level, **base):
-        return SAM(torch.optim.SGD(model.parameters(), **base), rho=level, **settings)
-
-    return make
-
-
-UNIFORM, GAUSSIAN = dict(distribution="uniform"), dict(distribution="gaussian")
-METHODS = {  # name: how it is made, the equation, the passes of a step
-    "weight_noise": (noisy(OneSidedNoise, 0.4), one_sided(1, "rademacher", "layer", 0.4), 1),
-    "two_draws": (noisy(OneSidedNoise, 0.4, copies=2), one_sided(2, "rademacher", "layer", 0.4), 2),
-    "smoothout": (
-        noisy(OneSidedNoise, 0.2, granularity="absolute", **UNIFORM), one_sided(1, "uniform", "absolute", 0.2), 1,
-    ),
-    "adasmoothout": (
-        noisy(OneSidedNoise, 0.3, copies=3, granularity="filter", **UNIFORM), one_sided(3, "uniform", "filter", 0.3), 3,
-    ),
-    "graves": (
-        noisy(OneSidedNoise, 0.1, granularity="absolute", **GAUSSIAN), one_sided(1, "gaussian", "absolute", 0.1), 1,
-    ),
-    "nso": (noisy(NSO, 0.1), nso(1, 0.0, "gaussian", "absolute", 0.1), 2),
-    "nso_clean": (
-        noisy(NSO, 0.1, pairs=2, clean_weight=0.3), nso(2, 0.3, "gaussian", "absolute", 0.1), 5,
-    ),
-    "mrwp": (noisy(MRWP, 0.1), mrwp(0.5, "gaussian", "filter_std", 0.1), 2),
-    "mrwp_clean": (noisy(MRWP, 0.1, clean_weight=0.2), mrwp(0.2, "gaussian", "filter_std", 0.1), 2),
-    "sam": (sharp(0.3), sam(0.3), 2),
-    "asam": (sharp(0.5, adaptive=True, eta=0.1), sam(0.5, eta=0.1), 2),
-    "dropconnect": (noisy(DropConnect, 0.4), dropconnect(0.4), 1),
-}  # fmt: skip
-HALVES = ("mrwp", "mrwp_clean")
 every_method = pytest.mark.parametrize("name", METHODS)
 
 
@@ -168,7 +31,7 @@ def make(name, dtype=torch.float64, lr=0.1, momentum=0.9, weight_decay=1e-2, **o
 
 def one_loop(model, optimizer, x=X, y=Y, share=1.0):
     for part in optimizer.passes():
-        (share * loss_of(model, *part.take(x, y))).backward()
+        (share * part.mean(losses_of(model, *part.take(x, y)))).backward()
 
 
 def train(model, optimizer, steps):
@@ -220,11 +83,14 @@ def test_sam_moves_and_measures_only_groups_with_a_radius_of_their_own():
 @every_method
 def test_a_step_has_its_passes_and_says_what_they_cost(name):
     model, optimizer = make(name)
-    parts = []
+    parts, values = [], [loss_of(model).item()]
     for part in optimizer.passes():
+        loss = part.mean(losses_of(model, *part.take(X, Y)))
+        loss.backward()
         parts.append(part)
-        loss_of(model, *part.take(X, Y)).backward()
+        values.append(loss.item())
     assert [part.index for part in parts] == list(range(METHODS[name][2]))
+    assert len({round(value, 9) for value in values}) == 1 or name not in WEIGHED  # what is logged is not weighed
     assert [part.last for part in parts] == [False] * (len(parts) - 1) + [True]
     assert sum(part.cost for part in parts) == (1 if name in HALVES else len(parts))
 
@@ -237,7 +103,7 @@ def test_leaving_the_loop_brings_the_exact_weights_back(name, error):
         clean = bits(model)
         try:
             for part in optimizer.passes():
-                loss_of(model, *part.take(X, Y)).backward()
+                part.mean(losses_of(model, *part.take(X, Y))).backward()
                 if part.index == at:
                     assert same_bits(bits(model), clean) == (part.sign == 0)
                     if error is None:
@@ -301,8 +167,8 @@ def closure_of(model, optimizer):
 def test_a_closure_gives_the_step_of_the_loop(name):
     model, optimizer = make(name)
     other, by_closure = make(name)
-    if name in HALVES:
-        with pytest.raises(RuntimeError, match="closure"):
+    if name in HALVES + WEIGHED:
+        with pytest.raises(RuntimeError, match="closure|part.mean"):
             by_closure.step(closure_of(other, by_closure))
         return
     for _ in range(3):
@@ -324,7 +190,7 @@ def accumulated(name, nesting, steps=2):
         elif nesting == "inner":
             for part in optimizer.passes():
                 for x, y in MICROS:
-                    (loss_of(model, *part.take(x, y)) / 2).backward()
+                    (part.mean(losses_of(model, *part.take(x, y))) / 2).backward()
         else:
             one_loop(model, optimizer, *(torch.cat(tensors) for tensors in zip(*MICROS, strict=True)))
         optimizer.step()
@@ -337,7 +203,8 @@ def test_gradients_accumulate_in_either_nesting(name):
     """Micro-batches inside the loop are one minibatch; outside, SAM's each have a perturbation of their own."""
     inner, outer, whole = (accumulated(name, nesting) for nesting in ("inner", "outer", "whole"))
     equal = [("inner", "outer")] if "sam" not in name else []
-    equal += [("inner", "whole")] if name not in HALVES else []  # the halves of the whole are other halves
+    if name not in HALVES + WEIGHED:  # the halves of the whole are other halves, and it has other weights
+        equal += [("inner", "whole")]
     results = {"inner": inner, "outer": outer, "whole": whole}
     for a, b in equal:
         for p, q in zip(results[a], results[b], strict=True):
@@ -364,7 +231,7 @@ def test_a_scaler_changes_nothing_and_a_skipped_step_leaves_exact_weights(name):
         scaler = torch.amp.GradScaler("cpu", enabled=scaled, init_scale=2.0**10)
         for _ in range(3):
             for part in optimizer.passes():
-                scaler.scale(loss_of(model, *part.take(X, Y))).backward()
+                scaler.scale(part.mean(losses_of(model, *part.take(X, Y)))).backward()
             scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(model.parameters(), 0.1)
             scaler.step(optimizer)
@@ -383,13 +250,13 @@ def test_a_scaler_changes_nothing_and_a_skipped_step_leaves_exact_weights(name):
         clean = bits(model)
         for part in optimizer.passes():
             factor = float("inf") if part.index == bad else 1.0
-            scaler.scale(loss_of(model, *part.take(X, Y)) * factor).backward()
+            scaler.scale(part.mean(losses_of(model, *part.take(X, Y))) * factor).backward()
         scaler.step(optimizer)
         scaler.update()
         assert same_bits(bits(model), clean) and scaler.get_scale() == 2.0
         optimizer.zero_grad()
         for part in optimizer.passes():
-            scaler.scale(loss_of(model, *part.take(X, Y))).backward()
+            scaler.scale(part.mean(losses_of(model, *part.take(X, Y)))).backward()
         scaler.step(optimizer)
         assert not same_bits(bits(model), clean) and all(p.isfinite().all() for p in model.parameters())
 
@@ -411,11 +278,13 @@ def test_late_start_has_one_clean_pass_until_then(name):
     noise = LambdaNoise(optimizer, schedules.ramp(start=2, length=0))
     signs = []
     for _ in range(3):
-        signs.append([part.sign for part in optimizer.passes() if [loss_of(model, *part.take(X, Y)).backward()]])
+        signs.append(
+            [part.sign for part in optimizer.passes() if [part.mean(losses_of(model, *part.take(X, Y))).backward()]]
+        )
         optimizer.step()
         optimizer.zero_grad()
         noise.step()
-    assert signs[:2] == [[0], [0]] and len(signs[2]) == METHODS[name][2] and any(signs[2])
+    assert signs[:2] == [[0], [0]] and len(signs[2]) == METHODS[name][2]
     assert optimizer.draws == 1
 
 
@@ -435,6 +304,8 @@ def test_impossible_settings_are_refused_at_once():
         (lambda: SAM(torch.optim.SGD([weight], lr=0.1), rho=-1.0), "not -1.0"),
         (lambda: SAM(torch.optim.SGD([weight], lr=0.1), eta=0.0), "eta=0.0"),
         (lambda: OneSidedNoise(torch.optim.SGD([weight], lr=0.1)), "noise_groups"),
+        (lambda: CovarianceNoise(torch.optim.SGD([weight], lr=0.1), noise=-1.0), "not -1.0"),
+        (lambda: CovarianceNoise(torch.optim.SGD(noise_groups(network(), 0.1), lr=0.1), noise=0.1), "one level"),
         (lambda: WeightAverage(torch.optim.SGD([weight], lr=0.1), network(), decay=1.0), "decay=1.0"),
         (lambda: WeightAverage(torch.optim.SGD([weight], lr=0.1), network(), start=-1), "start=-1"),
     ):
@@ -443,7 +314,7 @@ def test_impossible_settings_are_refused_at_once():
 
 
 def test_what_a_method_needs_in_the_loop_it_asks_for():
-    for name, word in (("sam", "backward"), ("mrwp", "part.take")):
+    for name, word in (("sam", "backward"), ("mrwp", "part.take"), ("covariance", "part.mean")):
         model, optimizer = make(name)
         clean = bits(model)
         with pytest.raises(RuntimeError, match=word):
@@ -452,62 +323,23 @@ def test_what_a_method_needs_in_the_loop_it_asks_for():
         assert same_bits(bits(model), clean)
 
 
-# ---- averages --------------------------------------------------------------------------------------------------------
-
-
-def averaging(**settings):
-    model = network()
-    return model, WeightAverage(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), model, **settings)
-
-
-@pytest.mark.parametrize("settings", [dict(decay=0.8), dict(decay=None), dict(decay=None, start=2)])
-def test_the_average_is_that_of_the_weights_after_each_step(settings, tmp_path):
-    model, optimizer = averaging(**settings)
-    start, decay = settings.get("start", 0), settings["decay"]
-    seen = []
-    for step in range(6):
-        if step == 4:  # interrupted and resumed
-            torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "c.pt")
-            saved = torch.load(tmp_path / "c.pt", weights_only=True)
-            model, optimizer = averaging(**settings)
-            model.load_state_dict(saved["model"])
-            optimizer.load_state_dict(saved["optimizer"])
-        train(model, optimizer, 1)
-        if step < start:
-            assert optimizer.averaged is model
-            continue
-        seen.append(bits(model))
-        if decay is None:
-            wanted = [torch.stack(weights).mean(0) for weights in zip(*seen, strict=True)]
-        elif len(seen) == 1:
-            wanted = seen[0]
-        else:
-            wanted = [decay * a + (1 - decay) * w for a, w in zip(wanted, seen[-1], strict=True)]
-        for p, q in zip(optimizer.averaged.parameters(), wanted, strict=True):
-            torch.testing.assert_close(p.detach(), q, rtol=1e-9, atol=1e-12)
-
-    bare = network()
-    base = torch.optim.SGD(bare.parameters(), lr=0.1, momentum=0.9)
-    for _ in range(6):
-        base.zero_grad()
-        loss_of(bare).backward()
-        base.step()
-    assert same_bits(bits(model), bits(bare))  # training itself is not touched
-
-
-def test_an_average_over_a_bare_checkpoint_begins_anew():
-    model, optimizer = averaging(decay=0.5)
-    train(model, optimizer, 3)
-    optimizer.load_state_dict(optimizer.base.state_dict())
-    assert optimizer.averaged is model
-    train(model, optimizer, 1)
-    assert optimizer.averaged is not model and same_bits(bits(optimizer.averaged), bits(model))
-
-
-def test_a_skipped_step_does_not_count_in_the_average():
-    model, optimizer = averaging(decay=None)
-    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
-    scaler.scale(loss_of(model) * float("inf")).backward()
-    scaler.step(optimizer)
-    scaler.update()
-    assert optimizer.averaged is model
+@pytest.mark.parametrize("diagonal", [False, True])
+def test_covariance_noise_has_the_second_moments_of_the_gradients_or_their_diagonal(diagonal):
+    """Over 1,000 draws; the bounds are five standard deviations of an entry of the estimate."""
+    weight, s, draws = nn.Parameter(torch.zeros(3, dtype=torch.float64)), 2.0, 1000
+    examples = torch.tensor([[1.0, 0.5, 0.0], [2.0, -1.0, 1.0], [0.0, 1.0, 3.0], [1.0, 1.0, 1.0]]).double()
+    optimizer = CovarianceNoise(torch.optim.SGD([weight], lr=0.0), noise=s, diagonal=diagonal)
+    noise = torch.empty(draws, 3, dtype=torch.float64)
+    for draw in range(draws):
+        for part in optimizer.passes():
+            part.mean(examples @ weight).backward()  # the gradients are the examples
+        noise[draw] = weight.grad - examples.mean(0)
+        optimizer.step()
+        optimizer.zero_grad()
+    wanted = s**2 / 4 * (examples.T @ examples / 4)
+    if diagonal:
+        wanted = wanted.diag().diag()
+    size = (s**2 / 4 * (examples.T @ examples / 4)).diag().sqrt()
+    bound = 5 * (2 / draws) ** 0.5 * torch.outer(size, size)
+    assert ((noise.T @ noise / draws - wanted).abs() < bound).all()
+    assert (noise.mean(0).abs() < 5 * size / draws**0.5).all()

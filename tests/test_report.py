@@ -18,6 +18,7 @@ from seqssgd.report.comparison import welch
 from seqssgd.report.figures import best_evaluation, shared_metric
 
 SSGD = {"method": "ssgd", "noise": 0.2}
+NSO = {"method": "nso", "noise": 0.01, "distribution": "gaussian", "granularity": "absolute"}
 
 
 def compared(paths, **kwargs):
@@ -139,6 +140,10 @@ def test_settings_that_did_not_exist_when_a_run_was_made_have_their_defaults(tmp
         ([{"base": "adam"}, {"base": "adamw"}, SSGD | {"base": "adam"}], ["Adam", "AdamW", "S-Adam 0.2"]),
         ([{"method": "sam"}, {"method": "weight_noise", "noise": 0.1}], ["SAM", "weight noise 0.1"]),
         (
+            [NSO, NSO | {"distribution": "uniform"}, NSO | {"granularity": "layer"}],
+            ["NSO 0.01", "NSO 0.01, uniform", "NSO 0.01, per layer"],
+        ),
+        (
             [SSGD | {"distribution": "gaussian", "only": ["conv", "dense"]}, SSGD | {"noise_schedule": "1-1S"}],
             ["S-SGD 0.2, gaussian, conv, dense alone", "S-SGD 0.2, phases 1-1S"],
         ),
@@ -255,6 +260,9 @@ def test_unfinished_runs_are_left_out_and_named_or_taken_as_far_as_they_are(tmp_
         "Adam, unfinished at step 20": 2,
     }
     assert list(comparison.left_out) == ["young"]
+    ssgd = make_run(tmp_path / "ssgd", [29.0, 28.0], settings=four, finished=False, **SSGD)
+    row = by_label(compared([runs[0], ssgd], partial=True))["S-Adam 0.2, unfinished at step 20"]
+    assert row.against["equal epochs"] is None  # the baseline has made four
     with pytest.raises(UserError, match="nothing to compare .*limited: unfinished at epoch 2 of 4"):
         compared(runs[1:])
 

@@ -14,6 +14,7 @@ from seqssgd.optim import (
     MRWP,
     NSO,
     SAM,
+    CovarianceNoise,
     DropConnect,
     OneSidedNoise,
     SinglePass,
@@ -40,6 +41,7 @@ BUILT = {
     ),
     "mrwp": ({"noise": 0.01}, MRWP, {"clean_weight": 0.5}, ("gaussian", "filter_std"), 1),
     "dropconnect": ({"noise": 0.2}, DropConnect, {}, ("uniform", "absolute"), 1),
+    "covariance": ({"noise": 2.0}, CovarianceNoise, {"diagonal": False}, None, 1),
     "sam": ({}, SAM, {"adaptive": False}, None, 2),
     "asam": ({"eta": 0.02}, SAM, {"adaptive": True, "eta": 0.02}, None, 2),
     "ema": ({"average_decay": 0.9}, WeightAverage, {"start": 0}, None, 1),
@@ -159,7 +161,7 @@ def test_evaluation_sees_the_average_and_the_best_checkpoint_holds_it(tmp_path):
         assert torch.equal(task.model.state_dict()[key], value)
 
 
-@pytest.mark.parametrize("name", ["ema", "mrwp", "sam", "dropconnect"])
+@pytest.mark.parametrize("name", ["ema", "mrwp", "sam", "dropconnect", "covariance"])
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(name, tmp_path):
     config = toy_config({"noise": 0.0, **BUILT[name][0], "method": name}, {"epochs": 2})
     train(tmp_path / "whole", config)

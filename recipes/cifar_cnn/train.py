@@ -79,8 +79,8 @@ class ImageTask:
 
     def __init__(self, model: nn.Module, dataset: ImageDataset, config: Config, device: torch.device):
         world, optim = distributed.world_size(), config.optim
-        if optim.signs == "halves" and optim.method != "none" and config.batch_size < 2 * world:
-            raise UserError(f"batch_size: {config.batch_size} cannot be halved in every process (optim.signs: halves)")
+        if optim.halves and config.batch_size < 2 * world:
+            raise UserError(f"batch_size: {config.batch_size} cannot be halved in every process, as optim asks for")
         if config.bn_images < 0:
             raise UserError(f"bn_images: {config.bn_images} is not a whole number >= 0")
         if config.training.patience is not None and not config.corpus.valid:
@@ -119,7 +119,7 @@ class ImageTask:
     def loss(self, batch: tuple[Tensor, Tensor], part: Pass) -> tuple[Tensor, int]:
         """Cross-entropy, averaged over the images."""
         images, labels = part.take(*batch)
-        return cross_entropy(self.model(images).float(), labels), len(labels)
+        return part.mean(cross_entropy(self.model(images).float(), labels, reduction="none")), len(labels)
 
     def evaluate(self) -> dict[str, float]:
         """Loss and accuracy in percent on the images that were held out; nothing if none were."""

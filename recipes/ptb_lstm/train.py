@@ -107,7 +107,8 @@ class LanguageModelTask:
         logits, state = self.model(inputs, state)
         # A step that is skipped because its loss is not finite must not spoil the state of all that follow.
         self.states[part.index] = tuple(s.detach().nan_to_num(0.0, 0.0, 0.0) for s in state)
-        return cross_entropy(logits.flatten(0, 1).float(), targets.flatten()) * len(inputs), targets.numel()
+        losses = cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none").view_as(targets)
+        return part.mean(losses.sum(0)), targets.numel()
 
     def evaluate(self) -> dict[str, float]:
         """Validation perplexity with the columns and windows of training, as Zaremba et al. report it."""

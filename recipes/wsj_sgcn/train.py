@@ -181,7 +181,7 @@ class SpeechTask:
         features, frames, targets, target_lengths, seconds = part.take(*batch)
         logits, lengths = self.model(features, frames)
         losses = ctc_loss(logits, lengths, targets, target_lengths)
-        return (losses / target_lengths).mean(), float(seconds.sum())
+        return part.mean(losses / target_lengths), float(seconds.sum())
 
     def evaluate(self) -> dict[str, float]:
         """Loss per label and error rates in percent of the greedy transcripts of the validation set."""

@@ -3,6 +3,7 @@
 from . import schedules
 from .averaging import WeightAverage
 from .batchnorm import recalibrate_bn
+from .covariance import CovarianceNoise
 from .dropconnect import DropConnect
 from .groups import noise_groups
 from .passes import MultiPassOptimizer, Pass
@@ -15,6 +16,7 @@ __all__ = [
     "MRWP",
     "NSO",
     "SAM",
+    "CovarianceNoise",
     "DropConnect",
     "LambdaNoise",
     "MultiPassOptimizer",

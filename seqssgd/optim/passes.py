@@ -16,40 +16,8 @@ from torch.optim import LBFGS, Optimizer
 from .batchnorm import RunningStatistics
 from .groups import check_level
 from .halves import Halves
+from .part import Pass
 from .sharding import gathering_modules, local
-
-
-class Pass:
-    """One forward-backward pass of a step.
-
-    Attributes:
-        index: 0, 1, … within the step. Models that carry a state from minibatch to minibatch keep one per index.
-        sign: +1 at w+n, -1 at w-n, 0 at the weights themselves.
-        last: true in the last pass of the step: the one in which data-parallel gradients are synchronised
-            (``with contextlib.nullcontext() if part.last else model.no_sync(): …``, around forward *and* backward).
-        cost: in passes over a whole minibatch: 0.5 if it works on a half.
-    """
-
-    def __init__(self, index: int, sign: int, last: bool, share: Halves | None = None):
-        self.index, self.sign, self.last, self._share = index, sign, last, share
-        self.cost = 1 if share is None else 0.5
-
-    def __repr__(self) -> str:
-        return f"Pass(index={self.index}, sign={self.sign:+d}, last={self.last})"
-
-    def take(self, *batch: Any, dim: int = 0) -> Any:
-        """The part of a minibatch that this pass works on: all of it, or its half where the passes share it out.
-
-        Args:
-            batch: tensors, or any nesting of tensors in tuples, lists and mappings, of one size along ``dim``.
-                What is not a tensor, or has no dimensions, is handed through.
-            dim: the dimension that counts examples: 0, or 1 for time-major data.
-
-        Returns:
-            the same structure; for a single argument the argument itself, not a tuple.
-        """
-        parts = batch if self._share is None else self._share.split(self.index, batch, dim)
-        return parts[0] if len(parts) == 1 else parts
 
 
 class MultiPassOptimizer(Optimizer):
@@ -108,6 +76,10 @@ class MultiPassOptimizer(Optimizer):
     def _stepped(self) -> None:
         """Called when the base optimizer has stepped."""
 
+    def _weigher(self, index: int) -> Callable[[Tensor], Tensor] | None:
+        """What gives, in pass ``index``, the weights of the examples in the mean of their losses; None: all are 1."""
+        return None
+
     def _pass_weights(self, passes: int, share: Halves | None) -> Sequence[float]:
         """How much each pass counts in the step's gradient, the last one not 0."""
         return [1 / passes] * passes if share is None else share.weights()
@@ -152,7 +124,8 @@ class MultiPassOptimizer(Optimizer):
             if weights:
                 self._save(weights)
             for index, sign in enumerate(signs):
-                part = Pass(index, sign, index == len(signs) - 1, share)
+                weigh = self._weigher(index) if weights else None
+                part = Pass(index, sign, index == len(signs) - 1, share, weigh)
                 if weights:
                     self._move(part)
                 if index > 0:  # so that the sum, times the last pass's weight, is the weighted mean

@@ -134,12 +134,17 @@ def _labels(groups: Sequence[Group]) -> list[str]:
 
 
 def _method(settings: dict[str, Any]) -> str:
+    from ..training.methods import METHODS as KNOWN
+
     method, base = settings["optim.method"], settings["optim.base"]
     name = METHODS.get(method, method.replace("_", " ")).format(base=BASES.get(base, base))
     if method == "none":
         return name
     words = [f"{name} {show(settings['optim.noise'])}" if settings["optim.noise"] else name]
-    words += [said.format(show(settings[key])) for key, (usual, said) in NOISE.items() if settings[key] != usual]
+    own = KNOWN[method].settings if method in KNOWN else {}  # what goes without saying for one method may not for all
+    for key, (usual, said) in NOISE.items():
+        if settings[key] != own.get(key.removeprefix("optim."), usual):
+            words.append(said.format(show(settings[key])))
     return ", ".join(words)
 
 

@@ -87,14 +87,15 @@ class OptimConfig:
     Attributes:
         method: none (the base optimizer alone, whatever the settings of other methods), ssgd (symmetric weight
             noise), or one it is compared with: weight_noise, two_draws, smoothout, adasmoothout, graves, nso, mrwp,
-            dropconnect, sam, asam, ema, swa.
+            dropconnect, covariance, sam, asam, ema, swa.
         base: the optimizer that steps: sgd, adam or adamw.
         lr: learning rate.
         momentum: of sgd.
         weight_decay: L2 penalty with sgd and adam, decoupled with adamw.
         betas: of adam and adamw.
         noise: the noise level c: a perturbation has c times the norm of the weights. With granularity absolute or
-            filter_std the size of an element; of dropconnect the probability of dropping a weight.
+            filter_std the size of an element; of dropconnect the probability of dropping a weight; of covariance
+            √(B/b - 1), for minibatches of B with the noise of b.
         distribution: of the noise: rademacher, gaussian or uniform; null: the method's own.
         granularity: over what the norm is taken (tensor, layer, filter), or what the size of an element is measured
             by (filter_std: the filter's norm; absolute: nothing); null: the method's own.
@@ -103,6 +104,7 @@ class OptimConfig:
         pairs: of nso: the symmetric pairs of a step.
         clean_weight: of nso and mrwp: how much the gradient at the weights themselves counts.
         rho: of sam and asam: the norm of the perturbation.
+        diagonal: of covariance: the diagonal of the gradients' second moments alone, for a second pass.
         eta: of asam: what is added to the size of each weight.
         average_decay: of ema.
         average_start: of ema and swa: steps before the average begins.
@@ -136,6 +138,7 @@ class OptimConfig:
     pairs: int | None = None
     clean_weight: float | None = None
     rho: float | None = None
+    diagonal: bool | None = None
     eta: float | None = None
     average_decay: float | None = None
     average_start: int | None = None

@@ -15,6 +15,7 @@ from ..optim import (
     MRWP,
     NSO,
     SAM,
+    CovarianceNoise,
     DropConnect,
     MultiPassOptimizer,
     OneSidedNoise,
@@ -74,6 +75,13 @@ def _sam(model: nn.Module, c: OptimConfig, **settings: Any) -> MultiPassOptimize
     return SAM(BASES[c.base](groups, c), rho=c.rho, model=model, bn_stats=c.bn_stats, **settings)
 
 
+def _covariance(model: nn.Module, c: OptimConfig) -> MultiPassOptimizer:
+    base = BASES[c.base](model.parameters(), c)
+    return CovarianceNoise(
+        base, noise=c.noise, diagonal=c.diagonal, seed=c.noise_seed, model=model, bn_stats=c.bn_stats
+    )
+
+
 def _average(model: nn.Module, c: OptimConfig, decay: float | None) -> MultiPassOptimizer:
     base = BASES[c.base](model.parameters(), c)
     return WeightAverage(base, model, decay=decay, start=c.average_start)
@@ -103,6 +111,7 @@ METHODS: dict[str, Method] = {
     ),
     "mrwp": Method(_noisy(MRWP, "clean_weight", *_NOISE), _settings("gaussian", "filter_std", clean_weight=0.5)),
     "dropconnect": Method(_noisy(DropConnect), {**_LEVEL, "noise": 0.0}),
+    "covariance": Method(_covariance, {"noise": 0.0, "noise_schedule": None, "noise_ramp": None, "diagonal": False}),
     "sam": Method(_sam, {**_LEVEL, "rho": 0.05}),
     "asam": Method(lambda model, c: _sam(model, c, adaptive=True, eta=c.eta), {**_LEVEL, "rho": 0.5, "eta": 0.01}),
     "ema": Method(lambda model, c: _average(model, c, c.average_decay), {"average_decay": 0.999, "average_start": 0}),

@@ -12,7 +12,8 @@ class Task(Protocol):
 
     Attributes:
         model: the module to train, on its device. Under torchrun it is replaced by its data-parallel wrapper while
-            ``loss`` is called: call ``self.model(...)`` there and ask nothing else of it.
+            ``loss`` is called: call ``self.model(...)`` there and ask nothing else of it. While ``evaluate`` is called
+            it is the model with averaged weights, if the optimizer has one.
         steps_per_epoch: optimizer steps in an epoch, each of ``accumulate`` minibatches (the last may have fewer).
         best: a name in ``evaluate()``'s metrics and ``"min"`` or ``"max"``; None: the last model is the best.
     """
@@ -28,7 +29,10 @@ class Task(Protocol):
         """This process's minibatches of an epoch, from number ``start`` on: a pure function of seed and epoch."""
 
     def loss(self, batch: Any, part: Any) -> tuple[Tensor, int]:
-        """The loss to differentiate on ``part.take(batch)``, and the units (tokens, images, …) it was taken on."""
+        """The loss to differentiate on ``part.take(batch)``, and the units (tokens, images, …) it was taken on.
+
+        The loss is ``part.mean`` of the examples' losses, so that a method can weigh the examples.
+        """
 
     def evaluate(self) -> dict[str, float]:
         """Metrics on validation data, none where there is none; the model is in evaluation mode, without gradients, at
