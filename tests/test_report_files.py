@@ -131,6 +131,7 @@ def test_settings_that_differ_and_every_run_are_listed(comparison, report):
     _, settings, runs = Page((report / "report.html").read_text()).tables
     assert settings[0] == ["method", "optim.method", "optim.base", "optim.noise", "training.epochs"]
     assert ["Adam, 4 epochs", "none", "adam", "0", "4"] in settings
+    assert "| SAM | sam | a&b\\|c | 0 | 2 |" in (report / "report.md").read_text()
     assert ["SAM", "c<b>1", "1", "0", "27.00", "26.00", "2"] in runs and len(runs) == 10
 
 
