@@ -122,6 +122,17 @@ def test_a_method_that_loses_is_called_worse(tmp_path, capsys, worse, verdict):
     assert f"Equal epochs, p < 0.05: {verdict}: S-Adam 0.2." in capsys.readouterr().out
 
 
+def test_a_higher_accuracy_is_called_better(tmp_path, capsys):
+    runs = [
+        make_run(tmp_path / f"{seed}{optim}", [{"valid_accuracy": value + seed}], settings={"seed": seed}, **optim)
+        for optim, value in (({}, 80.0), (SSGD, 90.0))
+        for seed in (0, 1)
+    ]
+    assert main(["compare", *map(str, runs)]) == 0
+    out = capsys.readouterr().out
+    assert "Higher is better." in out and "Equal epochs, p < 0.05: Better: S-Adam 0.2." in out
+
+
 def test_runs_of_more_than_ten_minutes_are_timed_in_minutes(tmp_path):
     table = results_table(compare([read_run(make_run(tmp_path / "long", [30.0] * 11))]))
     assert (table.head[-1], table.rows[0][-1]) == ("minutes", "11.0")
@@ -191,7 +202,15 @@ def test_a_curve_has_a_band_only_where_it_has_several_seeds(comparison):
     assert [line.get_label() for line in axes.lines] == [row.group.label for row in comparison.rows]
     assert [len(line.get_xdata()) for line in axes.lines] == [2, 4, 2, 2]
     assert list(axes.lines[0].get_xdata()) == [40, 80] and list(axes.lines[2].get_xdata()) == [20, 40]
-    assert len(axes.collections) == 3 and axes.get_ylim()[1] < 95
+    assert len(axes.collections) == 3
+
+
+def test_the_first_evaluations_do_not_flatten_the_curves(tmp_path):
+    from seqssgd.report.plots import _figure
+
+    run = make_run(tmp_path / "run", [100.0, 30.0, 29.0, 28.0])
+    (axes,) = _figure(compare([read_run(run)]), "epoch").axes
+    assert 30 < axes.get_ylim()[1] < 31 and 27 < axes.get_ylim()[0] < 28
 
 
 def test_a_report_is_the_same_every_time_and_replaces_the_last(comparison, report, tmp_path):
