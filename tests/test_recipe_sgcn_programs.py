@@ -43,6 +43,7 @@ def command(data: Path, out: Path, *options: object) -> list[str]:
     """A tiny model with all that makes resuming hard: noise, dropout, speeds and masks."""
     settings = ["--config", ROOT / "recipes/wsj_sgcn/an4_ssgd.yaml", "--data", data, "--out", out]
     settings += ["--model.network.width", 12, "--model.network.layers", 2, "--model.features.bins", 24]
+    settings += ["--model.network.front_end", "stack", "--model.network.dropout", 0.1]
     settings += ["--augment.time_width", 5, "--augment.frequency_width", 3, "--corpus.batch_seconds", 4]
     settings += ["--optim.lr", 0.01, "--training.threads", 1, "--training.epochs", 2, *options]
     return [str(setting) for setting in settings]

@@ -124,6 +124,15 @@ def test_runs_are_grouped_by_everything_but_their_seeds_and_names(tmp_path):
     assert [group.label for group in groups] == ["S-Adam 0.2", "S-Adam 0.2, lr 0.5", "S-Adam 0.2, width 300"]
 
 
+def test_how_a_run_was_logged_and_on_how_many_threads_makes_no_other_method(tmp_path):
+    watched = {"seed": 1, "training": {"epochs": 1, "log_every": 7, "threads": 3, "keep": 9, "device": "cpu"}}
+    runs = [make_run(tmp_path / "a", [30.0]), make_run(tmp_path / "b", [30.0], settings=watched)]
+    (group,) = group_runs(map(read_run, runs))
+    assert len(group.runs) == 2 and group.label == "Adam"
+    clipped = make_run(tmp_path / "c", [30.0], settings={"training": {"epochs": 1, "clip": 5.0}})
+    assert len(group_runs(map(read_run, [*runs, clipped]))) == 2
+
+
 def test_settings_that_did_not_exist_when_a_run_was_made_have_their_defaults(tmp_path):
     old = make_run(tmp_path / "old", [30.0], **SSGD)
     new = make_run(tmp_path / "new", [30.0], settings={"seed": 1}, **SSGD, bn_stats="both", betas=[0.9, 0.999])

@@ -1,4 +1,4 @@
-"""Runs that differ in nothing but their seeds, under a name that says what tells them from the others."""
+"""Runs of one method, which differ in seeds and bookkeeping, under a name that tells them from the others."""
 
 import functools
 import json
@@ -11,6 +11,18 @@ from ..errors import UserError
 from .reading import Run
 
 SEEDS = ("seed", "optim.noise_seed")
+# How a run was watched and kept, and what computed it: settings that its figures do not depend on, up to rounding.
+BOOKKEEPING = (
+    "training.log_every",
+    "training.checkpoint_every",
+    "training.checkpoint_minutes",
+    "training.keep",
+    "training.threads",
+    "training.device",
+    "training.deterministic",
+    "corpus.cache_gigabytes",
+    "corpus.prefetch",
+)
 BASES = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}
 METHODS = {
     "none": "{base}",
@@ -50,8 +62,8 @@ class Group:
 
     @functools.cached_property
     def settings(self) -> dict[str, Any]:
-        """The configuration without the seeds, under dotted keys."""
-        return _without_seeds(self.runs[0])
+        """The configuration without seeds and bookkeeping, under dotted keys."""
+        return _method_settings(self.runs[0])
 
     @property
     def is_baseline(self) -> bool:
@@ -74,7 +86,7 @@ class Group:
 
 
 def group_runs(runs: Iterable[Run]) -> list[Group]:
-    """Puts together runs of one configuration but for the seeds; unfinished ones only if they are equally far.
+    """Puts together runs that differ in seeds and bookkeeping alone; unfinished ones only if they are equally far.
 
     Raises:
         UserError: two runs of one configuration have the same seeds: they would pass for two independent ones.
@@ -82,7 +94,7 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
     groups: dict[str, Group] = {}
     seen: dict[tuple[str, str], Run] = {}
     for run in runs:
-        settings = _without_seeds(run)
+        settings = _method_settings(run)
         key = _text([settings, None if run.finished else run.rows[-1]["step"]])
         # without a method the seed of its noise changes nothing
         used = SEEDS[:1] if settings["optim.method"] == "none" else SEEDS
@@ -97,7 +109,7 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
 
 
 def differing_settings(groups: Sequence[Group]) -> list[str]:
-    """The keys of the settings, but for the seeds, that are not the same in all groups."""
+    """The keys of the settings, but for seeds and bookkeeping, that are not the same in all groups."""
     keys = dict.fromkeys(key for group in groups for key in group.settings)
     return [key for key in keys if len({_value(group, key) for group in groups}) > 1]
 
@@ -148,8 +160,8 @@ def _method(settings: dict[str, Any]) -> str:
     return ", ".join(words)
 
 
-def _without_seeds(run: Run) -> dict[str, Any]:
-    return {key: value for key, value in run.settings.items() if key not in SEEDS}
+def _method_settings(run: Run) -> dict[str, Any]:
+    return {key: value for key, value in run.settings.items() if key not in SEEDS + BOOKKEEPING}
 
 
 def _value(group: Group, key: str) -> str:
