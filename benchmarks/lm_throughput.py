@@ -24,7 +24,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from timing import machine, ratio
+from timing import in_turns, machine, ratio, show
 from torch import Tensor, nn
 
 from seqssgd.data.text import TextDataset, columns, load_text, write_text_dataset
@@ -101,10 +101,7 @@ def measure(model: str, steps: int, rounds: int, folder: Path) -> dict:
         "bf16": lambda: recipe_rate(model, dataset, steps, "bf16", "none", folder),
         "S-SGD": lambda: recipe_rate(model, dataset, steps, "fp32", "ssgd", folder),
     }
-    rates: dict[str, list[float]] = {name: [] for name in loops}
-    for _ in range(rounds):
-        for name, loop in loops.items():
-            rates[name].append(loop())
+    rates = in_turns(loops, rounds)
     return {
         "tokens per second, bare loop": statistics.median(rates["bare"]),
         "tokens per second, recipe": statistics.median(rates["fp32"]),
@@ -129,8 +126,7 @@ def main() -> None:
         for model in args.models:
             print(f"\n{model}: batch {BATCH}, {WINDOW[model]} steps of time, vocabulary {VOCABULARY:,}")
             figures[model] = measure(model, args.steps, args.rounds, Path(folder))
-            for what, value in figures[model].items():
-                print(f"  {what:<43} {value if not isinstance(value, float) else format(value, ',.0f')}", flush=True)
+            show(figures[model])
     if args.json:
         args.json.write_text(json.dumps(figures, indent=2) + "\n")
 

@@ -29,7 +29,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from timing import machine, ratio
+from timing import in_turns, machine, ratio, show
 from torch import Tensor, nn
 
 from seqssgd.asr import NetworkConfig, Recognizer, RecognizerConfig, ctc_loss, transcribe
@@ -157,10 +157,7 @@ def measure(size: str, steps: int, rounds: int, folder: Path) -> dict:
         "read": lambda: front_rate(reading, 1),
         "one": lambda: real_time_factor(task),
     }
-    rates: dict[str, list[float]] = {name: [] for name in loops}
-    for _ in range(rounds):
-        for name, loop in loops.items():
-            rates[name].append(loop())
+    rates = in_turns(loops, rounds)
     return {
         "audio seconds per second, bare loop on features": statistics.median(rates["bare"]),
         "audio seconds per second, recipe": statistics.median(rates["recipe"]),
@@ -188,8 +185,7 @@ def main() -> None:
         for size in args.sizes:
             print(f"\n{size}: minibatches of {BATCH_SECONDS:g} s of audio")
             figures[size] = measure(size, args.steps, args.rounds, folder)
-            for what, value in figures[size].items():
-                print(f"  {what:<50} {value if not isinstance(value, float) else format(value, ',.4g')}", flush=True)
+            show(figures[size])
     if args.json:
         args.json.write_text(json.dumps(figures, indent=2) + "\n")
 

@@ -3,10 +3,12 @@
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import NamedTuple, TypeVar
 
 import torch
+
+T = TypeVar("T")
 
 
 def interleaved(functions: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1) -> dict[str, list[float]]:
@@ -21,6 +23,23 @@ def interleaved(functions: Mapping[str, Callable[[], object]], rounds: int, warm
             if number >= 0:
                 seconds[name].append(time.perf_counter() - start)
     return seconds
+
+
+def in_turns(functions: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """What every function gives, such as a rate that it measures itself, in every round."""
+    values: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(rounds):
+        for name, function in functions.items():
+            values[name].append(function())
+    return values
+
+
+def asked(batches: Iterable[T], times: list[float]) -> Iterator[T]:
+    """The same minibatches; when each of them, and the one after the last, is asked for goes into ``times``."""
+    times.append(time.perf_counter())
+    for batch in batches:
+        yield batch
+        times.append(time.perf_counter())
 
 
 class Ratio(NamedTuple):
@@ -38,6 +57,13 @@ def ratio(numerators: list[float], denominators: list[float]) -> Ratio:
     """The ratio round by round: what disturbs a whole round cancels."""
     ratios = [a / b for a, b in zip(numerators, denominators, strict=True)]
     return Ratio(statistics.median(ratios), min(ratios), max(ratios))
+
+
+def show(figures: Mapping[str, float | Ratio]) -> None:
+    """Prints one figure a line."""
+    for what, value in figures.items():
+        number = value if isinstance(value, Ratio) else f"{value:,.0f}" if value > 100 else f"{value:.4g}"
+        print(f"  {what:<50} {number}", flush=True)
 
 
 def machine() -> str:

@@ -19,6 +19,8 @@ RUNS = {"an4": "recipes/wsj_sgcn/README.md", "ptb_small_cpu": "recipes/ptb_lstm/
 BENCHMARKS = {
     "benchmarks/optimizer_overhead": "benchmarks/README.md",
     "benchmarks/lm_throughput": "benchmarks/README.md",
+    "benchmarks/speech": "benchmarks/README.md",
+    "benchmarks/images": "benchmarks/README.md",
 }
 
 
@@ -45,14 +47,17 @@ def benchmark_table(name: str) -> str:
 def _cell(value: float | list[float] | None) -> str:
     if isinstance(value, list):
         return "{:.2f} ({:.2f} to {:.2f})".format(*value)
-    return "" if value is None else f"{value:,.0f}" if value > 100 else f"{value:.2f}"
+    return (
+        "" if value is None else f"{value:,.0f}" if value > 100 else f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
+    )
 
 
 def tables(compared: dict[str, Comparison]) -> dict[str, tuple[Path, str]]:
-    """Every table by name: the file that shows it, and its text."""
+    """Every table of which there are figures here, by name: the file that shows it, and its text."""
     root = RESULTS.parent
     shown = {name: (root / RUNS[name], summary(comparison)) for name, comparison in compared.items()}
-    return shown | {name: (root / readme, benchmark_table(name)) for name, readme in BENCHMARKS.items()}
+    measured = {name: readme for name, readme in BENCHMARKS.items() if (RESULTS / f"{name}.json").is_file()}
+    return shown | {name: (root / readme, benchmark_table(name)) for name, readme in measured.items()}
 
 
 def main() -> None:
