@@ -47,9 +47,9 @@ def benchmark_table(name: str) -> str:
 def _cell(value: float | list[float] | None) -> str:
     if isinstance(value, list):
         return "{:.2f} ({:.2f} to {:.2f})".format(*value)
-    return (
-        "" if value is None else f"{value:,.0f}" if value > 100 else f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
-    )
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if value > 100 else f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
 
 
 def tables(compared: dict[str, Comparison]) -> dict[str, tuple[Path, str]]:
