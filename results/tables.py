@@ -15,7 +15,11 @@ from seqssgd.errors import run_cli
 from seqssgd.report import Comparison, compare, read_run, summary, write_between, write_report
 
 RESULTS = Path(__file__).resolve().parent
-RUNS = {"an4": "recipes/wsj_sgcn/README.md", "ptb_small_cpu": "recipes/ptb_lstm/README.md"}
+RUNS = {
+    "an4": "recipes/wsj_sgcn/README.md",
+    "an4_levels": "recipes/wsj_sgcn/README.md",
+    "ptb_small_cpu": "recipes/ptb_lstm/README.md",
+}
 BENCHMARKS = {
     "benchmarks/optimizer_overhead": "benchmarks/README.md",
     "benchmarks/lm_throughput": "benchmarks/README.md",
