@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from seqssgd.asr import NetworkConfig, Recognizer, RecognizerConfig, ctc_loss, transcribe
 from seqssgd.data.audio import read_pcm
-from seqssgd.data.speech_shards import Utterance
+from seqssgd.data.speech_rows import Utterance
 from seqssgd.data.speech_writer import write_speech_dataset
 from seqssgd.training import OptimConfig, RunDirectory, TrainingConfig, build_optimizer, fit
 

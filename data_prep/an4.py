@@ -20,8 +20,10 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from seqssgd.data.audio import decode, read_pcm
-from seqssgd.data.speech_shards import Rejected, Utterance
-from seqssgd.data.speech_writer import add_arguments, prepare, why
+from seqssgd.data.parquet_folder import add_arguments, why
+from seqssgd.data.shards import Rejected
+from seqssgd.data.speech_rows import Utterance
+from seqssgd.data.speech_writer import prepare
 from seqssgd.errors import UserError, run_cli
 
 UTTERANCES = {"train": 948, "test": 130}

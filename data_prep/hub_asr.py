@@ -16,8 +16,10 @@ from pathlib import Path
 
 from seqssgd.data.audio import read_row
 from seqssgd.data.hub import SPLITS, load_hub
-from seqssgd.data.speech_shards import Rejected, Utterance
-from seqssgd.data.speech_writer import add_arguments, prepare
+from seqssgd.data.parquet_folder import add_arguments
+from seqssgd.data.shards import Rejected
+from seqssgd.data.speech_rows import Utterance
+from seqssgd.data.speech_writer import prepare
 from seqssgd.errors import UserError, run_cli
 
 ID_COLUMNS, SPEAKER_COLUMNS = ("id", "utterance_id", "utt_id"), ("speaker", "speaker_id", "client_id")

@@ -15,8 +15,10 @@ from functools import partial
 from pathlib import Path
 
 from seqssgd.data.audio import read_file
-from seqssgd.data.speech_shards import Rejected, Utterance
-from seqssgd.data.speech_writer import add_arguments, prepare, why
+from seqssgd.data.parquet_folder import add_arguments, why
+from seqssgd.data.shards import Rejected
+from seqssgd.data.speech_rows import Utterance
+from seqssgd.data.speech_writer import prepare
 from seqssgd.errors import UserError, run_cli
 
 SIZES = {"train-clean-100": 28_539, "train-clean-360": 104_014, "train-other-500": 148_688, "dev-clean": 2_703,

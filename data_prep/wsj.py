@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from seqssgd.data.audio import read_file
-from seqssgd.data.speech_shards import Rejected, Utterance
-from seqssgd.data.speech_writer import add_arguments, prepare, why
+from seqssgd.data.parquet_folder import add_arguments, why
+from seqssgd.data.shards import Rejected
+from seqssgd.data.speech_rows import Utterance
+from seqssgd.data.speech_writer import prepare
 from seqssgd.data.wsj import normalize_transcript
 from seqssgd.errors import UserError, run_cli
 

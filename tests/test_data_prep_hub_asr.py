@@ -110,11 +110,11 @@ def test_every_form_of_a_local_data_set_gives_the_same_rows(form, tmp_path):
 
 
 def test_workers_read_the_data_set_too(tmp_path, monkeypatch):
-    from seqssgd.data import speech_shards
+    from seqssgd.data import shards
 
     source = write_parquet(tmp_path / "set", {"train": table(), "test": table()})
     one = prepare(source, tmp_path / "one")
-    monkeypatch.setattr(speech_shards, "SHARD", 3)
+    monkeypatch.setattr(shards, "SHARD", 3)
     assert prepare(source, tmp_path / "two", "--jobs", 2) == one
 
 

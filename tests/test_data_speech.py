@@ -15,10 +15,10 @@ import torch
 from sphere_files import speech_like, sphere
 
 from seqssgd.data import audio as audio_module
-from seqssgd.data import speech_shards
+from seqssgd.data import shards
 from seqssgd.data.audio import decode
 from seqssgd.data.speech import load_speech, set_names
-from seqssgd.data.speech_shards import Utterance
+from seqssgd.data.speech_rows import Utterance
 from seqssgd.data.speech_writer import write_speech_dataset
 from seqssgd.errors import UserError
 
@@ -65,7 +65,7 @@ def prepared(folder: Path, count: int = 7, rate: int = 16_000, length: int = 3_0
 
 
 def test_a_prepared_set_gives_the_samples_that_were_prepared(tmp_path, monkeypatch):
-    monkeypatch.setattr(speech_shards, "SHARD", 3)  # a folder of three files
+    monkeypatch.setattr(shards, "SHARD", 3)  # a folder of three files
     data = load_speech(prepared(tmp_path / "toy"), "train")
     assert len(data) == 7 and data.ids == [f"a{i}" for i in range(7)] and data.texts[4] == "UTTERANCE 4"
     assert data.samples == [3_000 + 10 * i for i in range(7)] and data.hours * 3600 * 16_000 == pytest.approx(21_210)

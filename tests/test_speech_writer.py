@@ -18,9 +18,10 @@ import pytest
 import soundfile
 from sphere_files import speech_like, sphere
 
-from seqssgd.data import speech_shards
+from seqssgd.data import shards
 from seqssgd.data.audio import AudioError, Recording, decode, flac_of, read_file, read_pcm
-from seqssgd.data.speech_shards import Rejected, Utterance
+from seqssgd.data.shards import Rejected
+from seqssgd.data.speech_rows import Utterance
 from seqssgd.data.speech_writer import read_info, summary, write_speech_dataset
 from seqssgd.errors import UserError
 
@@ -56,8 +57,8 @@ SETS = {"train": [utterance(f"a{i:02d}") for i in range(7)], "test": [utterance(
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
-    monkeypatch.setattr(speech_shards, "SHARD", 3)
-    monkeypatch.setattr(speech_shards, "ROW_GROUP", 2)
+    monkeypatch.setattr(shards, "SHARD", 3)
+    monkeypatch.setattr(shards, "ROW_GROUP", 2)
 
 
 # ---- what is written -------------------------------------------------------------------------------------------------
@@ -92,7 +93,7 @@ def test_counts_are_those_of_the_rows(tmp_path):
 
 def test_the_files_do_not_depend_on_the_number_of_jobs(tmp_path, monkeypatch):
     monkeypatch.undo()  # other processes have row groups of the usual size
-    monkeypatch.setattr(speech_shards, "SHARD", 3)
+    monkeypatch.setattr(shards, "SHARD", 3)
     write_speech_dataset(tmp_path / "one", SETS, "Toy")
     write_speech_dataset(tmp_path / "two", SETS, "Toy", jobs=2)
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
@@ -265,15 +266,16 @@ import sys, time
 from functools import partial
 sys.path.insert(0, sys.argv[2])
 from sphere_files import speech_like
-from seqssgd.data import speech_shards
+from seqssgd.data import shards
 from seqssgd.data.audio import Recording
+from seqssgd.data.speech_rows import Utterance
 from seqssgd.data.speech_writer import write_speech_dataset
-speech_shards.SHARD = 2
+shards.SHARD = 2
 class Read:
     def __call__(self):
         time.sleep(0.03)
         return Recording(speech_like(400), 16000)
-rows = [speech_shards.Utterance(f"{i}", "A", "s", "p", 1, Read()) for i in range(int(sys.argv[3]))]
+rows = [Utterance(f"{i}", "A", "s", "p", 1, Read()) for i in range(int(sys.argv[3]))]
 write_speech_dataset(sys.argv[1], {"train": rows}, "Toy")
 """
 

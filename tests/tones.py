@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from seqssgd.data.audio import read_pcm
-from seqssgd.data.speech_shards import Utterance
+from seqssgd.data.speech_rows import Utterance
 from seqssgd.data.speech_writer import write_speech_dataset
 
 LETTERS = "ABCDE"

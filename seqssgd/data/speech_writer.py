@@ -1,119 +1,32 @@
 """Writes a prepared speech corpus, the same way for every corpus.
 
-The folder holds, for each set, ``SET.parquet`` or a folder ``SET/`` of shards, with the columns ``id``, ``audio``
-(``bytes``: a lossless FLAC; ``path``: where it came from), ``text``, ``speaker`` and ``duration`` (seconds);
-``rejected.jsonl``, one line for everything that was left out and why; and ``dataset.json`` with the counts. It appears
-complete or not at all: shards are collected in ``.NAME.partial`` beside it, where a later call finds those that
-an interrupted one finished.
+Its sets have the columns ``id``, ``audio`` (``bytes``: a lossless FLAC; ``path``: where it came from), ``text``,
+``speaker`` and ``duration`` (seconds); the folder is that of :mod:`seqssgd.data.parquet_folder`.
 """
 
 import argparse
-import contextlib
-import fcntl
-import hashlib
-import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
-from seqssgd.data.speech_shards import FORMAT, Rejected, Shard, Utterance, cut, write_shards
+from seqssgd.data import parquet_folder
+from seqssgd.data.parquet_folder import rejections
+from seqssgd.data.speech_rows import SPEECH, Utterance
 from seqssgd.errors import UserError
-from seqssgd.files import atomic_path
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that every program has that prepares a speech corpus."""
-    parser.add_argument("--out", type=Path, required=True, help="folder to write, for example data/mine")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes that decode (default: 1)")
+read_info = partial(parquet_folder.read_info, kind=SPEECH.kind)
 
 
 def prepare(args: argparse.Namespace, sets: Mapping[str, Sequence[Utterance]], name: str, **options) -> None:
-    """:func:`write_speech_dataset` with the options of :func:`add_arguments`; prints what there is then."""
+    """:func:`write_speech_dataset` with the options of ``parquet_folder.add_arguments``; prints what there is then."""
     if not write_speech_dataset(args.out, sets, name, jobs=args.jobs, **options):
         print(f"{args.out} is already prepared from this source with these settings; nothing to do")
     print(summary(args.out))
 
 
-def write_speech_dataset(
-    out: str | Path,
-    sets: Mapping[str, Sequence[Utterance]],
-    name: str,
-    rejected: Sequence[Rejected] = (),
-    expected: Mapping[str, int] | None = None,
-    jobs: int = 1,
-    info: Mapping[str, object] | None = None,
-) -> bool:
-    """Decodes, checks and writes the utterances of every set.
-
-    Args:
-        out: the folder to write.
-        sets: the utterances by the name of their set, in the order of the rows.
-        name: what messages call the corpus.
-        rejected: what the program that made the lists has left out already.
-        expected: numbers of utterances; a set that ends with another number is refused.
-        jobs: processes that decode and write; the files do not depend on it.
-        info: more entries of ``dataset.json``, and a part of what tells one preparation from another.
-
-    Returns:
-        Whether anything was written; ``False`` if ``out`` already is this corpus.
-
-    Raises:
-        UserError: ``out`` is something else; a set has no usable utterance, or another number than expected (the
-            message says where the reasons are).
-    """
-    out = Path(out).resolve()
-    info = {"format": FORMAT, "name": name, **(info or {})}
-    bad = [name for name in sets if not name or name.startswith(".") or set(name) & set("/\\\0")]
-    if bad:
-        raise UserError(f"{bad[0]!r} cannot be the name of a set, which becomes the name of a file")
-    sets, repeated = _without_repeated_ids(sets)
-    rejected = [*rejected, *repeated]
-    shards = cut(sets)
-    plan = [info, [asdict(item) for item in rejected], [shard.fingerprint for shard in shards]]
-    fingerprint = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
-    if _is_prepared(out, fingerprint):
-        return False
-    stage = out.parent / f".{out.name}.partial"
-    try:
-        for folder in (stage / ".done", *(stage / name for name in sets)):
-            folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{out} cannot be written ({error.strerror}); choose another --out") from None
-    with _alone(stage):
-        results = write_shards(stage, shards, jobs)
-        rejected += [Rejected(**item) for result in results for item in result["rejected"]]
-        counts = {name: _count(name, results, rejected) for name in sets}
-        _write_report(stage, rejected)
-        _check_counts(counts, expected or {}, name, rejected, stage / "rejected.jsonl")
-        _finish(stage, shards, info | {"sets": counts, "fingerprint": fingerprint})
-        os.replace(stage, out)  # replaces an empty folder, never a full one
-    return True
-
-
-def read_info(folder: str | Path) -> dict | None:
-    """``dataset.json`` of a prepared speech corpus, or ``None`` if there is none.
-
-    Raises:
-        UserError: it is damaged, of another kind or version, or a file that it lists is missing or of another size.
-    """
-    path = Path(folder) / "dataset.json"
-    try:
-        info = json.loads(path.read_bytes())
-        if info["format"] != FORMAT or not isinstance(info["fingerprint"], str):
-            raise ValueError
-        files = {file: size for count in info["sets"].values() for file, size in count["files"].items()}
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{path} is damaged, or not of a speech corpus; remove {folder} and prepare it again") from None
-    for file, size in files.items():
-        target = Path(folder) / file
-        if not target.is_file() or target.stat().st_size != size:
-            state = "has changed since it was prepared" if target.is_file() else "is missing"
-            raise UserError(f"{target} {state}; remove {folder} and prepare it again")
-    return info
+def write_speech_dataset(out: str | Path, sets: Mapping[str, Sequence[Utterance]], name: str, *args, **options) -> bool:
+    """:func:`seqssgd.data.parquet_folder.write_sets` for utterances."""
+    return parquet_folder.write_sets(out, sets, SPEECH, name, *args, **options)
 
 
 def summary(folder: str | Path) -> str:
@@ -127,107 +40,4 @@ def summary(folder: str | Path) -> str:
             f"  {name:<12}{count['utterances']:>9,} utterances {count['speakers']:>6,} speakers "
             f"{count['words']:>10,} words {count['hours']:>9.3f} hours at {count['sample_rate']:,} Hz"
         )
-    report = Path(folder) / "rejected.jsonl"
-    rejected = [Rejected(**json.loads(line)) for line in report.read_text().splitlines()]
-    rows.append(f"  {len(rejected):,} rejected" + (f", listed in {report}:" if rejected else ""))
-    rows += [f"    {item}" for item in rejected[:5]]
-    if len(rejected) > 5:
-        rows.append("    …")
-    return "\n".join(rows)
-
-
-def why(rejected: Sequence[Rejected], report: Path | None = None) -> str:
-    """How much was rejected and the first reason, for a message."""
-    if not rejected:
-        return "nothing was rejected"
-    return f"{len(rejected):,} rejected{f', listed in {report}' if report else ''}, the first: {rejected[0]}"
-
-
-@contextlib.contextmanager
-def _alone(stage: Path) -> Iterator[None]:
-    """Keeps a second process out of ``stage``; the lock ends with the process, however that ends."""
-    with open(stage / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another process is writing {stage}; wait for it, or choose another --out") from None
-        yield
-
-
-def _without_repeated_ids(sets: Mapping[str, Sequence[Utterance]]) -> tuple[dict[str, list[Utterance]], list[Rejected]]:
-    """The utterances whose id is new in their set, and the others."""
-    kept, rejected = {}, []
-    for name, utterances in sets.items():
-        first: dict[str, Utterance] = {}
-        for utterance in utterances:
-            if utterance.id in first:
-                reason = f"has the id of an earlier utterance, {first[utterance.id].path}"
-                rejected.append(Rejected(name, utterance.id, utterance.path, reason))
-            else:
-                first[utterance.id] = utterance
-        kept[name] = list(first.values())
-    return kept, rejected
-
-
-def _count(name: str, results: list[dict], rejected: list[Rejected]) -> dict:
-    mine = [result for result in results if result["set"] == name]
-    rates = {rate: example for result in reversed(mine) for rate, example in result["rates"].items()}
-    if len(rates) > 1:
-        examples = ", ".join(f"{int(rate):,} Hz ({example})" for rate, example in rates.items())
-        raise UserError(f"{name} mixes sample rates: {examples}; resample the recordings to one rate")
-    return {
-        "utterances": sum(result["utterances"] for result in mine),
-        "rejected": sum(item.set == name for item in rejected),
-        "speakers": len({speaker for result in mine for speaker in result["speakers"]}),
-        "words": sum(result["words"] for result in mine),
-        "hours": sum(result["seconds"] for result in mine) / 3600,
-        "sample_rate": next((int(rate) for rate in rates), None),
-        "files": {result["file"] if len(mine) > 1 else f"{name}.parquet": result["bytes"] for result in mine},
-    }
-
-
-def _write_report(stage: Path, rejected: list[Rejected]) -> None:
-    with atomic_path(stage / "rejected.jsonl") as path:
-        path.write_text("".join(json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in rejected))
-
-
-def _check_counts(
-    counts: dict[str, dict], expected: Mapping[str, int], name: str, rejected: Sequence[Rejected], report: Path
-) -> None:
-    wrong = [f"{set_name} has {counts[set_name]['utterances']:,} utterances, expected {number:,}"
-             for set_name, number in expected.items() if counts[set_name]["utterances"] != number]  # fmt: skip
-    empty = [f"{set_name} has no usable utterance" for set_name, count in counts.items() if not count["utterances"]]
-    if empty or wrong:
-        mend = "" if empty else "; --partial prepares what there is"
-        raise UserError(f"{name}: {'; '.join(empty or wrong)}; {why(rejected, report)}{mend}")
-
-
-def _finish(stage: Path, shards: list[Shard], info: dict) -> None:
-    """Leaves in ``stage`` what belongs to the prepared folder, under its final name, ``dataset.json`` last."""
-    wanted = {"rejected.jsonl", *(file for count in info["sets"].values() for file in count["files"])}
-    for shard in shards:
-        if shard.file not in wanted:
-            os.replace(stage / shard.file, stage / f"{shard.set}.parquet")
-    shutil.rmtree(stage / ".done")
-    for path in sorted(stage.rglob("*"), reverse=True):  # files of earlier calls with other sets, and empty folders
-        if path.is_dir():
-            if not any(path.iterdir()):
-                path.rmdir()
-        elif path.relative_to(stage).as_posix() not in wanted:
-            path.unlink()
-    with atomic_path(stage / "dataset.json") as path:
-        path.write_text(json.dumps(info, indent=2, ensure_ascii=False) + "\n")
-
-
-def _is_prepared(out: Path, fingerprint: str) -> bool:
-    """Whether ``out`` already is this corpus; an error if it is anything else but an empty or absent folder."""
-    info = read_info(out)
-    if info is not None:
-        if info["fingerprint"] != fingerprint:
-            raise UserError(
-                f"{out} was prepared from another source or with other settings; remove it, or choose another --out"
-            )
-        return True
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"{out} exists and is not a prepared speech corpus; choose another --out")
-    return False
+    return "\n".join([*rows, rejections(folder)])

@@ -1,0 +1,231 @@
+"""Writes prepared folders of Parquet files, the same way for every kind of data that has too much for one file.
+
+The folder holds, for each set, ``SET.parquet`` or a folder ``SET/`` of shards; ``rejected.jsonl``, one line for
+everything that was left out and why; and ``dataset.json`` with the counts. It appears complete or not at all: shards
+are collected in ``.NAME.partial`` beside it, where a later call finds those that an interrupted one finished.
+"""
+
+import argparse
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from seqssgd.data.shards import FORMAT, Form, Item, Rejected, Shard, cut, merge, write_shards
+from seqssgd.errors import UserError
+from seqssgd.files import atomic_path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that every program has that prepares such a folder."""
+    parser.add_argument("--out", type=Path, required=True, help="folder to write, for example data/mine")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes that decode (default: 1)")
+
+
+def write_sets(
+    out: str | Path,
+    sets: Mapping[str, Sequence[Item]],
+    form: Form,
+    name: str,
+    rejected: Sequence[Rejected] = (),
+    expected: Mapping[str, int] | None = None,
+    jobs: int = 1,
+    info: Mapping[str, object] | None = None,
+    most_rejected: float = 1.0,
+) -> bool:
+    """Makes, checks and writes the rows of every set.
+
+    Args:
+        out: the folder to write.
+        sets: the rows to be by the name of their set, in their order.
+        form: what they are.
+        name: what messages call the data.
+        rejected: what the program that made the lists has left out already.
+        expected: numbers of rows; a set that ends with another number is refused.
+        jobs: processes that make rows and write; the files do not depend on it.
+        info: more entries of ``dataset.json``, and a part of what tells one preparation from another.
+        most_rejected: the largest share of a set that may be left out.
+
+    Returns:
+        Whether anything was written; ``False`` if ``out`` already is this data.
+
+    Raises:
+        UserError: ``out`` is something else; a set has no usable row, or another number than expected, or too many
+            that are left out (the message says where the reasons are).
+    """
+    out = Path(out).resolve()
+    info = {"format": FORMAT, "name": name, **(info or {})}
+    bad = [name for name in sets if not name or name.startswith(".") or set(name) & set("/\\\0")]
+    if bad:
+        raise UserError(f"{bad[0]!r} cannot be the name of a set, which becomes the name of a file")
+    sets, repeated = _without_repeated_ids(sets, form)
+    rejected = [*rejected, *repeated]
+    shards = cut(sets, form)
+    plan = [info, [asdict(item) for item in rejected], [shard.fingerprint for shard in shards]]
+    fingerprint = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
+    if _is_prepared(out, fingerprint, form.kind):
+        return False
+    stage = out.parent / f".{out.name}.partial"
+    try:
+        for folder in (stage / ".done", *(stage / name for name in sets)):
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written ({error.strerror}); choose another --out") from None
+    with _alone(stage):
+        results = write_shards(stage, shards, jobs)
+        rejected += [Rejected(**item) for result in results for item in result["rejected"]]
+        _write_report(stage, rejected)
+        counts = {name: _count(name, form, results, rejected) for name in sets}
+        _check_counts(counts, form, expected or {}, most_rejected, name, rejected, stage / "rejected.jsonl")
+        _finish(stage, shards, info | {"sets": counts, "fingerprint": fingerprint})
+        os.replace(stage, out)  # replaces an empty folder, never a full one
+    return True
+
+
+def read_info(folder: str | Path, kind: str) -> dict | None:
+    """``dataset.json`` of a prepared folder, or ``None`` if there is none; ``kind`` is that of its form.
+
+    Raises:
+        UserError: it is damaged, of another kind or version, or a file that it lists is missing or of another size.
+    """
+    path = Path(folder) / "dataset.json"
+    try:
+        info = json.loads(path.read_bytes())
+        if info["format"] != FORMAT or not isinstance(info["fingerprint"], str):
+            raise ValueError
+        files = {file: size for count in info["sets"].values() for file, size in count["files"].items()}
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{path} is damaged, or not of a {kind}; remove {folder} and prepare it again") from None
+    for file, size in files.items():
+        target = Path(folder) / file
+        if not target.is_file() or target.stat().st_size != size:
+            state = "has changed since it was prepared" if target.is_file() else "is missing"
+            raise UserError(f"{target} {state}; remove {folder} and prepare it again")
+    return info
+
+
+def rejections(folder: str | Path) -> str:
+    """How much was left out of a prepared folder, and the first reasons, as lines of a summary."""
+    report = Path(folder) / "rejected.jsonl"
+    rejected = [Rejected(**json.loads(line)) for line in report.read_text().splitlines()]
+    rows = [f"  {len(rejected):,} rejected" + (f", listed in {report}:" if rejected else "")]
+    rows += [f"    {item}" for item in rejected[:5]]
+    if len(rejected) > 5:
+        rows.append("    …")
+    return "\n".join(rows)
+
+
+def why(rejected: Sequence[Rejected], report: Path | None = None) -> str:
+    """How much was rejected and the first reason, for a message."""
+    if not rejected:
+        return "nothing was rejected"
+    return f"{len(rejected):,} rejected{f', listed in {report}' if report else ''}, the first: {rejected[0]}"
+
+
+@contextlib.contextmanager
+def _alone(stage: Path) -> Iterator[None]:
+    """Keeps a second process out of ``stage``; the lock ends with the process, however that ends."""
+    with open(stage / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process is writing {stage}; wait for it, or choose another --out") from None
+        yield
+
+
+def _without_repeated_ids(
+    sets: Mapping[str, Sequence[Item]], form: Form
+) -> tuple[dict[str, list[Item]], list[Rejected]]:
+    """The rows whose id is new in their set, and the others."""
+    kept, rejected = {}, []
+    for name, items in sets.items():
+        first: dict[str, Item] = {}
+        for item in items:
+            if item.id in first:
+                reason = f"has the id of an earlier {form.unit}, {first[item.id].path}"
+                rejected.append(Rejected(name, item.id, item.path, reason))
+            else:
+                first[item.id] = item
+        kept[name] = list(first.values())
+    return kept, rejected
+
+
+def _count(name: str, form: Form, results: list[dict], rejected: list[Rejected]) -> dict:
+    mine = [result for result in results if result["set"] == name]
+    counts: dict = {}
+    for result in mine:
+        merge(counts, result["counts"])
+    return {
+        f"{form.unit}s": sum(result["rows"] for result in mine),
+        "rejected": sum(item.set == name for item in rejected),
+        **form.total(name, counts),
+        "files": {result["file"] if len(mine) > 1 else f"{name}.parquet": result["bytes"] for result in mine},
+    }
+
+
+def _write_report(stage: Path, rejected: list[Rejected]) -> None:
+    with atomic_path(stage / "rejected.jsonl") as path:
+        path.write_text("".join(json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in rejected))
+
+
+def _check_counts(
+    counts: dict[str, dict],
+    form: Form,
+    expected: Mapping[str, int],
+    most_rejected: float,
+    name: str,
+    rejected: Sequence[Rejected],
+    report: Path,
+) -> None:
+    rows = {set_name: count[f"{form.unit}s"] for set_name, count in counts.items()}
+    wrong = [f"{set_name} has {rows[set_name]:,} {form.unit}s, expected {number:,}"
+             for set_name, number in expected.items() if rows[set_name] != number]  # fmt: skip
+    empty = [f"{set_name} has no usable {form.unit}" for set_name, number in rows.items() if not number]
+    if empty or wrong:
+        mend = "" if empty else "; --partial prepares what there is"
+        raise UserError(f"{name}: {'; '.join(empty or wrong)}; {why(rejected, report)}{mend}")
+    for set_name, count in counts.items():
+        share = count["rejected"] / (count["rejected"] + rows[set_name])
+        if share > most_rejected:
+            raise UserError(
+                f"{name}: {100 * share:.3g} % of {set_name} cannot be used, where {100 * most_rejected:g} % may be "
+                f"left out; {why(rejected, report)}; mend them, or allow more with --most-rejected"
+            )
+
+
+def _finish(stage: Path, shards: list[Shard], info: dict) -> None:
+    """Leaves in ``stage`` what belongs to the prepared folder, under its final name, ``dataset.json`` last."""
+    wanted = {"rejected.jsonl", *(file for count in info["sets"].values() for file in count["files"])}
+    for shard in shards:
+        if shard.file not in wanted:
+            os.replace(stage / shard.file, stage / f"{shard.set}.parquet")
+    shutil.rmtree(stage / ".done")
+    for path in sorted(stage.rglob("*"), reverse=True):  # files of earlier calls with other sets, and empty folders
+        if path.is_dir():
+            if not any(path.iterdir()):
+                path.rmdir()
+        elif path.relative_to(stage).as_posix() not in wanted:
+            path.unlink()
+    with atomic_path(stage / "dataset.json") as path:
+        path.write_text(json.dumps(info, indent=2, ensure_ascii=False) + "\n")
+
+
+def _is_prepared(out: Path, fingerprint: str, kind: str) -> bool:
+    """Whether ``out`` already is this data; an error if it is anything else but an empty or absent folder."""
+    info = read_info(out, kind)
+    if info is not None:
+        if info["fingerprint"] != fingerprint:
+            raise UserError(
+                f"{out} was prepared from another source or with other settings; remove it, or choose another --out"
+            )
+        return True
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"{out} exists and is not a prepared {kind}; choose another --out")
+    return False
