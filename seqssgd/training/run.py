@@ -51,7 +51,7 @@ class RunDirectory:
         self.checkpoints = self.path / "checkpoints"
         self._writer = self._lock = None
         self._metrics = self.path / "metrics.jsonl"
-        self.config = _plain(dataclasses.asdict(config) if dataclasses.is_dataclass(config) else config)
+        self.config = plain(dataclasses.asdict(config) if dataclasses.is_dataclass(config) else config)
         if distributed.is_main():
             try:
                 self._open()
@@ -84,16 +84,7 @@ class RunDirectory:
             old = flatten(yaml.safe_load(known.read_text()))
         except (yaml.YAMLError, ValueError, AttributeError) as error:
             raise UserError(f"{known}: not the configuration of a run; choose another --out") from error
-        new = flatten(self.config)
-        # a setting that a later version has, left at null, is no difference
-        keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-        if keys:
-            shown = ", ".join(f"{k} = {old.get(k, '(absent)')}, now {new.get(k, '(absent)')}" for k in keys[:3])
-            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-            raise UserError(
-                f"{self.path}: a run of another configuration ({shown}{more}); "
-                "choose another --out, or repeat the settings of the first start"
-            )
+        check_same(self.path, old, flatten(self.config))
 
     def _take_lock(self) -> None:
         """A lock that ends with this process, however it ends, and that worker processes do not inherit."""
@@ -169,6 +160,23 @@ class RunDirectory:
             _write(self.path / "result.json", json.dumps(_finite(result), indent=2))
 
 
+def check_same(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Compares the settings of a run, under dotted keys, with those that it is to have now.
+
+    Raises:
+        UserError: they differ.
+    """
+    # a setting that a later version has, left at null, is no difference
+    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    if keys:
+        shown = ", ".join(f"{k} = {old.get(k, '(absent)')}, now {new.get(k, '(absent)')}" for k in keys[:3])
+        more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+        raise UserError(
+            f"{path}: a run of another configuration ({shown}{more}); "
+            "choose another --out, or repeat the settings of the first start"
+        )
+
+
 def environment(seed: int | None) -> dict[str, Any]:
     """What a run's exact numbers depend on beside its configuration: versions, commit, hardware, command."""
     source = Path(__file__).resolve().parent
@@ -232,12 +240,12 @@ def _write(path: Path, text: str) -> None:
         temporary.write_text(text + ("" if text.endswith("\n") else "\n"))
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """``value`` as it comes back from YAML."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
+        return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(entry) for entry in value]
+        return [plain(entry) for entry in value]
     return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
 
 

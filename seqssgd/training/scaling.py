@@ -1,0 +1,88 @@
+"""The same training at another length or price: epochs changed, and with them all that counts epochs.
+
+Each function takes a recipe's configuration, with the sections ``optim`` and ``training``, and gives the settings to
+change, under dotted keys such as ``optim.lr_period``.
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+from ..errors import UserError
+from ..optim import schedules
+from .config import OptimConfig
+
+
+def scaled(config: Any, factor: float) -> dict[str, Any]:
+    """``factor`` times the epochs; the learning rate takes its course over them and ends where it did.
+
+    Raises:
+        UserError: that many epochs are no whole number: two runs would not be equal in compute.
+    """
+    epochs = config.training.epochs
+    scaled_epochs = round(epochs * factor)
+    if scaled_epochs < 1 or not math.isclose(epochs * factor, scaled_epochs):
+        raise UserError(f"training.epochs: {epochs} × {factor:g} is no whole number; take a multiple of {1 / factor:g}")
+    return _over(config.optim, epochs, scaled_epochs)
+
+
+def in_phases(config: Any, text: str) -> dict[str, Any]:
+    """Noise by phases for the passes that the configuration's epochs have without noise.
+
+    Args:
+        text: as in Table 1 of Sung et al. (2020), such as ``75-25S-25S``: only the proportions count. An epoch with
+            noise (S) costs two passes; with learning rates that fall in ``steps``, they fall between the phases.
+
+    Raises:
+        UserError: no such phases, or noise in all of them for an odd number of passes.
+    """
+    try:
+        schedules.phases(text)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    passes = config.training.epochs
+    noisy = [part.endswith("S") for part in text.split("-")]
+    lengths = [int(part.rstrip("S")) for part in text.split("-")]
+    shares = {kind: [length * (is_noisy == kind) for length, is_noisy in zip(lengths, noisy, strict=True)]
+              for kind in (False, True)}  # fmt: skip
+    total = sum(shares[False]) + 2 * sum(shares[True])
+    with_noise = math.floor(passes * sum(shares[True]) / max(total, 1) + 0.5)
+    without = passes - 2 * with_noise
+    if without < 0 or (without > 0 and not any(shares[False])):
+        raise UserError(f"training.epochs: {passes} is odd, and {text} has two passes in every epoch; take an even one")
+    epochs = [sum(pair) for pair in zip(_split(without, shares[False]), _split(with_noise, shares[True]), strict=True)]
+    found = _over(config.optim, passes, sum(epochs))
+    if config.optim.lr_schedule == "steps":
+        found["optim.lr_milestones"] = list(accumulate(epochs[:-1]))
+    written = [f"{length}{'S' * is_noisy}" for length, is_noisy in zip(epochs, noisy, strict=True)]
+    return found | {"optim.noise_schedule": "-".join(written)}
+
+
+def with_restarts(config: Any, periods: int) -> dict[str, Any]:
+    """Cosines with warm restarts (SGDR), each period twice as long as the one before, that end with the training."""
+    first = math.ceil(config.training.epochs / (2**periods - 1))
+    return {"optim.lr_schedule": "sgdr", "optim.lr_period": first, "optim.lr_multiplier": 2}
+
+
+def _over(optim: OptimConfig, old: int, new: int) -> dict[str, Any]:
+    """``new`` epochs in place of ``old``, with the same course of the learning rate. A cosine has it by itself."""
+    settings: dict[str, Any] = {"training.epochs": new}
+    if optim.lr_schedule == "steps":
+        settings["optim.lr_milestones"] = [round(epoch * new / old) for epoch in optim.lr_milestones]
+    elif optim.lr_schedule == "sgdr":
+        settings["optim.lr_period"] = max(1, round(optim.lr_period * new / old))
+    elif optim.lr_schedule == "zaremba":
+        constant = round(optim.lr_constant_epochs * new / old)
+        falls, new_falls = old - 1 - optim.lr_constant_epochs, new - 1 - constant  # as zaremba_decay counts them
+        settings["optim.lr_constant_epochs"] = constant
+        if falls > 0 and new_falls > 0:
+            settings["optim.lr_divisor"] = optim.lr_divisor ** (falls / new_falls)
+    return settings
+
+
+def _split(total: int, shares: Sequence[int]) -> list[int]:
+    """Whole numbers in proportion to ``shares`` whose sum is ``total``."""
+    whole = sum(shares)
+    ends = [round(total * end / whole) if whole else 0 for end in accumulate(shares)]
+    return [end - start for start, end in zip([0, *ends], ends, strict=False)]
