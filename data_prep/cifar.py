@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from seqssgd.data import pictures
 from seqssgd.data.archives import read_members
 from seqssgd.data.images import load_images, write_image_dataset
 from seqssgd.data.progress import Progress
@@ -266,20 +267,14 @@ def _read_table(path: Path):
 
 def decode_image(content: bytes | None, where: str) -> tuple[np.ndarray, str]:
     """An encoded image as (3, 32, 32) of uint8, and the format it was in."""
-    from PIL import Image
-
     try:
-        image = Image.open(io.BytesIO(content or b""))
-        deep = image.format == "PNG" and content[24] > 8  # which Pillow reads and silently cuts to 8 bits
-        if image.mode != "RGB" or image.size != (SIZE, SIZE) or deep:
-            what = f"{image.width} × {image.height} pixels of mode {image.mode}{' and 16 bits' if deep else ''}"
-            raise UserError(f"{where}: {what}, not {SIZE} × {SIZE} of RGB with 8 bits; use another copy")
-        return np.asarray(image).transpose(2, 0, 1), image.format
-    except UserError:
-        raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = str(error).partition(" <")[0]  # without the address of the buffer
-        raise UserError(f"{where}: a broken image ({reason}); use another copy") from None
+        image, deep = pictures.decode(content or b"")
+    except pictures.ImageError as error:
+        raise UserError(f"{where} {error}; use another copy") from None
+    if image.mode != "RGB" or image.size != (SIZE, SIZE) or deep:
+        what = f"{image.width} × {image.height} pixels of mode {image.mode}{' and 16 bits' if deep else ''}"
+        raise UserError(f"{where}: {what}, not {SIZE} × {SIZE} of RGB with 8 bits; use another copy")
+    return np.asarray(image).transpose(2, 0, 1), image.format
 
 
 if __name__ == "__main__":

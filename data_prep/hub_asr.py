@@ -10,12 +10,10 @@ as FLAC. A folder of audio files cannot be read, because datasets wants torchcod
 
 import argparse
 import sys
-from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 
 from seqssgd.data.audio import read_row
-from seqssgd.data.hub import SPLITS, load_hub
+from seqssgd.data.hub import choose_splits, load_hub, sources
 from seqssgd.data.parquet_folder import add_arguments
 from seqssgd.data.shards import Rejected
 from seqssgd.data.speech_rows import Utterance
@@ -57,20 +55,6 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def choose_splits(loaded: Mapping, wanted: list[str], name: str) -> dict[str, str]:
-    """Our names of the sets, and what the data set calls them."""
-    if not wanted:
-        chosen = {ours: next((split for split in theirs if split in loaded), None) for ours, theirs in SPLITS.items()}
-        chosen = {ours: split for ours, split in chosen.items() if split is not None}
-    else:
-        chosen = dict(item.split("=", 1) if "=" in item else (item, item) for item in wanted)
-    absent = [split for split in chosen.values() if split not in loaded]
-    if absent or not chosen:
-        lacks = f"has no split {', '.join(absent)}" if absent else "has no split of the usual names"
-        raise UserError(f"--hub {name} {lacks}; --splits SET=SPLIT can take {_list(loaded)}")
-    return chosen
-
-
 def read_split(name: str, table, args: argparse.Namespace) -> tuple[list[Utterance], list[Rejected]]:
     """The utterances of a split (a ``datasets.Dataset``), and what is left out."""
     import datasets
@@ -104,19 +88,6 @@ def read_split(name: str, table, args: argparse.Namespace) -> tuple[list[Utteran
             text = args.case(text) if args.case else text
             utterances.append(Utterance(key, text, str(voice), path, size, read))
     return utterances, rejected
-
-
-def sources(audio, column: str) -> tuple[list[int], list[str | None]]:
-    """For every row, the bytes of its recording and the path it had, without reading the recordings."""
-    import pyarrow.compute as pc
-
-    cells = audio.with_format("arrow")[:][column]
-    paths = pc.struct_field(cells, "path").to_pylist()
-    sizes = pc.binary_length(pc.struct_field(cells, "bytes")).to_pylist()
-    for i, (size, path) in enumerate(zip(sizes, paths, strict=True)):
-        if size is None:
-            sizes[i] = Path(path).stat().st_size if path and Path(path).is_file() else 0
-    return sizes, paths
 
 
 def _list(names) -> str:

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from seqssgd.data.batching import BucketBatches, SpeechBatch, by_length, collate, padded, prefetch, select
+from seqssgd.data.batching import BucketBatches, SpeechBatch, by_length, collate, padded, select
+from seqssgd.data.prefetching import prefetch
 from seqssgd.errors import UserError
 from seqssgd.optim import SymmetricNoise
 

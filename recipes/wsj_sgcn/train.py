@@ -19,7 +19,8 @@ from torch import Tensor
 
 from seqssgd import training
 from seqssgd.asr import Recognizer, RecognizerConfig, ctc_loss, transcribe_set
-from seqssgd.data.batching import BucketBatches, collate, padded, prefetch, select
+from seqssgd.data.batching import BucketBatches, collate, padded, select
+from seqssgd.data.prefetching import prefetch
 from seqssgd.data.speech import SpeechSet, load_speech
 from seqssgd.errors import UserError
 from seqssgd.metrics import score

@@ -1,11 +1,9 @@
 """Utterances into minibatches: which ones can be trained on, which go together and when, and their loading."""
 
 import hashlib
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,8 +11,6 @@ from torch import Tensor
 from seqssgd.data.speech import SpeechSet
 from seqssgd.errors import UserError
 from seqssgd.speech.tokens import required_frames
-
-T, U = TypeVar("T"), TypeVar("U")
 
 
 class SpeechBatch(NamedTuple):
@@ -43,28 +39,6 @@ def padded(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     for target, row in zip(result, rows, strict=True):
         target[: len(row)] = row
     return result, torch.tensor(lengths)
-
-
-def prefetch(items: Iterable[T], load: Callable[[T], U], depth: int = 2) -> Iterator[U]:
-    """``map(load, items)`` with up to ``depth`` results loaded ahead, in their order, by a thread.
-
-    ``load`` must not draw from a global random generator, or a resumed run would differ from one that went on.
-    What it raises is raised here, in its turn. ``depth`` 0 loads in the calling thread.
-    """
-    if depth == 0:
-        yield from map(load, items)
-        return
-    with ThreadPoolExecutor(1, "loader") as pool:
-        try:
-            pending: deque = deque()
-            for item in items:
-                pending.append(pool.submit(load, item))
-                if len(pending) > depth:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)  # the consumer may have gone
 
 
 # ---- which utterances ------------------------------------------------------------------------------------------------

@@ -1,10 +1,14 @@
 """Data sets of the Hugging Face hub, or in its formats on disk."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from seqssgd.errors import UserError
+
+if TYPE_CHECKING:
+    import datasets
 
 SPLITS = {"train": ("train",), "valid": ("validation", "valid", "dev"), "test": ("test",)}  # ours: what they call it
 
@@ -29,3 +33,58 @@ def load_hub(name: str, config: str | None = None) -> Mapping:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"--hub {name} could not be loaded: {reason}") from None
     return loaded if isinstance(loaded, Mapping) else {"train": loaded}
+
+
+def open_parquet(title: str, files: Sequence[Path], unit: str) -> "datasets.Dataset":
+    """Parquet files as one memory-mapped data set.
+
+    Args:
+        title: what messages call it.
+        files: in their order.
+        unit: what messages call its rows.
+
+    Raises:
+        UserError: there are no rows, or the files cannot be read.
+    """
+    import datasets
+    import pyarrow.parquet
+
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    try:
+        if not sum(pyarrow.parquet.read_metadata(file).num_rows for file in files):  # datasets cannot read that
+            raise UserError(f"{title} has no {unit}; prepare it again")
+        return datasets.load_dataset("parquet", data_files={"set": [str(file) for file in files]}, split="set")
+    except UserError:
+        raise
+    except Exception as error:  # pyarrow and datasets each raise their own
+        error = error.__cause__ or error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{title} cannot be read as Parquet ({reason}); prepare it again") from None
+
+
+def choose_splits(loaded: Mapping, wanted: list[str], name: str) -> dict[str, str]:
+    """Our names of the sets, and what the data set calls them."""
+    if not wanted:
+        chosen = {ours: next((split for split in theirs if split in loaded), None) for ours, theirs in SPLITS.items()}
+        chosen = {ours: split for ours, split in chosen.items() if split is not None}
+    else:
+        chosen = dict(item.split("=", 1) if "=" in item else (item, item) for item in wanted)
+    absent = [split for split in chosen.values() if split not in loaded]
+    if absent or not chosen:
+        lacks = f"has no split {', '.join(absent)}" if absent else "has no split of the usual names"
+        raise UserError(f"--hub {name} {lacks}; --splits SET=SPLIT can take {', '.join(sorted(map(str, loaded)))}")
+    return chosen
+
+
+def sources(audio, column: str) -> tuple[list[int], list[str | None]]:
+    """For every row of a column of encoded files, the file's bytes and the path it had, without reading the files."""
+    import pyarrow.compute as pc
+
+    cells = audio.with_format("arrow")[:][column]
+    paths = pc.struct_field(cells, "path").to_pylist()
+    sizes = pc.binary_length(pc.struct_field(cells, "bytes")).to_pylist()
+    for i, (size, path) in enumerate(zip(sizes, paths, strict=True)):
+        if size is None:
+            sizes[i] = Path(path).stat().st_size if path and Path(path).is_file() else 0
+    return sizes, paths

@@ -46,6 +46,12 @@ class ImageSet(NamedTuple):
         rest, held = (ImageSet(self.images[part], self.labels[part]) for part in parts)
         return rest, held
 
+    def batches(self, batch_size: int, count: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """The first ``count`` images (None: all) and their labels in order, ``batch_size`` or more at a time."""
+        images, labels = self.images[:count], self.labels[:count]
+        parts = max(1, len(labels) // batch_size)
+        return zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True)
+
 
 class ImageDataset:
     """Prepared images: ``info`` (the contents of ``dataset.json``) and the sets."""
@@ -193,10 +199,46 @@ def crop_and_flip(images: Tensor, pad: int, tops: Tensor, lefts: Tensor, flips: 
     return torch.where(flips.view(-1, 1, 1, 1), pieces.flip(3), pieces)
 
 
-class AugmentedBatches:
-    """The minibatches of an epoch: order, crops and flips are a pure function of seed and epoch, on every device.
+class ShuffledBatches:
+    """Minibatches of images in an order of their own in every epoch, a pure function of seed and epoch.
 
     What is left after the last whole minibatch is left out, another rest in every epoch.
+
+    Args:
+        count: the number of images.
+        batch_size: images in a minibatch, over all processes.
+        seed: of order and augmentation.
+        rank, world_size: each process gets its share of every minibatch.
+
+    Raises:
+        UserError: the batch size is below 1, does not divide among the processes, or is larger than the set.
+    """
+
+    def __init__(self, count: int, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1) -> None:
+        if batch_size < 1 or batch_size % world_size:
+            raise UserError(f"batch_size: {batch_size} images do not divide among {world_size} processes")
+        if batch_size > count:
+            raise UserError(f"batch_size: {batch_size} is more than the {count:,} training images")
+        self.count, self.batch_size, self.seed = count, batch_size, seed
+        self.rank, self.world_size = rank, world_size
+
+    def __len__(self) -> int:
+        return self.count // self.batch_size
+
+    def generator(self, purpose: str, *numbers: int) -> torch.Generator:
+        """A generator that is seeded with the seed, the purpose and the numbers alone."""
+        digest = hashlib.sha256(" ".join(map(str, (purpose, self.seed, *numbers))).encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:7]))
+
+    def share(self, index: int) -> slice:
+        """Where in an epoch's order this process's share of minibatch ``index`` is."""
+        share = self.batch_size // self.world_size
+        first = index * self.batch_size + self.rank * share
+        return slice(first, first + share)
+
+
+class AugmentedBatches(ShuffledBatches):
+    """Minibatches whose crops and flips, too, are a pure function of seed and epoch, on every device.
 
     Args:
         data: the training set, on the device that trains.
@@ -204,11 +246,10 @@ class AugmentedBatches:
         batch_size: images in a minibatch, over all processes.
         pad: pixels added on each side before the random crop; 0: no crop.
         flip: whether half of the images are mirrored.
-        seed: of order and augmentation.
-        rank, world_size: each process gets its share of every minibatch.
+        seed, rank, world_size: as in :class:`ShuffledBatches`.
 
     Raises:
-        UserError: the batch size is below 1, does not divide among the processes, or is larger than the set.
+        UserError: a negative ``pad``, or as in :class:`ShuffledBatches`.
     """
 
     def __init__(
@@ -222,31 +263,20 @@ class AugmentedBatches:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        if batch_size < 1 or batch_size % world_size:
-            raise UserError(f"batch_size: {batch_size} images do not divide among {world_size} processes")
-        if batch_size > len(data.labels):
-            raise UserError(f"batch_size: {batch_size} is more than the {len(data.labels):,} training images")
+        super().__init__(len(data.labels), batch_size, seed, rank, world_size)
         if pad < 0:
             raise UserError(f"pad: {pad} is not a whole number >= 0")
         self.data, self.normalization, self.fill = data, normalization, normalization.fill()
-        self.batch_size, self.pad, self.flip, self.seed = batch_size, pad, flip, seed
-        self.rank, self.world_size = rank, world_size
-
-    def __len__(self) -> int:
-        return len(self.data.labels) // self.batch_size
+        self.pad, self.flip = pad, flip
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Images (B, C, H, W) of float32 and labels (B,), from minibatch ``start`` on."""
-        digest = hashlib.sha256(f"images {self.seed} {epoch}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7]))
-        count, device = len(self.data.labels), self.data.labels.device
-        order = torch.randperm(count, generator=generator).to(device)
-        tops, lefts = torch.randint(2 * self.pad + 1, (2, count), generator=generator).to(device)
-        flips = (torch.rand(count, generator=generator) < (0.5 if self.flip else 0)).to(device)
-        share = self.batch_size // self.world_size
+        generator = self.generator("images", epoch)
+        device = self.data.labels.device
+        order = torch.randperm(self.count, generator=generator).to(device)
+        tops, lefts = torch.randint(2 * self.pad + 1, (2, self.count), generator=generator).to(device)
+        flips = (torch.rand(self.count, generator=generator) < (0.5 if self.flip else 0)).to(device)
         for index in range(start, len(self)):
-            first = index * self.batch_size + self.rank * share
-            mine, at = order[first : first + share], slice(first, first + share)
-            images = self.data.images[mine]
-            images = crop_and_flip(images, self.pad, tops[at], lefts[at], flips[at], self.fill)
-            yield self.normalization(images), self.data.labels[mine]
+            at = self.share(index)
+            images = crop_and_flip(self.data.images[order[at]], self.pad, tops[at], lefts[at], flips[at], self.fill)
+            yield self.normalization(images), self.data.labels[order[at]]

@@ -8,7 +8,6 @@ The package datasets keeps a copy of every set, which it can map into memory, in
 
 import hashlib
 import json
-import sys
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -186,20 +185,9 @@ def _find(folder: Path, name: str) -> tuple[dict | None, list[Path]]:
 def _open(title: str, files: Sequence[Path]) -> "datasets.Dataset":
     """The files as one memory-mapped ``datasets.Dataset`` whose audio is left as it is."""
     datasets, _ = _packages()
-    if not sys.stderr.isatty():
-        datasets.disable_progress_bars()
-    import pyarrow.parquet
+    from seqssgd.data.hub import open_parquet
 
-    try:
-        if not sum(pyarrow.parquet.read_metadata(file).num_rows for file in files):  # datasets cannot read that
-            raise UserError(f"{title} has no utterances; prepare it again")
-        table = datasets.load_dataset("parquet", data_files={"set": [str(file) for file in files]}, split="set")
-    except UserError:
-        raise
-    except Exception as error:  # pyarrow and datasets each raise their own
-        error = error.__cause__ or error
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{title} cannot be read as Parquet ({reason}); prepare it again") from None
+    table = open_parquet(title, files, "utterances")
     absent = [column for column in ("id", "audio", "text") if column not in table.column_names]
     if absent:
         has = ", ".join(table.column_names)
