@@ -1,0 +1,345 @@
+"""Runs a study, a grid of training runs over any recipe, from where it was left; ends with the table of its results.
+
+    python recipes/studies/run.py --list
+    python recipes/studies/run.py --study methods --recipe an4 --max-minutes 10
+    python recipes/studies/run.py --study price --recipe ptb --seeds 0 1 2 -- --training.epochs 8
+
+What follows ``--`` goes to every run, as to the recipe's train.py. studies.yaml has the studies, recipes.yaml the
+recipes, and the README beside this file what they are good for.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import importlib.util
+import itertools
+import json
+import math
+import shlex
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import yaml
+
+from seqssgd.errors import UserError, run_cli
+from seqssgd.report import compare, read_run, summary
+from seqssgd.report.figures import best_evaluation, lower_is_better, shared_metric
+from seqssgd.training import parse_recipe
+from seqssgd.training.run import check_same, flatten, plain
+from seqssgd.training.scaling import in_phases, scaled, with_restarts
+
+HERE = Path(__file__).resolve().parent
+RECIPES = HERE.parent
+
+
+def _times(key: str) -> Callable[[Any, float], dict[str, Any]]:
+    """A setting of ``optim`` multiplied, without the last digits that a multiplication leaves."""
+    return lambda config, factor: {f"optim.{key}": float(f"{getattr(config.optim, key) * factor:.6g}")}
+
+
+# Settings relative to the recipe's: (its configuration, value) -> settings under dotted keys.
+RELATIVE: dict[str, Callable[[Any, Any], dict[str, Any]]] = {
+    "noise": _times("noise"),
+    "lr": _times("lr"),
+    "epochs": scaled,
+    "phases": in_phases,
+    "periods": with_restarts,
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Cell:
+    """One run of a study: an alternative of an arm, with a seed.
+
+    Attributes:
+        run: its directory.
+        options: of the recipe's train.py.
+        config: what they amount to, nested.
+    """
+
+    arm: str
+    alternative: str
+    seed: int
+    run: Path
+    options: list[str]
+    config: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return f"{self.alternative}/{self.run.name}"
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to train.
+
+        Raises:
+            UserError: its directory holds a run of another configuration.
+        """
+        if not (self.run / "result.json").is_file():
+            return False
+        run = read_run(self.run)
+        settings = {key: value for key, value in run.settings.items() if key.split(".")[0] in self.config}
+        check_same(self.run, settings, flatten(self.config))
+        return run.finished
+
+
+@dataclasses.dataclass
+class Study:
+    """A study over a recipe.
+
+    Attributes:
+        train, evaluate: the recipe's programs.
+        data: the prepared data.
+        tuned: the alternatives of an arm are trials with the first seed; the best of them gets the other seeds.
+        cells: every run that there may be, in the order in which they are made.
+    """
+
+    train: ModuleType
+    evaluate: ModuleType
+    data: Path
+    tuned: bool
+    cells: list[Cell]
+
+    def due(self) -> Iterator[Cell]:
+        """The runs to make. In a tuned study the trials, made in between, decide on those with further seeds."""
+        first = self.cells[0].seed
+        yield from (cell for cell in self.cells if cell.seed == first)
+        kept = self.kept()
+        yield from (cell for cell in self.cells if cell.seed != first and cell.alternative in kept)
+
+    def kept(self) -> set[str]:
+        """The alternatives that count: all, or in a tuned study the best of each arm's finished trials.
+
+        Raises:
+            UserError: the trials were not validated.
+        """
+        if not self.tuned:
+            return {cell.alternative for cell in self.cells}
+        trials = [
+            (cell, read_run(cell.run)) for cell in self.cells if cell.seed == self.cells[0].seed and cell.finished
+        ]
+        for cell, run in trials:
+            if not any(name.startswith("valid_") for name in run.rows[-1]):
+                raise UserError(f"{cell.run}: without validation data no trial is the best; hold some out")
+        metric = shared_metric([run for _, run in trials]) if trials else ""
+        best: dict[str, tuple[float, str]] = {}
+        for cell, run in trials:
+            if (row := best_evaluation(run, metric)) is not None:
+                value = row[metric] if lower_is_better(metric) else -row[metric]
+                best[cell.arm] = min(best.get(cell.arm, (math.inf, "")), (value, cell.alternative))
+        return {alternative for _, alternative in best.values()}
+
+
+def main(argv: list[str] | None = None) -> int:
+    args, overrides = parse(argv)
+    studies, recipes = (read_yaml(HERE / f"{name}.yaml") for name in ("studies", "recipes"))
+    if args.study is None:
+        print("\n".join(f"{name:13}{study['shows']}" for name, study in studies.items()))
+        print(f"recipes: {', '.join(recipes)}")
+        return 0
+    study, recipe = pick(studies, "--study", args.study), pick(recipes, "--recipe", args.recipe)
+    out = args.out or Path("runs/studies") / f"{args.study}_{args.recipe}"
+    study = build(study, recipe, args.data or Path(recipe["data"]), out, args.seeds, overrides)
+    if args.list:
+        print("\n".join(f"{cell.name}: {state(cell)}" for cell in study.cells))
+        return 0
+    deadline = math.inf if args.max_minutes is None else time.monotonic() + 60 * args.max_minutes
+    print(f"{out}: {sum(cell.finished for cell in study.cells)} of {len(study.cells)} runs finished", flush=True)
+    failed, status = train_all(study, deadline)
+    return status or finish(study, failed)
+
+
+def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    """The options of the study, and those after ``--``."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    end = words.index("--") if "--" in words else len(words)
+    usage = "%(prog)s --study NAME --recipe NAME [options] [-- options of train.py]"
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], usage=usage, allow_abbrev=False)
+    parser.add_argument("--study", metavar="NAME", help="what to run; --list has them all")
+    parser.add_argument("--recipe", metavar="NAME", help="what to run it on; --list has them all")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="prepared data (default: as in recipes.yaml)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="for the runs (default: runs/studies/STUDY_RECIPE)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="default: 0")
+    parser.add_argument("--max-minutes", type=float, metavar="M", help="stop, to be resumed, after so many")
+    parser.add_argument(
+        "--list", action="store_true", help="name studies and recipes; of a study, the state of its runs"
+    )
+    args = parser.parse_args(words[:end])
+    if args.max_minutes is not None and not args.max_minutes > 0:
+        raise UserError(f"--max-minutes {args.max_minutes:g}: it must be a number > 0")
+    if len(set(args.seeds)) < len(args.seeds):
+        raise UserError(f"--seeds {' '.join(map(str, args.seeds))}: give each of them once")
+    if (args.study is None) != (args.recipe is None) or (args.study is None and not args.list):
+        raise UserError("give --study and --recipe; --list names them")
+    return args, words[end + 1 :]
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def pick(known: dict[str, Any], option: str, name: str) -> Any:
+    """The entry of that name."""
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        help = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+        raise UserError(f"{option} {name}: {help}")
+    return known[name]
+
+
+# ---- the grid --------------------------------------------------------------------------------------------------------
+
+
+def build(
+    study: dict[str, Any], recipe: dict[str, Any], data: Path, out: Path, seeds: Sequence[int], overrides: Sequence[str]
+) -> Study:
+    """Settles the configuration of every run, before the first of them begins.
+
+    Raises:
+        UserError: no data, an option or a value that the recipe refuses, epochs that the study cannot divide, two
+            alternatives that are the same.
+    """
+    file = RECIPES / recipe["config"]
+    folder = RECIPES / recipe.get("program", file.parent.name)
+    train, evaluate = (load(folder / f"{name}.py") for name in ("train", "evaluate"))
+    common = ["--config", str(file), "--data", str(data), *as_options(recipe["options"]), *overrides]
+
+    def settle(options: Sequence[str]) -> Any:
+        return parse_recipe(train.Config, [*options, "--out", str(out)]).config
+
+    base = settle(common)
+    tuned = study.get("tuned", False)
+    found: list[tuple[str, str, list[str], dict[str, Any]]] = []
+    for arm, name, settings in alternatives(study["arms"], recipe["roles"], trials_first=tuned):
+        options = [*common, *as_options({"optim.noise": 0.0, **absolute(base, settings)})]
+        config = plain(dataclasses.asdict(settle(options)))
+        for _, other, _, known in found:
+            if config == known:
+                raise UserError(f"{other} and {name} would be the same run with these settings; give it more epochs")
+        found.append((arm, name, options, config))
+    cells = []
+    for seed, (arm, name, options, config) in itertools.product(seeds, found):
+        run, seeded = out / name / f"seed{seed}", {"seed": seed, "optim": {**config["optim"], "noise_seed": seed}}
+        options = [*options, *as_options({"seed": seed, "optim.noise_seed": seed}), "--out", str(run)]
+        cells.append(Cell(arm, name, seed, run, options, {**config, **seeded}))
+    return Study(train, evaluate, data, tuned, cells)
+
+
+def alternatives(
+    arms: dict[str, dict[str, Any]], roles: Sequence[str], trials_first: bool
+) -> list[tuple[str, str, dict[str, Any]]]:
+    """Arm, name and settings of every alternative for which the network has the roles, in the order of the arms.
+
+    ``trials_first``: the first of every arm, then the second of every arm, so that a study that is stopped early has
+    compared something.
+    """
+    found = []
+    for arm, settings in arms.items():
+        choices = {key: value for key, value in settings.items() if isinstance(value, list)}
+        for rank, values in enumerate(itertools.product(*choices.values())):
+            chosen = {**settings, **dict(zip(choices, values, strict=True))}
+            if set(chosen.get("optim.only", roles)) <= set(roles):
+                words = ["+".join(value) if isinstance(value, list) else str(value) for value in values]
+                found.append((rank * trials_first, arm, "-".join([arm, *words]), chosen))
+    return [entry[1:] for entry in sorted(found, key=lambda entry: entry[0])]
+
+
+def absolute(base: Any, settings: dict[str, Any]) -> dict[str, Any]:
+    """``settings`` under dotted keys, those that are relative to the configuration ``base`` worked out."""
+    found = {}
+    for key, value in settings.items():
+        found |= RELATIVE[key](base, value) if key in RELATIVE else {key: value}
+    return found
+
+
+def as_options(settings: dict[str, Any]) -> list[str]:
+    """Settings under dotted keys as options of train.py."""
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in settings.items()}
+    return [word for key, text in texts.items() for word in (f"--{key}", text)]
+
+
+def load(path: Path) -> ModuleType:
+    """A recipe's program as a module."""
+    name = f"{path.parent.name}_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+# ---- the runs --------------------------------------------------------------------------------------------------------
+
+
+def train_all(study: Study, deadline: float) -> tuple[list[str], int]:
+    """Trains what is left, in this process, so that whatever ends the study ends the run that it is at.
+
+    Returns:
+        the names of the runs that failed, and the exit status if a signal ended one.
+    """
+    failed = []
+    for cell in study.due():
+        if cell.finished:
+            continue
+        minutes = (deadline - time.monotonic()) / 60
+        if minutes <= 0:
+            break
+        print(f"\n== {cell.name}", flush=True)
+        limit = [] if math.isinf(minutes) else ["--max-minutes", str(minutes)]
+        status = call(study.train, [*cell.options, *limit])
+        if status > 128:
+            return failed, status
+        if status:
+            failed.append(cell.name)
+        elif not cell.finished:  # the time limit
+            break
+    return failed, 0
+
+
+def call(program: ModuleType, options: list[str]) -> int:
+    """The exit status of a program; above 128 if a signal ended it."""
+    try:
+        return run_cli(lambda: program.main(options))
+    except Exception:  # a bug, or no memory: of no concern to the other runs
+        traceback.print_exc()
+        return 1
+
+
+def finish(study: Study, failed: list[str]) -> int:
+    """Evaluates the finished runs that count on the test set, compares them, and says what is left; the exit status."""
+    kept = study.kept()
+    finished = [cell for cell in study.cells if cell.finished]
+    shown = [cell for cell in finished if cell.alternative in kept]
+    for cell in shown:
+        if "test" not in read_run(cell.run).evaluations:
+            status = call(
+                study.evaluate, ["--run", str(cell.run), "--data", str(study.data), "--split", "test", "--save"]
+            )
+            if status > 128:
+                return status
+            failed += [f"{cell.name} (evaluation)"] * bool(status)
+    if shown:
+        print(f"\n{summary(compare([read_run(cell.run) for cell in shown]))}")
+        print(f"\nseqssgd compare {shlex.join(str(cell.run) for cell in shown)} --out report")
+    if study.tuned:
+        print(f"\nbest on validation, of the finished trials: {', '.join(sorted(kept)) or 'none yet'}")
+    left = [cell.name for cell in study.due() if not cell.finished]
+    print(f"\n{len(finished)} runs finished, {len(left)} left{f'; next is {left[0]}' if left else ''}", flush=True)
+    if failed:
+        print(f"error: failed: {', '.join(failed)}; the same command tries them again", file=sys.stderr)
+    elif left:
+        print("the same command goes on")
+    return 1 if failed else 0
+
+
+def state(cell: Cell) -> str:
+    """How far a run is."""
+    return "finished" if cell.finished else "begun" if (cell.run / "config.yaml").is_file() else "not begun"
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main))

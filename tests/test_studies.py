@@ -1,0 +1,295 @@
+"""Studies: what their arms are, and runs over tiny corpora: stopped, killed, failing, tuned."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from programs import ROOT, generated_lines, load, outcome, refused, start
+
+from seqssgd.data.text import write_text_dataset
+from seqssgd.optim.noise import NORMS
+from seqssgd.training import OptimConfig, TrainingConfig, build_optimizer
+from seqssgd.training.methods import METHODS
+
+STUDY, TRAIN = load("recipes/studies/run.py"), load("recipes/ptb_lstm/train.py")
+STUDIES, RECIPES = (STUDY.read_yaml(STUDY.HERE / f"{name}.yaml") for name in ("studies", "recipes"))
+TINY = {"model.hidden_size": 6, "batch_size": 5, "sequence_length": 4, "training.threads": 1, "training.epochs": 2}
+
+
+# ---- the studies as they are written ---------------------------------------------------------------------------------
+
+
+def base_of(recipe: dict):
+    """The recipe's optimizer and loop, without noise."""
+    file = yaml.safe_load((ROOT / "recipes" / recipe["config"]).read_text())
+    sections = {"optim": dict(file["optim"]), "training": dict(file["training"])}
+    for key, value in recipe["options"].items():
+        section, _, name = key.partition(".")
+        sections.setdefault(section, {})[name] = value
+    return TRAIN.Config(TRAIN.ModelConfig(), OptimConfig(**sections["optim"]), TrainingConfig(**sections["training"]))
+
+
+def cells(study: str, recipe: str) -> dict[str, tuple[OptimConfig, TrainingConfig]]:
+    """Every alternative by name, as the configuration that it is."""
+    base, found = base_of(RECIPES[recipe]), {}
+    file = yaml.safe_load((ROOT / "recipes" / RECIPES[recipe]["config"]).read_text())
+    for _, name, settings in STUDY.alternatives(STUDIES[study]["arms"], RECIPES[recipe]["roles"], trials_first=False):
+        sections = {"optim": {**file["optim"], "noise": 0.0}, "training": dict(file["training"])}
+        sections["training"]["epochs"] = base.training.epochs
+        for key, value in STUDY.absolute(base, settings).items():
+            section, _, option = key.partition(".")
+            sections[section][option] = value
+        found[name] = OptimConfig(**sections["optim"]), TrainingConfig(**sections["training"])
+    return found
+
+
+def passes(optim: OptimConfig, training: TrainingConfig) -> float:
+    """Passes over the training data, those of a step counted by the optimizer itself."""
+    model, x, of_step = torch.nn.Sequential(torch.nn.Linear(3, 2)), torch.ones(4, 3), {}
+    optimizer = build_optimizer(model, optim)
+    factor = optim._noise() or (lambda epoch: 1.0)
+    for on in (1.0, 0.0):
+        for group in optimizer.param_groups:
+            group["noise"] = group.get("noise", 0.0) * on
+        of_step[on] = 0.0
+        for part in optimizer.passes():
+            part.mean(model(part.take(x)).square().sum(1)).backward()
+            of_step[on] += part.cost
+        optimizer.step()
+    return sum(of_step[factor(epoch)] for epoch in range(training.epochs))
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("study", STUDIES)
+def test_every_run_of_every_study_is_a_configuration_of_its_own(study, recipe):
+    found = cells(study, recipe)
+    assert len({repr(config) for config in found.values()}) == len(found) > 4
+    kinds = {tuple(optim.only) for optim, _ in found.values() if optim.only}
+    assert kinds == ({(role,) for role in RECIPES[recipe]["roles"]} if study == "noise-level" else set())
+
+
+@pytest.mark.parametrize("recipe", ["an4", "ptb", "cifar", "demo"])
+@pytest.mark.parametrize("study", ["phases", "price", "methods"])
+def test_studies_at_equal_compute_are(study, recipe):
+    found = {name: passes(*config) for name, config in cells(study, recipe).items() if name != "once"}
+    assert len(set(found.values())) == 1, found
+
+
+def test_every_method_is_tuned_with_as_many_trials():
+    found: dict[str, int] = {}
+    for arm, _, settings in STUDY.alternatives(STUDIES["methods"]["arms"], [], trials_first=True):
+        found[arm] = found.get(arm, 0) + 1
+        assert settings["optim.method"] in METHODS
+    assert set(found.values()) == {3}
+    tuned = {settings["optim.method"] for settings in STUDIES["methods"]["arms"].values()}
+    assert tuned == set(METHODS) - {"swa"}
+
+
+def test_the_first_trials_of_all_methods_come_first():
+    names = [name for _, name, _ in STUDY.alternatives(STUDIES["methods"]["arms"], [], trials_first=True)]
+    arms = list(STUDIES["methods"]["arms"])
+    assert [name.partition("-")[0] for name in names] == 3 * arms
+    assert names[:2] == ["none-1", "ssgd-1"] and names[len(arms)] == "none-0.5"
+
+
+def test_the_mechanism_is_studied_at_equal_norms():
+    found = [optim for optim, _ in cells("mechanism", "ptb").values() if optim.method != "none"]
+    assert len(found) == 27 and {optim.noise for optim in found} == {0.7}
+    assert {optim.granularity for optim in found} == set(NORMS)
+
+
+# ---- runs ------------------------------------------------------------------------------------------------------------
+
+PAIR = {
+    "shows": "a pair",
+    "arms": {"none": {"optim.method": "none"}, "ssgd": {"optim.method": "ssgd", "epochs": 0.5, "noise": 1}},
+}
+TUNED = {
+    "shows": "trials",
+    "tuned": True,
+    "arms": {"none": {"optim.method": "none", "lr": [0.001, 1]}, "ema": {"optim.method": "ema", "lr": [1, 0.001]}},
+}
+FAILING = {"shows": "a failure", "arms": {"wild": {"optim.method": "none", "lr": 1e38}, **PAIR["arms"]}}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("prepared") / "data"
+    write_text_dataset(
+        folder, {name: generated_lines(60, 15, seed=i) for i, name in enumerate(("train", "valid", "test"))}, "15 words"
+    )
+    return folder
+
+
+@pytest.fixture
+def run(data, tmp_path, monkeypatch):
+    """Runs one of these studies on a tiny network into ``tmp_path``/out; gives the exit status."""
+    (tmp_path / "studies.yaml").write_text(
+        yaml.safe_dump({"pair": PAIR, "tuned": TUNED, "failing": FAILING}, sort_keys=False)
+    )
+    recipe = {"config": str(ROOT / "recipes/ptb_lstm/small_cpu.yaml"), "data": str(data), "roles": ["recurrent"]}
+    recipes = {"tiny": {**recipe, "options": {"optim.noise": 0.5, **TINY}}}
+    (tmp_path / "recipes.yaml").write_text(yaml.safe_dump(recipes))
+    monkeypatch.setattr(STUDY, "HERE", tmp_path)
+
+    def call(study: str, *options: object) -> int:
+        return STUDY.main([*words(study, tmp_path), *map(str, options)])
+
+    return call
+
+
+def words(study: str, folder: Path) -> list[str]:
+    return ["--study", study, "--recipe", "tiny", "--out", str(folder / "out")]
+
+
+def times(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_study_trains_evaluates_and_compares_every_run_seed_by_seed(run, data, tmp_path, capsys):
+    assert run("pair", "--seeds", 3, 4) == 0
+    said = capsys.readouterr().out
+    assert [line[3:] for line in said.splitlines() if line.startswith("== ")] == [
+        "none/seed3", "ssgd/seed3", "none/seed4", "ssgd/seed4"
+    ]  # fmt: skip
+    runs = [tmp_path / "out" / name for name in ("none/seed3", "ssgd/seed3", "none/seed4", "ssgd/seed4")]
+    results = [json.loads((path / "result.json").read_text()) for path in runs]
+    assert [result["epochs"] for result in results] == [2, 1, 2, 1]
+    assert len({result["passes"] for result in results}) == 1
+    assert all("perplexity" in json.loads((path / "evaluation.json").read_text())["test"] for path in runs)
+    assert "| S-SGD 0.5" in said and " 2 |" in said and "test perplexity" in said
+    assert "4 runs finished, 0 left" in said and "error" not in said
+    assert f"seqssgd compare {' '.join(map(str, (runs[0], runs[1], runs[2], runs[3])))} --out report" in said
+
+    # the run is that of train.py
+    settings = {**TINY, "training.epochs": 1, "optim.method": "ssgd", "optim.noise": 0.5, "optim.lr_constant_epochs": 4,
+                "optim.lr_divisor": yaml.safe_load((runs[3] / "config.yaml").read_text())["optim"]["lr_divisor"],
+                "seed": 4, "optim.noise_seed": 4}  # fmt: skip
+    alone = ["--config", ROOT / "recipes/ptb_lstm/small_cpu.yaml", "--data", data, "--out", tmp_path / "alone"]
+    TRAIN.main(
+        [str(word) for word in [*alone, *(word for pair in settings.items() for word in (f"--{pair[0]}", pair[1]))]]
+    )
+    assert outcome(tmp_path / "alone") == outcome(runs[3])
+
+    before = times(tmp_path / "out")
+    assert run("pair", "--seeds", 3, 4) == 0
+    assert times(tmp_path / "out") == before and "== " not in capsys.readouterr().out
+
+
+def test_a_time_limit_stops_a_study_and_the_same_command_goes_on(run, tmp_path, capsys):
+    assert run("pair", "--max-minutes", 0.00001) == 0
+    said = capsys.readouterr().out
+    assert "0 runs finished, 2 left; next is none/seed0\nthe same command goes on" in said
+    assert not (tmp_path / "out/ssgd").exists() and not (tmp_path / "out/none/seed0/result.json").exists()
+    assert run("pair", "--list") == 0
+    assert capsys.readouterr().out == "none/seed0: begun\nssgd/seed0: not begun\n"
+    assert run("pair") == 0
+    said = capsys.readouterr().out
+    assert "resuming at step 1 from" in said and "2 runs finished, 0 left" in said
+
+
+def test_a_killed_study_goes_on_with_the_run_that_it_was_at(run, tmp_path, capsys):
+    script = tmp_path / "study.py"  # the program, with these studies
+    script.write_text(
+        f"import sys\nsys.path.insert(0, {str(ROOT / 'tests')!r})\nfrom programs import load, Path\n"
+        f"study = load('recipes/studies/run.py')\nstudy.HERE = Path({str(tmp_path)!r})\nsys.exit(study.main())\n"
+    )
+    options = ["--", "--training.epochs", "10", "--training.checkpoint_every", "5"]
+    process = start(script, *words("pair", tmp_path), *options)
+    second = tmp_path / "out/ssgd/seed0"
+    while process.poll() is None and not any(second.glob("checkpoints/step-*.pt")):
+        time.sleep(0.002)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -9 and not (second / "result.json").exists()
+    before = times(tmp_path / "out/none/seed0")
+    assert run("pair", *options) == 0
+    said = capsys.readouterr().out
+    assert "== none/seed0" not in said and "resuming at step" in said and "2 runs finished, 0 left" in said
+    now = times(tmp_path / "out/none/seed0")
+    assert {path: now[path] for path in before} == before
+
+
+def test_a_run_that_fails_is_named_and_does_not_stop_the_others(run, tmp_path, capsys):
+    assert run("failing", "--", "--training.max_nonfinite", 2) == 1
+    said = capsys.readouterr()
+    assert "not finite for 2 steps in a row" in said.err
+    assert said.err.splitlines()[-1] == "error: failed: wild/seed0; the same command tries them again"
+    assert "2 runs finished, 1 left; next is wild/seed0" in said.out and "| S-SGD 0.5" in said.out
+
+
+def test_an_error_in_an_evaluation_is_named_and_does_not_stop_the_others(run, tmp_path, capsys, monkeypatch):
+    loaded = STUDY.load
+
+    def load_broken(path: Path):
+        module = loaded(path)
+        if path.stem == "evaluate":
+            original = module.main
+            module.main = lambda words: 1 / 0 if "none" in words[1] else original(words)
+        return module
+
+    monkeypatch.setattr(STUDY, "load", load_broken)
+    assert run("pair") == 1
+    said = capsys.readouterr()
+    assert "ZeroDivisionError" in said.err and "failed: none/seed0 (evaluation)" in said.err
+    assert "2 runs finished" in said.out and (tmp_path / "out/ssgd/seed0/evaluation.json").exists()
+
+
+def test_a_signal_ends_the_study_with_its_status(run, monkeypatch, capsys):
+    monkeypatch.setattr(STUDY, "call", lambda program, options: 143)
+    assert run("pair") == 143
+    assert "== ssgd" not in capsys.readouterr().out
+
+
+def test_of_the_trials_the_best_on_validation_goes_on_and_it_alone_is_tested(run, tmp_path, capsys):
+    assert run("tuned", "--seeds", 0, 1) == 0
+    said = capsys.readouterr().out
+    assert [line[3:] for line in said.splitlines() if line.startswith("== ")] == [
+        "none-0.001/seed0", "ema-1/seed0", "none-1/seed0", "ema-0.001/seed0", "ema-1/seed1", "none-1/seed1"
+    ]  # fmt: skip
+    tested = {str(path.parent.relative_to(tmp_path / "out")) for path in tmp_path.rglob("evaluation.json")}
+    assert tested == {"none-1/seed0", "none-1/seed1", "ema-1/seed0", "ema-1/seed1"}
+    assert "best on validation, of the finished trials: ema-1, none-1" in said
+    assert "6 runs finished, 0 left" in said and "none-0.001" not in said.split("seqssgd compare")[1]
+
+
+# ---- wrong input -----------------------------------------------------------------------------------------------------
+
+
+def test_finished_runs_of_other_settings_are_refused(run, capsys):
+    assert run("pair") == 0
+    said = refused(capsys, lambda words: run(*words), "pair", "--", "--optim.lr", 0.5)
+    assert "none/seed0: a run of another configuration (optim.lr = 1.0, now 0.5); choose another --out" in said
+
+
+def test_studies_that_cannot_be_made_are_refused_before_anything_is_written(run, tmp_path, capsys):
+    def refuse(*options: object) -> str:
+        message = refused(capsys, lambda words: run(*words), *options)
+        assert not (tmp_path / "out").exists()
+        return message
+
+    assert "--study piar: did you mean pair?" in refuse("piar")
+    assert "--study xyz: there are pair, tuned, failing" in refuse("xyz")
+    assert "--recipe xyz: there are tiny" in refuse("pair", "--recipe", "xyz")
+    assert "training.epochs: 3 × 0.5 is no whole number" in refuse("pair", "--", "--training.epochs", 3)
+    assert "absent: not a folder" in refuse("pair", "--data", tmp_path / "absent")
+    assert "training.epoch: no such setting; did you mean training.epochs?" in refuse(
+        "pair", "--", "--training.epoch", 3
+    )
+    assert "none-0.001 and none-1 would be the same" not in refuse("tuned", "--max-minutes", 0)
+    assert "--max-minutes nan: it must be" in refuse("pair", "--max-minutes", "nan")
+    assert "--seeds 1 1: give each of them once" in refuse("pair", "--seeds", 1, 1)
+    same = {"shows": "", "arms": {"a": {"optim.method": "none"}, "b": {"optim.method": "none", "epochs": 1}}}
+    (tmp_path / "studies.yaml").write_text(yaml.safe_dump({"same": same}))
+    assert "a and b would be the same run" in refuse("same")
+
+
+def test_a_study_without_recipe_is_refused_and_the_list_names_all(capsys):
+    assert "give --study and --recipe" in refused(capsys, STUDY.main, "--study", "pair")
+    assert "give --study and --recipe" in refused(capsys, STUDY.main)
+    assert STUDY.main(["--list"]) == 0
+    said = capsys.readouterr().out
+    assert all(f"{name} " in said for name in STUDIES) and f"recipes: {', '.join(RECIPES)}" in said
