@@ -1,23 +1,28 @@
-"""Image classifiers: those of the recipe by name, read back from a run directory, and how often they are right."""
+"""Image classifiers: those of the recipes by name, their training as a task, how often they are right, and reading them
+back from a run directory."""
 
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from seqssgd.data.images import ImageDataset, ImageSet, Normalization
+from seqssgd.data.encoded_images import EncodedDataset, EncodedImages, RandomPieces
+from seqssgd.data.images import AugmentedBatches, ImageDataset, ImageSet, Normalization
 from seqssgd.errors import UserError
-from seqssgd.models.resnet import cifar_resnet
+from seqssgd.models.resnet import cifar_resnet, resnet18, resnet50
 from seqssgd.models.vgg import VGG, VGGNet
 from seqssgd.models.wide_resnet import WideResNet
-from seqssgd.optim.batchnorm import recalibrate_bn
+from seqssgd.optim import Pass
+from seqssgd.optim.batchnorm import RunningStatistics, recalibrate_bn
 from seqssgd.runs import find_checkpoint, read_section
 from seqssgd.training import checkpoint as checkpoints
+from seqssgd.training import distributed
+from seqssgd.training.config import OptimConfig, TrainingConfig
 
 KIND = "an image classifier"
 
@@ -29,21 +34,24 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "wrn28_4": partial(WideResNet, 28, 4),
     **{name: partial(VGGNet, **settings) for name, settings in VGG.items()},
 }
+# Those for ImageNet.
+IMAGENET_MODELS: dict[str, Callable[..., nn.Module]] = {"resnet18": resnet18, "resnet50": resnet50}
 
 
 def build_classifier(name: str, num_classes: int) -> nn.Module:
-    """One of ``MODELS``, its weights with the channels last in memory as its images have them.
+    """One of ``MODELS`` or ``IMAGENET_MODELS``, its weights with the channels last in memory as its images have them.
 
     Raises:
         UserError: there is none of that name.
     """
-    if name not in MODELS:
-        raise UserError(f"model.name: {name!r} is not one of {', '.join(MODELS)}")
-    return MODELS[name](num_classes=num_classes).to(memory_format=torch.channels_last)
+    models = MODELS | IMAGENET_MODELS
+    if name not in models:
+        raise UserError(f"model.name: {name!r} is not one of {', '.join(models)}")
+    return models[name](num_classes=num_classes).to(memory_format=torch.channels_last)
 
 
 def load_classifier(run: str | Path, checkpoint: str | Path = "best") -> nn.Module:
-    """The model (on the CPU, in evaluation mode) of a run of ``recipes/cifar_cnn/train.py``.
+    """The model (on the CPU, in evaluation mode) of a run of the recipes ``cifar_cnn`` and ``imagenet_resnet``.
 
     Args:
         run: the run directory.
@@ -61,7 +69,7 @@ def load_classifier(run: str | Path, checkpoint: str | Path = "best") -> nn.Modu
     return model.eval()
 
 
-def describe_images(dataset: ImageDataset) -> dict[str, object]:
+def describe_images(dataset: ImageDataset | EncodedDataset) -> dict[str, object]:
     """What a run's configuration says of the images that it was trained on."""
     return {
         "name": dataset.info["name"],
@@ -70,7 +78,7 @@ def describe_images(dataset: ImageDataset) -> dict[str, object]:
     }
 
 
-def check_same_images(run: str | Path, dataset: ImageDataset) -> None:
+def check_same_images(run: str | Path, dataset: ImageDataset | EncodedDataset) -> None:
     """Makes sure that a run was trained on ``dataset``.
 
     Raises:
@@ -94,7 +102,9 @@ class Score(NamedTuple):
 
 
 @torch.no_grad()
-def score(model: nn.Module, data: ImageSet, normalization: Normalization, batch_size: int = 200) -> Score:
+def score(
+    model: nn.Module, data: ImageSet | EncodedImages, normalization: Normalization, batch_size: int = 200
+) -> Score:
     """How often the most likely class is the right one.
 
     Args:
@@ -108,30 +118,141 @@ def score(model: nn.Module, data: ImageSet, normalization: Normalization, batch_
     """
     if not len(data.labels):
         raise UserError("there are no images to score a classifier on")
-    correct = torch.zeros((), dtype=torch.int64, device=data.labels.device)
-    loss = torch.zeros((), dtype=torch.float64, device=data.labels.device)
-    for images, labels in zip(data.images.split(batch_size), data.labels.split(batch_size), strict=True):
+    correct: Tensor | int = 0
+    loss: Tensor | float = 0.0
+    for images, labels in data.batches(batch_size):
         logits = model(normalization(images)).float()
-        correct += (logits.argmax(1) == labels).sum()
-        loss += F.cross_entropy(logits, labels, reduction="sum").double()
-    count = len(data.labels)
-    mean = loss.item() / count
-    return Score(100 * correct.item() / count, mean if math.isfinite(mean) else math.inf, correct.item(), count)
+        correct = correct + (logits.argmax(1) == labels).sum()
+        loss = loss + F.cross_entropy(logits, labels, reduction="sum").double()
+    count, right, mean = len(data.labels), int(correct), float(loss) / len(data.labels)
+    return Score(100 * right / count, mean if math.isfinite(mean) else math.inf, right, count)
 
 
 def recalibrate(
-    model: nn.Module, data: ImageSet, normalization: Normalization, images: int, batch_size: int = 200
+    model: nn.Module,
+    data: ImageSet | EncodedImages,
+    normalization: Normalization,
+    images: int,
+    batch_size: int = 200,
 ) -> None:
-    """Takes the batch-norm statistics of a classifier anew, from its first ``images`` training images as they are.
+    """Takes the batch-norm statistics of a classifier anew, from ``images`` of its training images as they are, the
+    same in every run.
 
     Raises:
         UserError: there are no images.
     """
-
-    def batches() -> Iterator[Tensor]:
-        for part in data.images[:images].tensor_split(max(1, min(images, len(data.images)) // batch_size)):
-            yield normalization(part)
-
-    if not len(data.images[:images]):
+    if images < 1 or not len(data.labels):
         raise UserError("there are no images to take batch-norm statistics from")
-    recalibrate_bn(model, batches())
+    recalibrate_bn(model, (normalization(part) for part, _ in data.batches(min(images, batch_size), images)))
+
+
+# ---- training --------------------------------------------------------------------------------------------------------
+
+
+class ClassificationTask:
+    """Training on augmented images; a :class:`seqssgd.training.task.Task`.
+
+    Args:
+        model: takes normalised images (B, 3, H, W) and gives logits.
+        train: the training images, from which batch-norm statistics are taken anew.
+        valid: the images to validate on; there may be none.
+        minibatches: of augmented training images, normalised.
+        bn_images: how many training images batch-norm statistics are taken from for every validation; 0: those that
+            training left are used.
+        judged: whether the best model is that with the highest accuracy in validation; if not, it is the last.
+        optim, training: the settings of the run.
+
+    Raises:
+        UserError: settings that do not fit each other or the data.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        train: ImageSet | EncodedImages,
+        valid: ImageSet | EncodedImages,
+        minibatches: AugmentedBatches | RandomPieces,
+        bn_images: int,
+        judged: bool,
+        optim: OptimConfig,
+        training: TrainingConfig,
+    ) -> None:
+        batch_size = minibatches.batch_size
+        if optim.halves and batch_size < 2 * distributed.world_size():
+            raise UserError(f"batch_size: {batch_size} cannot be halved in every process, as optim asks for")
+        if bn_images < 0:
+            raise UserError(f"bn_images: {bn_images} is not a whole number >= 0")
+        self.model, self.train, self.valid, self.minibatches = model, train, valid, minibatches
+        self.normalization, self.bn_images = minibatches.normalization, bn_images
+        self.steps_per_epoch = len(minibatches) // training.accumulate
+        if not self.steps_per_epoch:
+            raise UserError(
+                f"training.accumulate: {training.accumulate} minibatches of {batch_size} are more than "
+                f"the {len(train.labels):,} training images"
+            )
+        self.best = ("valid_accuracy", "max") if judged else None
+
+    def start_epoch(self, epoch: int) -> None:
+        """Nothing is carried from minibatch to minibatch."""
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Augmented images (B, 3, H, W) and labels (B,)."""
+        return self.minibatches.epoch(epoch, start)
+
+    def loss(self, batch: tuple[Tensor, Tensor], part: Pass) -> tuple[Tensor, int]:
+        """Cross-entropy, averaged over the images."""
+        images, labels = part.take(*batch)
+        return part.mean(F.cross_entropy(self.model(images).float(), labels, reduction="none")), len(labels)
+
+    def evaluate(self) -> dict[str, float]:
+        """Loss and accuracy in percent on the validation images; nothing if there are none."""
+        if not len(self.valid.labels):
+            return {}
+        with RunningStatistics(self.model).kept():
+            if self.bn_images:
+                recalibrate(self.model, self.train, self.normalization, self.bn_images)
+            found = score(self.model, self.valid, self.normalization)
+        return {"valid_loss": found.loss, "valid_accuracy": found.accuracy}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing is carried from step to step."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing is carried from step to step."""
+
+
+def evaluate_run(
+    path: Path,
+    data: ImageSet | EncodedImages,
+    train: ImageSet | EncodedImages,
+    model: nn.Module,
+    normalization: Normalization,
+    bn_images: int,
+    title: str,
+) -> dict[str, Any]:
+    """Scores a trained classifier and prints it, with batch-norm statistics that are taken anew and raw.
+
+    Args:
+        path: the checkpoint that the model is from.
+        data: the images to score it on.
+        train: the training images, ``bn_images`` of which the statistics are taken from.
+        model: in evaluation mode; it keeps the new statistics.
+        normalization: as in training.
+        bn_images: see ``train``.
+        title: of ``data``.
+
+    Returns:
+        The figures, for :func:`seqssgd.report.record`.
+    """
+    raw = score(model, data, normalization)
+    recalibrate(model, train, normalization, bn_images)
+    clean, number = score(model, data, normalization), min(bn_images, len(train.labels))
+    print(f"{path}, {title}: {_describe(clean)}, batch norm recalibrated on {number:,} training images")
+    print(f"  raw, with the running statistics of training: {_describe(raw)}")
+    return {**clean._asdict(), "raw": raw._asdict(), "bn_images": number, "checkpoint": path.name}
+
+
+def _describe(found: Score) -> str:
+    """Accuracy with its counts, and loss."""
+    return f"accuracy {found.accuracy:.2f} % ({found.correct:,} of {found.images:,}), loss {found.loss:.4f}"

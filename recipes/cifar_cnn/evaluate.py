@@ -15,7 +15,7 @@ from seqssgd.data.images import Normalization, load_images
 from seqssgd.errors import UserError, run_cli
 from seqssgd.report import record
 from seqssgd.runs import choose_device, find_checkpoint, read_section
-from seqssgd.vision import KIND, Score, check_same_images, load_classifier, recalibrate, score
+from seqssgd.vision import KIND, check_same_images, evaluate_run, load_classifier
 
 SPLITS = ("train", "valid", "test")
 
@@ -43,20 +43,9 @@ def main(argv: list[str] | None = None) -> None:
     if not len(data.labels):
         raise UserError(f"--split {args.split}: {args.run} held out no images (corpus.valid: 0); give test or train")
     data, normalization = data.to(device), Normalization(dataset.info["mean"], dataset.info["std"], device)
-    raw = score(model, data, normalization)
-    recalibrate(model, train.to(device), normalization, args.bn_images)
-    clean = score(model, data, normalization)
-    number = min(args.bn_images, len(train.labels))
-    print(f"{path}, {args.split}: {describe(clean)}, batch norm recalibrated on {number:,} training images")
-    print(f"  raw, with the running statistics of training: {describe(raw)}")
+    figures = evaluate_run(path, data, train.to(device), model, normalization, args.bn_images, args.split)
     if args.save:
-        figures = {**clean._asdict(), "raw": raw._asdict(), "bn_images": number, "checkpoint": path.name}
         record(args.run, args.split, figures)
-
-
-def describe(found: Score) -> str:
-    """Accuracy with its counts, and loss."""
-    return f"accuracy {found.accuracy:.2f} % ({found.correct:,} of {found.images:,}), loss {found.loss:.4f}"
 
 
 if __name__ == "__main__":

@@ -7,21 +7,17 @@
 The README beside this file has times, results and settings.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch import nn
 
 from seqssgd import training
 from seqssgd.data.images import AugmentedBatches, ImageDataset, Normalization, load_images
 from seqssgd.errors import UserError
-from seqssgd.optim import Pass
-from seqssgd.optim.batchnorm import RunningStatistics
 from seqssgd.training import OptimConfig, TrainingConfig, distributed
-from seqssgd.vision import build_classifier, describe_images, recalibrate, score
+from seqssgd.vision import ClassificationTask, build_classifier, describe_images
 
 
 @dataclass
@@ -74,69 +70,24 @@ class Config:
     seed: int = 0
 
 
-class ImageTask:
+class ImageTask(ClassificationTask):
     """Classification of images that are held on the device and augmented there."""
 
     def __init__(self, model: nn.Module, dataset: ImageDataset, config: Config, device: torch.device):
-        world, optim = distributed.world_size(), config.optim
-        if optim.halves and config.batch_size < 2 * world:
-            raise UserError(f"batch_size: {config.batch_size} cannot be halved in every process, as optim asks for")
-        if config.bn_images < 0:
-            raise UserError(f"bn_images: {config.bn_images} is not a whole number >= 0")
-        if config.training.patience is not None and not config.corpus.valid:
+        corpus = config.corpus
+        if config.training.patience is not None and not corpus.valid:
             raise UserError("training.patience: there is nothing to judge by; hold out images with corpus.valid")
-        self.model, self.bn_images = model, config.bn_images
         try:
-            self.train, self.valid = (part.to(device) for part in dataset.split("train").hold_out(config.corpus.valid))
+            train, valid = (part.to(device) for part in dataset.split("train").hold_out(corpus.valid))
         except UserError as error:
             raise UserError(f"corpus.valid: {error}") from None
-        self.normalization = Normalization(dataset.info["mean"], dataset.info["std"], device)
-        self.minibatches = AugmentedBatches(
-            self.train,
-            self.normalization,
-            config.batch_size,
-            config.corpus.pad,
-            config.corpus.flip,
-            config.seed,
-            distributed.rank(),
-            world,
+        normalization = Normalization(dataset.info["mean"], dataset.info["std"], device)
+        place = distributed.rank(), distributed.world_size()
+        minibatches = AugmentedBatches(
+            train, normalization, config.batch_size, corpus.pad, corpus.flip, config.seed, *place
         )
-        self.steps_per_epoch = len(self.minibatches) // config.training.accumulate
-        if not self.steps_per_epoch:
-            raise UserError(
-                f"training.accumulate: {config.training.accumulate} minibatches of {config.batch_size} are more than "
-                f"the {len(self.train.labels):,} training images"
-            )
-        self.best = ("valid_accuracy", "max") if config.corpus.valid else None
-
-    def start_epoch(self, epoch: int) -> None:
-        """Nothing is carried from minibatch to minibatch."""
-
-    def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Augmented images (B, 3, H, W) and labels (B,)."""
-        return self.minibatches.epoch(epoch, start)
-
-    def loss(self, batch: tuple[Tensor, Tensor], part: Pass) -> tuple[Tensor, int]:
-        """Cross-entropy, averaged over the images."""
-        images, labels = part.take(*batch)
-        return part.mean(cross_entropy(self.model(images).float(), labels, reduction="none")), len(labels)
-
-    def evaluate(self) -> dict[str, float]:
-        """Loss and accuracy in percent on the images that were held out; nothing if none were."""
-        if not len(self.valid.labels):
-            return {}
-        with RunningStatistics(self.model).kept():
-            if self.bn_images:
-                recalibrate(self.model, self.train, self.normalization, self.bn_images)
-            found = score(self.model, self.valid, self.normalization)
-        return {"valid_loss": found.loss, "valid_accuracy": found.accuracy}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing is carried from step to step."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing is carried from step to step."""
+        judged = corpus.valid > 0
+        super().__init__(model, train, valid, minibatches, config.bn_images, judged, config.optim, config.training)
 
 
 def main(argv: list[str] | None = None) -> int:

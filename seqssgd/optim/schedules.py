@@ -153,3 +153,16 @@ def cosine(length: int) -> Schedule:
     if length < 1:
         raise ValueError(f"cosine({length}): the length must be >= 1")
     return lambda time: (1 + math.cos(math.pi * min(time, length) / length)) / 2
+
+
+def warmup(length: int, then: Schedule) -> Schedule:
+    """``then``, over its first ``length`` epochs multiplied by 1/length, 2/length, … 1.
+
+    After Goyal et al. 2017, section 2.2, who raise the rate at every step.
+
+    >>> [warmup(4, steps([6]))(epoch) for epoch in (0, 1, 3, 4, 6)]
+    [0.25, 0.5, 1.0, 1.0, 0.1]
+    """
+    if length < 1:
+        raise ValueError(f"warmup({length}): the length must be >= 1")
+    return lambda time: min((time + 1) / length, 1.0) * then(time)

@@ -116,6 +116,7 @@ class OptimConfig:
         noise_unit: what noise_schedule and noise_ramp count.
         lr_schedule: constant, zaremba, sgdr, cosine or steps, by epochs. zaremba divides by lr_divisor after every
             epoch that follows the constant ones, steps at the lr_milestones.
+        lr_warmup: epochs at the start over which the learning rate rises linearly, on top of lr_schedule; null: none.
         lr_constant_epochs: of zaremba.
         lr_divisor: of zaremba and steps.
         lr_milestones: of steps.
@@ -148,6 +149,7 @@ class OptimConfig:
     noise_ramp: tuple[int, int] | None = None
     noise_unit: Literal["epoch", "step"] = "epoch"
     lr_schedule: str = "constant"
+    lr_warmup: int | None = None
     lr_constant_epochs: int = 0
     lr_divisor: float = 10.0
     lr_milestones: list[int] = dataclasses.field(default_factory=list)
@@ -172,6 +174,7 @@ class OptimConfig:
         _one_of(LR_SCHEDULES, "optim.lr_schedule", self.lr_schedule)
         checks = {
             "lr_schedule": lambda: LR_SCHEDULES[self.lr_schedule](self, 1),
+            "lr_warmup": lambda: self._lr(1),
             "noise_schedule": lambda: self.noise_schedule is None or schedule.phases(self.noise_schedule),
             "noise_ramp": lambda: self.noise_ramp is None or schedule.ramp(*self.noise_ramp),
         }
@@ -196,6 +199,11 @@ class OptimConfig:
             elif value != unset and key not in own and self.method != "none":
                 takers = ", ".join(name for name, method in METHODS.items() if key in method.settings)
                 raise UserError(f"optim.{key}: {self.method} has no such setting (these have: {takers}); leave it out")
+
+    def _lr(self, epochs: int) -> schedule.Schedule | None:
+        """The factor of the learning rate by epoch; None if it is constant."""
+        factor = LR_SCHEDULES[self.lr_schedule](self, epochs)
+        return factor if self.lr_warmup is None else schedule.warmup(self.lr_warmup, factor or (lambda epoch: 1.0))
 
     def _noise(self) -> schedule.Schedule | None:
         """The factor of the noise level over time; None if it is constant."""
@@ -236,7 +244,7 @@ def build_schedulers(optimizer: Optimizer, config: OptimConfig, epochs: int) -> 
         epochs: of the training: where a cosine ends.
     """
     schedulers: list[tuple[Any, str]] = []
-    if (factor := LR_SCHEDULES[config.lr_schedule](config, epochs)) is not None:
+    if (factor := config._lr(epochs)) is not None:
         schedulers.append((LambdaLR(optimizer, factor), "epoch"))
     if not isinstance(optimizer, SinglePass) and (factor := config._noise()) is not None:
         schedulers.append((LambdaNoise(optimizer, factor), config.noise_unit))
