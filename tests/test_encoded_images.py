@@ -64,9 +64,9 @@ def test_random_pieces_are_as_large_and_as_wide_as_they_may_be_and_lie_everywher
 
 def test_the_first_try_that_fits_is_taken_and_the_middle_if_none_does():
     draws = torch.full((TRIES, 4), 0.999)  # all but the whole area, 4/3 wide: too wide for a square
-    draws[3] = torch.tensor([0.0, 0.5, 0.5, 0.0])  # the smallest square
+    draws[3] = torch.tensor([0.0, 0.5, 0.999, 0.0])  # the smallest square, at the right edge
     side = round(math.sqrt(0.08 * 100 * 100))
-    assert random_box(100, 100, draws) == ((100 - side + 1) // 2, 0, (100 - side + 1) // 2 + side, side)
+    assert random_box(100, 100, draws) == (100 - side, 0, 100, side)
     draws[3] = draws[0]
     assert random_box(100, 100, draws) == (0, 0, 100, 100)
     assert random_box(1000, 30, draws) == (480, 0, 520, 30)
