@@ -56,6 +56,12 @@ def test_the_learning_rate_takes_the_same_course_over_more_or_fewer_epochs(epoch
         assert after == before
 
 
+def test_a_warm_up_takes_the_same_share_of_the_training():
+    old = config(40, lr_schedule="cosine", lr_warmup=4)
+    assert scaled(old, 0.5)["optim.lr_warmup"] == 2 and scaled(old, 0.1)["optim.lr_warmup"] == 1
+    assert "optim.lr_warmup" not in scaled(config(40, lr_schedule="cosine"), 0.5)
+
+
 def test_epochs_that_cannot_be_divided_are_refused():
     with pytest.raises(UserError, match=r"training\.epochs: 35 × 0\.5 is no whole number; take a multiple of 2$"):
         scaled(config(35), 0.5)

@@ -68,6 +68,8 @@ def with_restarts(config: Any, periods: int) -> dict[str, Any]:
 def _over(optim: OptimConfig, old: int, new: int) -> dict[str, Any]:
     """``new`` epochs in place of ``old``, with the same course of the learning rate. A cosine has it by itself."""
     settings: dict[str, Any] = {"training.epochs": new}
+    if optim.lr_warmup is not None:
+        settings["optim.lr_warmup"] = max(1, round(optim.lr_warmup * new / old))
     if optim.lr_schedule == "steps":
         settings["optim.lr_milestones"] = [round(epoch * new / old) for epoch in optim.lr_milestones]
     elif optim.lr_schedule == "sgdr":
