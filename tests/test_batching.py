@@ -255,15 +255,17 @@ def test_what_goes_wrong_in_loading_is_raised_in_its_turn():
 
 
 def test_loading_stops_when_nobody_listens_any_more():
-    loaded, go_on, before = [], threading.Event(), threading.active_count()
+    loaded, begun, go_on, before = [], threading.Event(), threading.Event(), threading.active_count()
 
     def load(item):
         loaded.append(item)
-        assert item == 0 or go_on.wait(30)
+        if item == 1:
+            begun.set()
+            assert go_on.wait(30)
         return item
 
     batches = prefetch(range(100), load)
-    assert next(batches) == 0
+    assert next(batches) == 0 and begun.wait(30)
     timer = threading.Timer(0.2, go_on.set)
     timer.start()
     batches.close()  # waits for what is being loaded, and takes back what is waiting
