@@ -82,7 +82,7 @@ def test_folders_that_hold_something_else_or_have_changed_are_refused(tmp_path):
         data.split("test")
     data.split("train")
     (tmp_path / "data/dataset.json").write_text('{"format": 1, "sha256": {"a": ""}, "fingerprint": "f", "splits": {}}')
-    with pytest.raises(UserError, match="damaged or of another version or kind"):
+    with pytest.raises(UserError, match="damaged or of another version or kind; choose another folder"):
         load_images(tmp_path / "data")
 
 

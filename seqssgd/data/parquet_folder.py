@@ -102,7 +102,9 @@ def read_info(folder: str | Path, kind: str) -> dict | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{path} is damaged, or not of a {kind}; remove {folder} and prepare it again") from None
+        raise UserError(
+            f"{path} is damaged, or not of a {kind}; choose another folder, or prepare these data in a new one"
+        ) from None
     for file, size in files.items():
         target = Path(folder) / file
         if not target.is_file() or target.stat().st_size != size:

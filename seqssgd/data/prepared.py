@@ -31,7 +31,9 @@ def read_info(folder: Path, entries: Iterable[str]) -> dict | None:
     except (ValueError, KeyError, TypeError):
         pass
     path = folder / "dataset.json"
-    raise UserError(f"{path} is damaged or of another version or kind; remove {folder} and prepare it again")
+    raise UserError(
+        f"{path} is damaged or of another version or kind; choose another folder, or prepare these data in a new one"
+    )
 
 
 def is_prepared(out: Path, fingerprint: str, entries: Iterable[str], kind: str) -> bool:
