@@ -158,15 +158,15 @@ def test_impossible_settings_are_refused(dataset):
 LEVELS = {"resnet20": (0.4, 0.5), "resnet56": (0.4, 0.5), "wrn28_2": (0.5, 0.7), "wrn28_4": (0.5, 0.7),
           "vgg6": (0.7, 0.9), "vgg16": (0.7, 0.9)}  # fmt: skip
 PHASES = {"noise_schedule": "75-25S-25S", "lr_milestones": [75, 100]}
-CPU = {"noise": 0.0, "method": "none", "lr_milestones": [15, 25]}
-HALVES = {"signs": "halves", "noise_schedule": "15-20S", "lr_milestones": [15, 25]}
+CPU = {"noise": 0.0, "method": "none", "lr_milestones": [9, 15]}
+HALVES = {"signs": "halves", "noise_schedule": "9-12S", "lr_milestones": [9, 15]}
 VARIANTS = {  # what differs from resnet20.yaml: in optim, epochs, and all else
     "resnet20_phases": (PHASES, 125, {}),
     "resnet20_sgdr": ({"lr_schedule": "sgdr", "lr_milestones": []}, 300, {}),
     "resnet20_large_batch": ({}, 175, {"batch_size": 256, "accumulate": 4}),
-    "resnet20_cpu": (CPU, 35, {"valid": 5000, "precision": "bf16"}),
-    "resnet20_cpu_phases": ({"noise_schedule": "15-5S-5S", "lr_milestones": [15, 20]}, 25, {"valid": 5000}),
-    "resnet20_cpu_halves": (HALVES, 35, {"valid": 5000}),
+    "resnet20_cpu": (CPU, 21, {"valid": 5000, "precision": "bf16"}),
+    "resnet20_cpu_phases": ({"noise_schedule": "9-3S-3S", "lr_milestones": [9, 12]}, 15, {"valid": 5000}),
+    "resnet20_cpu_halves": (HALVES, 21, {"valid": 5000}),
 }
 
 
@@ -209,7 +209,7 @@ def test_phases_and_halves_have_as_many_passes_as_sgd():
         return total
 
     assert passes("resnet20_phases") == 175
-    assert passes("resnet20_cpu") == passes("resnet20_cpu_phases") == passes("resnet20_cpu_halves") == 35
+    assert passes("resnet20_cpu") == passes("resnet20_cpu_phases") == passes("resnet20_cpu_halves") == 21
 
 
 def test_every_configuration_is_known_here_and_to_the_readme():
