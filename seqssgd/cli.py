@@ -1,4 +1,4 @@
-"""The command ``seqssgd``: what is done with a finished run.
+"""The command ``seqssgd``: what is done with recipes and finished runs beside training.
 
 A new subcommand is one entry in ``COMMANDS`` and the two functions that it names. They import what they need
 themselves, so that ``seqssgd --help`` does not wait for torch.
@@ -20,7 +20,7 @@ class Command(NamedTuple):
 
 def main(argv: list[str] | None = None) -> int:
     """Runs ``seqssgd`` with the given arguments (default: those of the process) and returns the exit status."""
-    parser = argparse.ArgumentParser(prog="seqssgd", description="Use the models of finished runs.")
+    parser = argparse.ArgumentParser(prog="seqssgd", description="Use and compare finished runs; find a noise level.")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
         subparser = subparsers.add_parser(name, help=command.help, description=command.help)
@@ -140,10 +140,43 @@ def _compare(args: argparse.Namespace) -> None:
         print(f"\n{args.out}: {', '.join(path.name for path in paths)}")
 
 
+def _noise_finder_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "%(prog)s --config FILE --data DIR --out DIR [options] [-- options of train.py]"
+    parser.add_argument("--config", required=True, metavar="FILE", help="the recipe's settings, in YAML")
+    parser.add_argument("--data", required=True, metavar="DIR", help="the folder of prepared data")
+    parser.add_argument("--out", required=True, metavar="DIR", help="for the two runs and what they find")
+    parser.add_argument("--program", metavar="FILE", help="the recipe's program (default: train.py beside --config)")
+    parser.add_argument("--highest", type=float, metavar="C",
+                        help="noise level at the end (default: three times the recipe's, or 1.5)")  # fmt: skip
+    parser.add_argument("--warmup", type=int, default=200, metavar="N", help="steps without noise (default 200)")
+    parser.add_argument("--steps", type=int, default=400, metavar="N", help="steps of rising noise (default 400)")
+    parser.add_argument("options", nargs="*", help=argparse.SUPPRESS)
+
+
+def _noise_finder(args: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from seqssgd.noise_finder import NoiseFinder, suggest, table, write
+
+    config, out = Path(args.config), Path(args.out)
+    program = config.parent / "train.py" if args.program is None else Path(args.program)
+    options = ["--config", args.config, "--data", args.data, *args.options]
+    finder = NoiseFinder(program, options, out, args.highest, args.warmup, args.steps)
+    if status := finder.train():
+        return status
+    points = finder.curve()
+    level, reason = suggest(points)
+    paths = write(points, level, out)
+    print(f"\n{table(points)}\n\n{out}: {', '.join(path.name for path in paths)}")
+    print("no level suggested" if level is None else f"suggested: optim.noise {level:.2g}", f"({reason})")
+    return 0
+
+
 COMMANDS = {
     "perplexity": Command("score text files with a trained language model", _perplexity_arguments, _perplexity),
     "compare": Command("average runs over seeds, set methods side by side", _compare_arguments, _compare),
     "transcribe": Command("write down what is said in audio files", _transcribe_arguments, _transcribe),
+    "noise-finder": Command("suggest a noise level for a recipe", _noise_finder_arguments, _noise_finder),
     "generate": Command("write text with a trained language model", _generate_arguments, _generate),
 }
 

@@ -222,7 +222,7 @@ def test_a_run_that_fails_is_named_and_does_not_stop_the_others(run, tmp_path, c
 
 
 def test_an_error_in_an_evaluation_is_named_and_does_not_stop_the_others(run, tmp_path, capsys, monkeypatch):
-    loaded = STUDY.load
+    loaded = STUDY.load_program
 
     def load_broken(path: Path):
         module = loaded(path)
@@ -231,7 +231,7 @@ def test_an_error_in_an_evaluation_is_named_and_does_not_stop_the_others(run, tm
             module.main = lambda words: 1 / 0 if "none" in words[1] else original(words)
         return module
 
-    monkeypatch.setattr(STUDY, "load", load_broken)
+    monkeypatch.setattr(STUDY, "load_program", load_broken)
     assert run("pair") == 1
     said = capsys.readouterr()
     assert "ZeroDivisionError" in said.err and "failed: none/seed0 (evaluation)" in said.err

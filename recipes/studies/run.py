@@ -11,9 +11,7 @@ recipes, and the README beside this file what they are good for.
 import argparse
 import dataclasses
 import difflib
-import importlib.util
 import itertools
-import json
 import math
 import shlex
 import sys
@@ -30,6 +28,7 @@ from seqssgd.errors import UserError, run_cli
 from seqssgd.report import compare, read_run, summary
 from seqssgd.report.figures import best_evaluation, lower_is_better, shared_metric
 from seqssgd.training import parse_recipe
+from seqssgd.training.recipe import as_options, load_program
 from seqssgd.training.run import check_same, flatten, plain
 from seqssgd.training.scaling import in_phases, scaled, with_restarts
 
@@ -206,7 +205,7 @@ def build(
     """
     file = RECIPES / recipe["config"]
     folder = RECIPES / recipe.get("program", file.parent.name)
-    train, evaluate = (load(folder / f"{name}.py") for name in ("train", "evaluate"))
+    train, evaluate = (load_program(folder / f"{name}.py") for name in ("train", "evaluate"))
     common = ["--config", str(file), "--data", str(data), *as_options(recipe["options"]), *overrides]
 
     def settle(options: Sequence[str]) -> Any:
@@ -255,21 +254,6 @@ def absolute(base: Any, settings: dict[str, Any]) -> dict[str, Any]:
     for key, value in settings.items():
         found |= RELATIVE[key](base, value) if key in RELATIVE else {key: value}
     return found
-
-
-def as_options(settings: dict[str, Any]) -> list[str]:
-    """Settings under dotted keys as options of train.py."""
-    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in settings.items()}
-    return [word for key, text in texts.items() for word in (f"--{key}", text)]
-
-
-def load(path: Path) -> ModuleType:
-    """A recipe's program as a module."""
-    name = f"{path.parent.name}_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
 
 
 # ---- the runs --------------------------------------------------------------------------------------------------------

@@ -1,12 +1,15 @@
-"""What the program of every recipe ends with."""
+"""What the program of every recipe ends with, and how other programs call it."""
 
 import dataclasses
+import importlib.util
+import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NoReturn
 
-from ..errors import run_cli
+from ..errors import UserError, run_cli
 from . import distributed
 from .config import Command, build_optimizer, build_schedulers
 from .loop import fit
@@ -45,3 +48,24 @@ def run_program(main: Callable[[], int | None]) -> NoReturn:
     finally:
         distributed.cleanup()
     sys.exit(status)
+
+
+def load_program(path: Path) -> ModuleType:
+    """A program of a recipe as a module, whose ``main`` takes the program's arguments.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such program of a recipe")
+    name = f"{path.resolve().parent.name}_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+def as_options(settings: Mapping[str, Any]) -> list[str]:
+    """Settings under dotted keys as options of a recipe's train.py."""
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in settings.items()}
+    return [word for key, text in texts.items() for word in (f"--{key}", text)]

@@ -1,0 +1,170 @@
+"""How much noise a recipe bears: its loss under a rising noise level, as a learning-rate finder raises that rate.
+
+Two short trainings of one recipe begin alike and see the same minibatches. One has no noise; the other has none at
+first, then a level that rises evenly, step by step. By how much the second one's loss is higher is what noise costs.
+"""
+
+import csv
+import itertools
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from .errors import UserError
+from .files import atomic_path
+from .training import parse_recipe
+from .training.methods import METHODS
+from .training.recipe import as_options, load_program
+
+BEARABLE = 0.05  # of the loss: what the suggested level costs
+POINTS = 10  # of a curve: each the mean of as many successive steps
+
+
+class Point(NamedTuple):
+    """Means over some successive steps: the noise level, and the training loss without noise and with it."""
+
+    level: float
+    plain: float
+    noisy: float
+
+    @property
+    def cost(self) -> float:
+        """By what share noise raised the loss; infinite where it was not finite."""
+        return self.noisy / self.plain - 1 if math.isfinite(self.noisy) else math.inf
+
+
+@dataclass(frozen=True)
+class NoiseFinder:
+    """Two short trainings of a recipe, in the folders ``plain`` and ``noisy`` of ``out``.
+
+    Attributes:
+        program: the recipe's train.py.
+        options: of the program: its configuration, data and settings.
+        highest: the noise level at the last step, in the unit of the method's ``optim.noise``; None: three times the
+            recipe's, or 1.5 if that has none.
+        warmup: steps without noise.
+        steps: steps after them, in which the level rises.
+    """
+
+    program: Path
+    options: Sequence[str]
+    out: Path
+    highest: float | None = None
+    warmup: int = 200
+    steps: int = 400
+
+    def __post_init__(self) -> None:
+        if self.highest is not None and not (math.isfinite(self.highest) and self.highest > 0):
+            raise UserError(f"--highest {self.highest:g}: it must be a number > 0")
+        if self.warmup < 0 or self.steps < POINTS:
+            raise UserError(f"--warmup {self.warmup} --steps {self.steps}: at least 0 and {POINTS}")
+
+    def train(self) -> int:
+        """Trains both, from where they were left; returns the exit status, which is not 0 if a signal ended one.
+
+        Raises:
+            UserError: there is no such program, it refuses an option, or its method has no noise level.
+        """
+        recipe = load_program(self.program)
+        optim = parse_recipe(recipe.Config, [*self.options, "--out", str(self.out)]).config.optim
+        method = "ssgd" if optim.method == "none" else optim.method
+        if "noise" not in METHODS[method].settings:
+            raise UserError(f"optim.method: {method} has no noise level; give one that has, such as ssgd")
+        common = {
+            "optim.noise_schedule": None,
+            "training.log_every": 1,
+            "training.evaluate_every": 10**6,  # validation is of no interest here
+            "training.max_nonfinite": 10**6,
+        }
+        highest = self.highest or 3 * optim.noise or 1.5
+        rising = {"optim.noise": highest, "optim.noise_ramp": [self.warmup, self.steps], "optim.noise_unit": "step"}
+        for name, settings in (("plain", {"optim.method": "none"}), ("noisy", {"optim.method": method, **rising})):
+            run = ["--out", str(self.out / name), "--max-steps", str(self.warmup + self.steps)]
+            if status := recipe.main([*self.options, *as_options({**common, **settings}), *run]):
+                return status
+        return 0
+
+    def curve(self) -> list[Point]:
+        """What the two trainings found.
+
+        Raises:
+            UserError: they ended before the level had risen, or the loss without noise is not a number > 0.
+        """
+        plain, noisy = (self._steps(name) for name in ("plain", "noisy"))
+        length = max(1, len(noisy) // POINTS)
+        points = []
+        for start in range(0, length * (len(noisy) // length), length):
+            rows = slice(start, start + length)
+            level, loss = (_mean(row[key] for row in noisy[rows]) for key in ("noise", "loss"))
+            points.append(Point(level, _mean(row["loss"] for row in plain[rows]), loss))
+        for point in points:
+            if not (math.isfinite(point.plain) and point.plain > 0):
+                raise UserError(f"{self.out / 'plain'}: the loss without noise is {point.plain:g}, not > 0")
+        return points
+
+    def _steps(self, name: str) -> list[dict]:
+        """The metrics of every step in which the level rose."""
+        rows = [json.loads(line) for line in (self.out / name / "metrics.jsonl").read_text().splitlines()]
+        rows = [row for row in rows if row["kind"] == "train"]
+        if len(rows) < self.warmup + self.steps:
+            raise UserError(
+                f"{self.out / name}: ended after {len(rows)} of {self.warmup} + {self.steps} steps; "
+                "give fewer --warmup and --steps, or more --training.epochs"
+            )
+        return rows[self.warmup :]
+
+
+def _mean(values: Iterable[float | None]) -> float:
+    """The mean; infinite if one of the values is missing because it was not finite."""
+    values = list(values)
+    return math.inf if None in values else math.fsum(values) / len(values)
+
+
+def suggest(points: Sequence[Point]) -> tuple[float | None, str]:
+    """The level above which noise costs more than ``BEARABLE``, None if it is not on the curve; and why that one."""
+    if points[-1].cost <= BEARABLE:
+        return None, f"up to {points[-1].level:.2g} noise costs less than {BEARABLE:.0%} of the loss; raise --highest"
+    for low, high in reversed(list(itertools.pairwise(points))):
+        if low.cost <= BEARABLE:  # at all points after it noise costs more
+            share = (BEARABLE - low.cost) / (high.cost - low.cost)
+            level = low.level + share * (high.level - low.level)
+            return level, f"from {level:.2g} on noise costs more than {BEARABLE:.0%} of the loss"
+    return None, f"at {points[0].level:.2g} noise costs more than {BEARABLE:.0%} of the loss already; lower --highest"
+
+
+def table(points: Sequence[Point]) -> str:
+    """The curve as lines of text."""
+    lines = ["noise level  loss without  with noise     cost"]
+    return "\n".join(lines + [f"{p.level:11.4g}  {p.plain:12.4g}  {p.noisy:10.4g}  {p.cost:+7.1%}" for p in points])
+
+
+def write(points: Sequence[Point], level: float | None, out: Path) -> list[Path]:
+    """Writes the curve as ``noise-finder.csv`` and ``noise-finder.png`` into ``out``, and returns the two paths."""
+    paths = [out / "noise-finder.csv", out / "noise-finder.png"]
+    with atomic_path(paths[0]) as temporary, open(temporary, "w", newline="") as file:
+        csv.writer(file).writerows([(*Point._fields, "cost"), *((*point, point.cost) for point in points)])
+    with atomic_path(paths[1]) as temporary:
+        _draw(points, level, temporary)
+    return paths
+
+
+def _draw(points: Sequence[Point], level: float | None, path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from .report.plots import COLOURS, DASHES
+
+    figure = Figure(figsize=(4.5, 3.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot(xlabel="noise level", ylabel="training loss")
+    for name, colour, dash in zip(("noisy", "plain"), COLOURS, DASHES, strict=False):
+        label = {"noisy": "level as it rises", "plain": "same steps without noise"}[name]
+        axes.plot([p.level for p in points], [getattr(p, name) for p in points], dash, color=colour, label=label)
+    if level is not None:
+        axes.axvline(level, color=COLOURS[2], linestyle=":", label=f"suggested: {level:.2g}")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=9)
+    figure.savefig(path, format="png", dpi=150, facecolor="white", metadata={"Software": None})

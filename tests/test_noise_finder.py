@@ -1,0 +1,163 @@
+"""The noise finder: where it sees the price of noise, and its two trainings."""
+
+import csv
+import json
+import math
+
+import pytest
+from programs import ROOT, generated_lines, load, outcome, refused
+
+from seqssgd import cli
+from seqssgd.data.text import write_text_dataset
+from seqssgd.errors import UserError
+from seqssgd.noise_finder import BEARABLE, NoiseFinder, Point, suggest, table, write
+
+CONFIG = ROOT / "recipes/ptb_lstm/small_cpu_ssgd.yaml"
+TINY = ["--model.hidden_size", "6", "--batch_size", "5", "--sequence_length", "4", "--training.threads", "1"]
+
+
+def points_of(costs):
+    return [Point(0.1 * (index + 1), 2.0, 2.0 * (1 + cost)) for index, cost in enumerate(costs)]
+
+
+# ---- the suggestion --------------------------------------------------------------------------------------------------
+
+
+def test_the_suggested_level_is_where_noise_begins_to_cost_too_much():
+    level, reason = suggest(points_of([0.0, 0.02, 0.1, 0.5]))
+    assert level == pytest.approx(0.2 + 0.1 * 3 / 8)
+    assert reason == f"from 0.24 on noise costs more than {BEARABLE:.0%} of the loss"
+    # one costly minibatch before a cheap one is no limit
+    assert suggest(points_of([0.0, 0.06, 0.03, 0.07, 0.5]))[0] == pytest.approx(0.3 + 0.1 / 2)
+    # a loss that was not finite at the level after the last cheap one
+    assert suggest(points_of([0.0, 0.04, math.inf]))[0] == pytest.approx(0.2)
+
+
+def test_a_curve_without_that_level_suggests_another_highest():
+    level, reason = suggest(points_of([0.0, 0.02, 0.04]))
+    assert level is None and reason == "up to 0.3 noise costs less than 5% of the loss; raise --highest"
+    level, reason = suggest(points_of([0.06, 0.5, math.inf]))
+    assert level is None and reason == "at 0.1 noise costs more than 5% of the loss already; lower --highest"
+
+
+def made_runs(folder, noisy_loss, warmup=20, steps=100):
+    """The two trainings' metrics: a loss that falls, and the same times what noise does to it."""
+    for name in ("plain", "noisy"):
+        (folder / name).mkdir()
+        rows = [{"kind": "valid", "step": 0}]
+        for step in range(1, warmup + steps + 1):
+            level = max(0.0, (step - 1 - warmup) / steps) * (name == "noisy")
+            factor = noisy_loss(level)
+            loss = None if factor is None else factor * (3 + math.exp(-step / 20))
+            rows.append({"kind": "train", "step": step, "noise": level, "loss": loss})
+        (folder / name / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return NoiseFinder(CONFIG, [], folder, warmup=warmup, steps=steps)
+
+
+def test_a_known_price_is_found(tmp_path):
+    points = made_runs(tmp_path, lambda level: 1 + level**2).curve()
+    assert len(points) == 10 and [p.level for p in points] == pytest.approx([0.045 + 0.1 * i for i in range(10)])
+    assert suggest(points)[0] == pytest.approx(math.sqrt(BEARABLE), rel=0.03)
+
+
+def test_a_loss_that_is_not_finite_is_an_infinite_price(tmp_path):
+    points = made_runs(tmp_path, lambda level: 1 + level**2 if level < 0.75 else None).curve()
+    assert [math.isinf(p.cost) for p in points] == [False] * 7 + [True] * 3
+    assert suggest(points)[0] == pytest.approx(math.sqrt(BEARABLE), rel=0.03)
+    assert table(points).splitlines()[-1].split()[2:] == ["inf", "+inf%"]
+    paths = write(points, 0.2, tmp_path)
+    assert paths[1].read_bytes().startswith(b"\x89PNG")
+
+
+# ---- the trainings ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def data(tmp_path):
+    splits = {"train": generated_lines(120), "valid": generated_lines(12, seed=1), "test": generated_lines(12, seed=2)}
+    write_text_dataset(tmp_path / "data", splits, name="generated")
+    return tmp_path / "data"
+
+
+def find(data, out, *options, config=CONFIG, epochs=20):
+    command = ["noise-finder", "--config", str(config), "--data", str(data), "--out", str(out)]
+    return cli.main([*command, *options, "--", *TINY, "--training.epochs", str(epochs)])
+
+
+def steps_of(run):
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(row["noise"], row["loss"]) for row in rows if row["kind"] == "train"]
+
+
+def test_both_trainings_are_the_recipes_own_and_part_where_noise_begins(data, tmp_path, capsys):
+    out = tmp_path / "found"
+    assert find(data, out, "--warmup", "5", "--steps", "20", "--highest", "2") == 0
+    said = capsys.readouterr().out
+    plain, noisy = steps_of(out / "plain"), steps_of(out / "noisy")
+    assert [level for level, _ in plain] == [0.0] * 25
+    assert [level for level, _ in noisy] == pytest.approx([0.0] * 5 + [0.1 * i for i in range(20)])
+    assert plain[:6] == noisy[:6] and all(one[1] != two[1] for one, two in zip(plain[6:], noisy[6:], strict=True))
+
+    alone = [*TINY, "--optim.method", "none", "--training.log_every", "1", "--training.evaluate_every", "100"]
+    load("recipes/ptb_lstm/train.py").main(
+        ["--config", str(CONFIG), "--data", str(data), "--out", str(tmp_path / "alone"), "--max-steps", "25", *alone]
+    )
+    assert steps_of(tmp_path / "alone") == plain
+
+    with open(out / "noise-finder.csv", newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header == ["level", "plain", "noisy", "cost"] and len(rows) == 10
+    level, without, with_noise, cost = map(float, rows[3])
+    assert level == pytest.approx(0.65)
+    assert without == pytest.approx((plain[11][1] + plain[12][1]) / 2) and cost == with_noise / without - 1
+    assert f"{level:11.4g}" in said and "noise-finder.png" in said and "suggest" in said
+
+    before = outcome(out / "noisy")
+    assert find(data, out, "--warmup", "5", "--steps", "20", "--highest", "2") == 0
+    again = capsys.readouterr().out
+    assert again.count("already finished at step 25; nothing to do") == 2
+    assert again[again.index("noise level") :] == said[said.index("noise level") :]
+    assert outcome(out / "noisy") == before
+
+
+def test_the_highest_level_follows_the_recipes_own(data, tmp_path, capsys):
+    short = ("--warmup", "0", "--steps", "20")
+    assert find(data, tmp_path / "a", *short) == 0  # three times 0.7
+    assert steps_of(tmp_path / "a/noisy")[-1][0] == pytest.approx(2.1 * 19 / 20)
+    assert find(data, tmp_path / "b", *short, config=CONFIG.parent / "small_cpu.yaml") == 0  # symmetric noise up to 1.5
+    assert steps_of(tmp_path / "b/noisy")[-1][0] == pytest.approx(1.5 * 19 / 20)
+    assert "method: ssgd" in (tmp_path / "b/noisy/config.yaml").read_text()
+
+
+def test_a_signal_ends_the_search_with_its_status(data, tmp_path, monkeypatch):
+    class Recipe:
+        Config = load("recipes/ptb_lstm/train.py").Config
+        main = staticmethod(lambda options: 143)
+
+    monkeypatch.setattr("seqssgd.noise_finder.load_program", lambda path: Recipe)
+    assert find(data, tmp_path / "found") == 143
+    assert not (tmp_path / "found").exists()
+
+
+def test_wrong_input_is_refused(data, tmp_path, capsys):
+    def refusal(*options):
+        command = ["noise-finder", "--config", CONFIG, "--data", data, "--out", tmp_path / "found"]
+        return refused(capsys, cli.main, *command, *options)
+
+    assert refusal("--program", "nowhere/train.py") == "error: nowhere/train.py: no such program of a recipe"
+    assert "--highest -1: it must be a number > 0" in refusal("--highest", "-1")
+    assert "--warmup 0 --steps 9: at least 0 and 10" in refusal("--warmup", "0", "--steps", "9")
+    assert "optim.method: sam has no noise level" in refusal("--", "--optim.method", "sam", "--optim.noise", "0")
+    assert "optim.nois: no such setting; did you mean optim.noise?" in refusal("--", "--optim.nois", "1")
+    assert not (tmp_path / "found").exists()
+
+
+def test_a_training_that_ends_too_soon_is_refused(data, tmp_path, capsys):
+    assert find(data, tmp_path / "found", epochs=1) == 2
+    said = capsys.readouterr().err
+    assert "of 200 + 400 steps; give fewer --warmup and --steps, or more --training.epochs" in said
+
+
+def test_a_loss_that_noise_has_no_share_of_is_refused(tmp_path):
+    with pytest.raises(UserError, match="plain: the loss without noise is 0, not > 0"):
+        made_runs(tmp_path, lambda level: 0.0).curve()
