@@ -1,0 +1,110 @@
+"""What the methods must do under DistributedDataParallel; run by ``distributed_checks.py``."""
+
+import contextlib
+
+import torch
+import torch.distributed as dist
+from ranks import WORLD, assert_same_on_every_rank, loss_fn, make_model, make_optimizer, make_sam, mine, minibatches
+from torch.nn.parallel import DistributedDataParallel
+from twin import unit_noise
+
+from seqssgd.optim import CovarianceNoise
+
+
+def train_alone():
+    model = make_model()
+    optimizer = make_optimizer(model)
+    for batch in minibatches():
+        for _ in optimizer.passes():
+            loss_fn(model, batch).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model
+
+
+def ddp_with_one_synchronisation_a_step_is_one_process_on_the_whole_minibatch(bucket_view=False):
+    model = make_model()
+    ddp = DistributedDataParallel(model, gradient_as_bucket_view=bucket_view)
+    reductions = []
+
+    def count(state, bucket):
+        reductions.append(bucket.index())
+        future = dist.all_reduce(bucket.buffer().div_(WORLD), async_op=True).get_future()
+        return future.then(lambda f: f.value()[0])
+
+    ddp.register_comm_hook(None, count)
+    optimizer = make_optimizer(model)
+    for batch in minibatches():
+        before = len(reductions)
+        for part in optimizer.passes():
+            assert_same_on_every_rank(model.parameters())  # at w+n and w-n too
+            with contextlib.nullcontext() if part.last else ddp.no_sync():
+                loss_fn(ddp, mine(batch)).backward()
+        assert len(reductions) == before + 1
+        assert_same_on_every_rank([p.grad for p in model.parameters()])
+        optimizer.step()
+        optimizer.zero_grad()
+    assert_same_on_every_rank(model.parameters())
+    for p, q in zip(model.parameters(), train_alone().parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-11)
+
+
+def ddp_whose_gradients_are_views_of_its_buckets():
+    ddp_with_one_synchronisation_a_step_is_one_process_on_the_whole_minibatch(bucket_view=True)
+
+
+def sam_under_ddp_has_a_perturbation_of_each_ranks_own_data():
+    model, alone = make_model(), make_model()
+    ddp = DistributedDataParallel(model)
+    optimizer, reference = make_sam(model), make_sam(alone)
+    for batch in minibatches():
+        for part in optimizer.passes():
+            with contextlib.nullcontext() if part.last else ddp.no_sync():
+                loss_fn(ddp, mine(batch)).backward()
+        for rank in range(WORLD):
+            for _ in reference.passes():
+                (loss_fn(alone, batch[rank::WORLD]) / WORLD).backward()
+        for one in (optimizer, reference):
+            one.step()
+            one.zero_grad()
+        assert_same_on_every_rank(model.parameters())
+    for p, q in zip(model.parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-11)
+
+
+def covariance_noise_weighs_the_examples_of_each_rank_by_noise_of_its_own():
+    for diagonal in (False, True):
+        model, alone = make_model(), make_model()
+        ddp = DistributedDataParallel(model)
+        sgd, reference = (torch.optim.SGD(net.parameters(), lr=0.1) for net in (model, alone))
+        optimizer = CovarianceNoise(sgd, noise=2.0, diagonal=diagonal, seed=7)
+
+        def losses(net, x):
+            return net(x).sub(1).square().mean((1, 2))
+
+        for step, batch in enumerate(minibatches()):
+            for part in optimizer.passes():
+                with contextlib.nullcontext() if part.last else ddp.no_sync():
+                    part.mean(losses(ddp, mine(batch))).backward()
+            for rank in range(WORLD):
+                own = losses(alone, batch[rank::WORLD])
+                (epsilon,) = unit_noise([own.shape], "gaussian", 7, step * WORLD + rank, own.dtype)
+                noise = torch.autograd.grad((2 * epsilon * own).mean(), alone.parameters(), retain_graph=True)
+                signs = unit_noise([n.shape for n in noise], "rademacher", 7, step, own.dtype)
+                own.mean().div(WORLD).backward()
+                for p, n, sign in zip(alone.parameters(), noise, signs, strict=True):
+                    p.grad += (n * sign if diagonal else n) / WORLD
+            for one in (optimizer, reference):
+                one.step()
+                one.zero_grad()
+            assert_same_on_every_rank(model.parameters())
+        for p, q in zip(model.parameters(), alone.parameters(), strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-11)
+
+
+CHECKS = (
+    ddp_with_one_synchronisation_a_step_is_one_process_on_the_whole_minibatch,
+    ddp_whose_gradients_are_views_of_its_buckets,
+    sam_under_ddp_has_a_perturbation_of_each_ranks_own_data,
+    covariance_noise_weighs_the_examples_of_each_rank_by_noise_of_its_own,
+)
