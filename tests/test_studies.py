@@ -72,7 +72,7 @@ def test_every_run_of_every_study_is_a_configuration_of_its_own(study, recipe):
 
 
 @pytest.mark.parametrize("recipe", ["an4", "ptb", "cifar", "demo"])
-@pytest.mark.parametrize("study", ["phases", "price", "methods"])
+@pytest.mark.parametrize("study", ["phases", "price", "rivals", "methods"])
 def test_studies_at_equal_compute_are(study, recipe):
     found = {name: passes(*config) for name, config in cells(study, recipe).items() if name != "once"}
     assert len(set(found.values())) == 1, found
