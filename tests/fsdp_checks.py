@@ -6,6 +6,7 @@ from ranks import (
     assert_same_on_every_rank,
     full,
     loss_fn,
+    make_model,
     make_optimizer,
     make_sam,
     mine,
@@ -15,7 +16,7 @@ from ranks import (
 )
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from seqssgd.optim import DropConnect, SymmetricNoise, noise_groups
@@ -188,6 +189,12 @@ def filters_torn_apart_and_mixed_shardings_are_refused():
             assert all(torch.equal(full(p), weights) for p in params)
 
 
+def weights_flattened_by_fsdp1_are_refused():
+    for original in (False, True):
+        model = FullyShardedDataParallel(make_model(), device_id=torch.device("cpu"), use_orig_params=original)
+        raises(ValueError, "use torch.distributed.fsdp.fully_shard", lambda model=model: noise_groups(model, noise=0.5))
+
+
 # ---- other methods ---------------------------------------------------------------------------------------------------
 
 
@@ -229,6 +236,7 @@ CHECKS = (
     fsdp_without_model_is_refused,
     fsdp_that_stays_gathered_after_backward_is_refused_and_named,
     filters_torn_apart_and_mixed_shardings_are_refused,
+    weights_flattened_by_fsdp1_are_refused,
     sharded_sam_and_asam_step_as_one_process,
     sharded_dropconnect_masks_weights_and_gradients_alike,
 )

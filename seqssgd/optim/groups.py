@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .sharding import check_not_flattened
+
 ROLES = ("recurrent", "conv", "dense", "embedding")
 
 
@@ -32,13 +34,14 @@ def noise_groups(
         input and recurrent kernels of an LSTM layer share one; a name means nothing outside its group).
 
     Raises:
-        ValueError: an unknown role or name, or nothing to perturb.
+        ValueError: an unknown role or name, nothing to perturb, or weights flattened by FSDP1.
 
     >>> import torch
     >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4))
     >>> [(g["noise"], g["layers"]) for g in noise_groups(model, noise=0.5)]
     [(0.5, ['0']), (0.0, ['0.bias', '1.weight', '1.bias'])]
     """
+    check_not_flattened(model)
     unknown = set(only or ()) - set(ROLES)
     if isinstance(only, str) or unknown:
         raise ValueError(f"only={only!r}: give a collection of roles out of {', '.join(ROLES)}")

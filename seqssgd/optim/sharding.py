@@ -7,10 +7,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 try:  # absent from builds of torch without distributed support
-    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
     from torch.distributed.tensor import DTensor
 except ImportError:  # pragma: no cover
-    FSDPModule = DTensor = None
+    FSDPModule = FullyShardedDataParallel = DTensor = None
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -48,6 +48,19 @@ def check_shards(weights: Sequence[Tensor]) -> None:
             raise ValueError(f"noise needs weights sharded along dimension 0, as FSDP2 does, not {weight.placements}")
         if weight.device_mesh != sharded[0].device_mesh or weight.placements != sharded[0].placements:
             raise ValueError("noise needs all sharded weights on one device mesh with the same placements")
+
+
+def check_not_flattened(model: nn.Module) -> None:
+    """Refuses FSDP1, which cuts the flattened weights of many layers into shards: a layer's norm is lost.
+
+    Raises:
+        ValueError: a module is wrapped by FullyShardedDataParallel.
+    """
+    if FullyShardedDataParallel is not None and any(isinstance(m, FullyShardedDataParallel) for m in model.modules()):
+        raise ValueError(
+            "FullyShardedDataParallel (FSDP1) flattens the weights of several layers into one, so noise cannot follow the "
+            "norm of each; use torch.distributed.fsdp.fully_shard (FSDP2)"
+        )
 
 
 def sum_over_shards(values: Tensor, weights: Sequence[Tensor]) -> Tensor:
