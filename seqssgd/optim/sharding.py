@@ -58,8 +58,8 @@ def check_not_flattened(model: nn.Module) -> None:
     """
     if FullyShardedDataParallel is not None and any(isinstance(m, FullyShardedDataParallel) for m in model.modules()):
         raise ValueError(
-            "FullyShardedDataParallel (FSDP1) flattens the weights of several layers into one, so noise cannot follow the "
-            "norm of each; use torch.distributed.fsdp.fully_shard (FSDP2)"
+            "FullyShardedDataParallel (FSDP1) flattens the weights of several layers into one, so noise cannot follow "
+            "the norm of each; use torch.distributed.fsdp.fully_shard (FSDP2)"
         )
 
 
