@@ -8,10 +8,12 @@ import csv
 import itertools
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
+
+import yaml
 
 from .errors import UserError
 from .files import atomic_path
@@ -75,7 +77,7 @@ class NoiseFinder:
             raise UserError(f"optim.method: {method} has no noise level; give one that has, such as ssgd")
         common = {
             "optim.noise_schedule": None,
-            "training.log_every": 1,
+            "training.log_every": self._log_every,
             "training.evaluate_every": 10**6,  # validation is of no interest here
             "training.max_nonfinite": 10**6,
         }
@@ -93,34 +95,40 @@ class NoiseFinder:
         Raises:
             UserError: they ended before the level had risen, or the loss without noise is not a number > 0.
         """
-        plain, noisy = (self._steps(name) for name in ("plain", "noisy"))
-        length = max(1, len(noisy) // POINTS)
-        points = []
-        for start in range(0, length * (len(noisy) // length), length):
-            rows = slice(start, start + length)
-            level, loss = (_mean(row[key] for row in noisy[rows]) for key in ("noise", "loss"))
-            points.append(Point(level, _mean(row["loss"] for row in plain[rows]), loss))
+        plain, noisy = (self._losses(name) for name in ("plain", "noisy"))
+        length = self.steps // POINTS
+        levels = [self._highest() * (length * (index + 0.5) - 0.5) / self.steps for index in range(POINTS)]
+        points = [Point(*values) for values in zip(levels, plain, noisy, strict=True)]
         for point in points:
             if not (math.isfinite(point.plain) and point.plain > 0):
                 raise UserError(f"{self.out / 'plain'}: the loss without noise is {point.plain:g}, not > 0")
         return points
 
-    def _steps(self, name: str) -> list[dict]:
-        """The metrics of every step in which the level rose."""
+    @property
+    def _log_every(self) -> int:
+        """Steps between rows of metrics, such that some rows make up the warm-up, and some each point."""
+        return math.gcd(self.warmup, self.steps // POINTS)
+
+    def _highest(self) -> float:
+        return yaml.safe_load((self.out / "noisy" / "config.yaml").read_text())["optim"]["noise"]
+
+    def _losses(self, name: str) -> list[float]:
+        """The mean loss of each point's steps; infinite if that of one step was not finite."""
         rows = [json.loads(line) for line in (self.out / name / "metrics.jsonl").read_text().splitlines()]
         rows = [row for row in rows if row["kind"] == "train"]
-        if len(rows) < self.warmup + self.steps:
+        if len(rows) * self._log_every < self.warmup + self.steps:
             raise UserError(
-                f"{self.out / name}: ended after {len(rows)} of {self.warmup} + {self.steps} steps; "
+                f"{self.out / name}: ended before step {self.warmup} + {self.steps}; "
                 "give fewer --warmup and --steps, or more --training.epochs"
             )
-        return rows[self.warmup :]
-
-
-def _mean(values: Iterable[float | None]) -> float:
-    """The mean; infinite if one of the values is missing because it was not finite."""
-    values = list(values)
-    return math.inf if None in values else math.fsum(values) / len(values)
+        each, begin = self.steps // POINTS // self._log_every, self.warmup // self._log_every
+        failed = [0, *(row["nonfinite"] for row in rows)]
+        losses = []
+        for first in range(begin, begin + POINTS * each, each):
+            of_point = [row["loss"] for row in rows[first : first + each]]
+            whole = failed[first] == failed[first + each]
+            losses.append(math.fsum(of_point) / each if whole else math.inf)
+        return losses
 
 
 def suggest(points: Sequence[Point]) -> tuple[float | None, str]:

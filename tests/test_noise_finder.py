@@ -5,6 +5,7 @@ import json
 import math
 
 import pytest
+import yaml
 from programs import ROOT, generated_lines, load, outcome, refused
 
 from seqssgd import cli
@@ -41,15 +42,19 @@ def test_a_curve_without_that_level_suggests_another_highest():
 
 
 def made_runs(folder, noisy_loss, warmup=20, steps=100):
-    """The two trainings' metrics: a loss that falls, and the same times what noise does to it."""
-    for name in ("plain", "noisy"):
+    """The two trainings' metrics: a loss that falls, and the same times what noise of up to 1 does to it."""
+    for name, highest in (("plain", 0.0), ("noisy", 1.0)):
         (folder / name).mkdir()
-        rows = [{"kind": "valid", "step": 0}]
+        (folder / name / "config.yaml").write_text(yaml.safe_dump({"optim": {"noise": highest}}))
+        rows, losses, nonfinite = [{"kind": "valid", "step": 0}], [], 0
         for step in range(1, warmup + steps + 1):
-            level = max(0.0, (step - 1 - warmup) / steps) * (name == "noisy")
-            factor = noisy_loss(level)
-            loss = None if factor is None else factor * (3 + math.exp(-step / 20))
-            rows.append({"kind": "train", "step": step, "noise": level, "loss": loss})
+            factor = noisy_loss(highest * max(0.0, (step - 1 - warmup) / steps))
+            nonfinite += factor is None
+            losses += [] if factor is None else [factor * (3 + math.exp(-step / 20))]
+            if step % 10 == 0:
+                loss = sum(losses) / len(losses) if losses else None
+                rows.append({"kind": "train", "step": step, "loss": loss, "nonfinite": nonfinite})
+                losses = []
         (folder / name / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return NoiseFinder(CONFIG, [], folder, warmup=warmup, steps=steps)
 
@@ -62,7 +67,7 @@ def test_a_known_price_is_found(tmp_path):
 
 def test_a_loss_that_is_not_finite_is_an_infinite_price(tmp_path):
     points = made_runs(tmp_path, lambda level: 1 + level**2 if level < 0.75 else None).curve()
-    assert [math.isinf(p.cost) for p in points] == [False] * 7 + [True] * 3
+    assert [math.isinf(p.cost) for p in points] == [False] * 7 + [True] * 3  # the first of them in part
     assert suggest(points)[0] == pytest.approx(math.sqrt(BEARABLE), rel=0.03)
     assert table(points).splitlines()[-1].split()[2:] == ["inf", "+inf%"]
     paths = write(points, 0.2, tmp_path)
@@ -155,7 +160,7 @@ def test_wrong_input_is_refused(data, tmp_path, capsys):
 def test_a_training_that_ends_too_soon_is_refused(data, tmp_path, capsys):
     assert find(data, tmp_path / "found", epochs=1) == 2
     said = capsys.readouterr().err
-    assert "of 200 + 400 steps; give fewer --warmup and --steps, or more --training.epochs" in said
+    assert "ended before step 200 + 400; give fewer --warmup and --steps, or more --training.epochs" in said
 
 
 def test_a_loss_that_noise_has_no_share_of_is_refused(tmp_path):
