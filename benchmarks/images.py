@@ -15,7 +15,6 @@ Time on one machine with 2 cores: about 5 minutes.
 import argparse
 import contextlib
 import io
-import json
 import statistics
 import sys
 import tempfile
@@ -26,7 +25,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
-from timing import asked, in_turns, machine, ratio, show
+from timing import Figures, asked, benchmark, in_turns, ratio
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -129,8 +128,8 @@ def rate(times: list[float]) -> float:
     return BATCH * (len(times) - 2) / (times[-1] - times[1])
 
 
-def measure(name: str, steps: int, rounds: int, folder: Path) -> dict:
-    dataset = random_images(folder / name, (steps + 1) * BATCH)
+def measure(name: str, args: argparse.Namespace, folder: Path) -> Figures:
+    dataset = random_images(folder / name, (args.steps + 1) * BATCH)
     task, pil = build_task(name, dataset, TrainingConfig()), PilImages(dataset)
     last = list(task.batches(0))
     first = [(images.contiguous(), labels) for images, labels in last]
@@ -144,7 +143,7 @@ def measure(name: str, steps: int, rounds: int, folder: Path) -> dict:
             "pil": lambda: pil_rate(name, pil, 0),
             "workers": lambda: pil_rate(name, pil, 2),
         },
-        rounds,
+        args.rounds,
     )
     return {
         "images per second, bare loop": statistics.median(rates["bare"]),
@@ -159,25 +158,6 @@ def measure(name: str, steps: int, rounds: int, folder: Path) -> dict:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=["resnet20"])
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    print(machine())
-    figures = {"machine": machine(), "rounds": args.rounds, "steps": args.steps}
-    with tempfile.TemporaryDirectory() as folder:
-        for name in args.models:
-            print(f"\n{name}: minibatches of {BATCH} images of 32×32, {CLASSES} classes")
-            figures[name] = measure(name, args.steps, args.rounds, Path(folder))
-            show(figures[name])
-    if args.json:
-        args.json.write_text(json.dumps(figures, indent=2) + "\n")
-
-
 if __name__ == "__main__":
-    main()
+    about = {name: f"minibatches of {BATCH} images of 32×32, {CLASSES} classes" for name in MODELS}
+    benchmark(__doc__.splitlines()[0], about, measure, default=["resnet20"], steps=30)

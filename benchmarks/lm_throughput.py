@@ -1,6 +1,6 @@
 """Training tokens per second of the language-model recipe, against a bare PyTorch loop of the same model.
 
-    python benchmarks/lm_throughput.py [--model small medium] [--steps 40] [--rounds 5] [--threads 2]
+    python benchmarks/lm_throughput.py [--models small medium] [--steps 40] [--rounds 5] [--threads 2]
 
 The bare loop is what one would write by hand: forward, loss, backward, clip, step, detach the state. The recipe's loop
 does the same work and also checks for non-finite values, counts, logs and can resume. Its time runs from the first
@@ -13,7 +13,6 @@ Time on one machine with 2 cores: about 3 minutes for both models.
 import argparse
 import contextlib
 import io
-import json
 import random
 import statistics
 import sys
@@ -24,7 +23,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from timing import in_turns, machine, ratio, show
+from timing import Figures, asked, benchmark, in_turns, ratio
 from torch import Tensor, nn
 
 from seqssgd.data.text import TextDataset, columns, load_text, write_text_dataset
@@ -53,11 +52,8 @@ class TimedTask(LanguageModelTask):
     """Notes when every minibatch is asked for."""
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        self.times = []
-        for batch in super().batches(epoch, start):
-            self.times.append(time.perf_counter())
-            yield batch
-        self.times.append(time.perf_counter())
+        self.times: list[float] = []
+        return asked(super().batches(epoch, start), self.times)
 
 
 def recipe_rate(model: str, dataset: TextDataset, steps: int, precision: str, method: str, folder: Path) -> float:
@@ -93,7 +89,8 @@ def bare_rate(model: str, dataset: TextDataset, steps: int) -> float:
     return (steps - 1) * BATCH * window / (time.perf_counter() - start)
 
 
-def measure(model: str, steps: int, rounds: int, folder: Path) -> dict:
+def measure(model: str, args: argparse.Namespace, folder: Path) -> Figures:
+    steps = args.steps
     dataset = random_text(folder / model, (steps + 2) * BATCH * WINDOW[model])
     loops = {
         "bare": lambda: bare_rate(model, dataset, steps),
@@ -101,7 +98,7 @@ def measure(model: str, steps: int, rounds: int, folder: Path) -> dict:
         "bf16": lambda: recipe_rate(model, dataset, steps, "bf16", "none", folder),
         "S-SGD": lambda: recipe_rate(model, dataset, steps, "fp32", "ssgd", folder),
     }
-    rates = in_turns(loops, rounds)
+    rates = in_turns(loops, args.rounds)
     return {
         "tokens per second, bare loop": statistics.median(rates["bare"]),
         "tokens per second, recipe": statistics.median(rates["fp32"]),
@@ -111,25 +108,6 @@ def measure(model: str, steps: int, rounds: int, folder: Path) -> dict:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", choices=WINDOW, default=["small", "medium"])
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    print(machine())
-    figures = {"machine": machine(), "rounds": args.rounds, "steps": args.steps}
-    with tempfile.TemporaryDirectory() as folder:
-        for model in args.models:
-            print(f"\n{model}: batch {BATCH}, {WINDOW[model]} steps of time, vocabulary {VOCABULARY:,}")
-            figures[model] = measure(model, args.steps, args.rounds, Path(folder))
-            show(figures[model])
-    if args.json:
-        args.json.write_text(json.dumps(figures, indent=2) + "\n")
-
-
 if __name__ == "__main__":
-    main()
+    about = {name: f"batch {BATCH}, {time} steps of time, vocabulary {VOCABULARY:,}" for name, time in WINDOW.items()}
+    benchmark(__doc__.splitlines()[0], about, measure, default=["small", "medium"])

@@ -14,7 +14,6 @@ Time on one machine with 2 cores: about 8 minutes, most of it the LSTM (66 milli
 import argparse
 import contextlib
 import gc
-import json
 import multiprocessing
 import os
 import resource
@@ -24,7 +23,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from timing import interleaved, machine, ratio
+from timing import Figures, benchmark, interleaved, ratio
 from torch import Tensor, nn
 
 from seqssgd.models.lstm import ZAREMBA, LSTMLanguageModel
@@ -160,7 +159,7 @@ STEPS = {
 }
 
 
-def measure_time(name: str, rounds: int) -> dict[str, str]:
+def measure_time(name: str, rounds: int) -> Figures:
     torch.manual_seed(0)
     network, loss, batch, dim = MODELS[name]()
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-4)
@@ -216,28 +215,13 @@ def measure_memory(name: str, threads: int) -> dict[str, float]:
     return {label: (peak - peaks["plain"]) / weights for label, peak in peaks.items() if label != "plain"}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    print(machine())
-    figures = {"machine": machine(), "rounds": args.rounds}
-    for name in args.models:
-        print(f"\n{name}: {MODELS[name].__doc__}")
-        figures[name] = measure_time(name, args.rounds)
-        for what, value in figures[name].items():
-            print(f"  {what:<47} {value if not isinstance(value, float) else format(value, '.3f')}", flush=True)
-        if name == "lstm":  # the weights of the others are too small to see beside their activations
-            figures[name]["memory"] = measure_memory(name, args.threads)
-            extra = ", ".join(f"{label} {copies:.2f}" for label, copies in figures[name]["memory"].items())
-            print(f"  memory beyond the plain step, in copies of the weights: {extra}", flush=True)
-    if args.json:
-        args.json.write_text(json.dumps(figures, indent=2) + "\n")
+def measure(name: str, args: argparse.Namespace, folder: Path) -> Figures:
+    figures = measure_time(name, args.rounds)
+    if name == "lstm":  # the weights of the others are too small to see beside their activations
+        figures["memory"] = measure_memory(name, args.threads)
+    return figures
 
 
 if __name__ == "__main__":
-    main()
+    about = {name: function.__doc__ for name, function in MODELS.items()}
+    benchmark(__doc__.splitlines()[0], about, measure, rounds=9, steps=None)

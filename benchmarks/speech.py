@@ -1,6 +1,6 @@
 """Training and recognition speed of the speech recipe, against a bare PyTorch loop that finds its features ready.
 
-    python benchmarks/speech.py [--threads 1] [--steps 40] [--rounds 5] [--sizes 12x190 12x300]
+    python benchmarks/speech.py [--threads 1] [--steps 40] [--rounds 5] [--models 12x190 12x300]
 
 The bare loop is what one would write by hand: features that were computed before and lie in memory, forward, loss,
 backward, clip, step. The recipe's loop reads the recordings, changes their speed, computes the features and masks them
@@ -16,7 +16,6 @@ import argparse
 import contextlib
 import io
 import itertools
-import json
 import random
 import statistics
 import sys
@@ -29,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from timing import in_turns, machine, ratio, show
+from timing import Figures, benchmark, in_turns, ratio
 from torch import Tensor, nn
 
 from seqssgd.asr import NetworkConfig, Recognizer, RecognizerConfig, ctc_loss, transcribe
@@ -134,7 +133,10 @@ def real_time_factor(task: TimedTask) -> float:
     return (time.perf_counter() - start) / (sum(map(len, waves)) / RATE)
 
 
-def measure(size: str, steps: int, rounds: int, folder: Path) -> dict:
+def measure(size: str, args: argparse.Namespace, folder: Path) -> Figures:
+    steps, folder = args.steps, folder / "tones"
+    if not folder.exists():
+        corpus(folder, 10 * BATCH_SECONDS)
     layers, width = map(int, size.split("x"))
     config = Config(
         CorpusConfig(batch_seconds=BATCH_SECONDS, prefetch=0),
@@ -157,7 +159,7 @@ def measure(size: str, steps: int, rounds: int, folder: Path) -> dict:
         "read": lambda: front_rate(reading, 1),
         "one": lambda: real_time_factor(task),
     }
-    rates = in_turns(loops, rounds)
+    rates = in_turns(loops, args.rounds)
     return {
         "audio seconds per second, bare loop on features": statistics.median(rates["bare"]),
         "audio seconds per second, recipe": statistics.median(rates["recipe"]),
@@ -169,26 +171,6 @@ def measure(size: str, steps: int, rounds: int, folder: Path) -> dict:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sizes", nargs="+", choices=["12x190", "12x300"], default=["12x190", "12x300"])
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    print(machine())
-    figures = {"machine": machine(), "rounds": args.rounds, "steps": args.steps}
-    with tempfile.TemporaryDirectory() as name:
-        folder = corpus(Path(name) / "tones", 10 * BATCH_SECONDS)
-        for size in args.sizes:
-            print(f"\n{size}: minibatches of {BATCH_SECONDS:g} s of audio")
-            figures[size] = measure(size, args.steps, args.rounds, folder)
-            show(figures[size])
-    if args.json:
-        args.json.write_text(json.dumps(figures, indent=2) + "\n")
-
-
 if __name__ == "__main__":
-    main()
+    about = dict.fromkeys(("12x190", "12x300"), f"minibatches of {BATCH_SECONDS:g} s of audio")
+    benchmark(__doc__.splitlines()[0], about, measure, threads=1)

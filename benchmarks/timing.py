@@ -1,14 +1,59 @@
 """Fair comparison of things that take seconds, on machines that are never quite idle."""
 
+import argparse
+import json
 import platform
 import statistics
+import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import torch
 
 T = TypeVar("T")
+Figures = dict[str, float | Sequence[float] | dict[str, float]]
+
+
+def benchmark(
+    description: str,
+    models: Mapping[str, str],
+    measure: Callable[[str, argparse.Namespace, Path], Figures],
+    default: Sequence[str] | None = None,
+    rounds: int = 5,
+    steps: int | None = 40,
+    threads: int | None = None,
+) -> None:
+    """The program of a benchmark: its options, its figures as text, and with ``--json`` as a file.
+
+    Args:
+        models: what can be measured: name and a line about it.
+        measure: gives the figures of a model, from the options and a folder for files of its own.
+        default: the models that are measured unless ``--models`` says otherwise; None: all.
+        rounds, steps, threads: what they are unless the options say otherwise; steps None: no such option; threads
+            None: torch's choice.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--models", nargs="+", choices=models, default=default or list(models))
+    parser.add_argument("--rounds", type=int, default=rounds)
+    if steps is not None:
+        parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--threads", type=int, default=threads or torch.get_num_threads())
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    figures = {"machine": machine(), "rounds": args.rounds}
+    if steps is not None:
+        figures["steps"] = args.steps
+    print(figures["machine"])
+    with tempfile.TemporaryDirectory() as folder:
+        for name in args.models:
+            print(f"\n{name}: {models[name]}", flush=True)
+            figures[name] = measure(name, args, Path(folder))
+            _show(figures[name])
+    if args.json:
+        args.json.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 def interleaved(functions: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1) -> dict[str, list[float]]:
@@ -59,9 +104,13 @@ def ratio(numerators: list[float], denominators: list[float]) -> Ratio:
     return Ratio(statistics.median(ratios), min(ratios), max(ratios))
 
 
-def show(figures: Mapping[str, float | Ratio]) -> None:
+def _show(figures: Figures) -> None:
     """Prints one figure a line."""
     for what, value in figures.items():
+        if isinstance(value, dict):
+            print(f"  {what}")
+            _show({f"  {name}": part for name, part in value.items()})
+            continue
         number = value if isinstance(value, Ratio) else f"{value:,.0f}" if value > 100 else f"{value:.4g}"
         print(f"  {what:<50} {number}", flush=True)
 
