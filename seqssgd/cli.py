@@ -168,7 +168,10 @@ def _noise_finder(args: argparse.Namespace) -> int:
     level, reason = suggest(points)
     paths = write(points, level, out)
     print(f"\n{table(points)}\n\n{out}: {', '.join(path.name for path in paths)}")
-    print("no level suggested" if level is None else f"suggested: optim.noise {level:.2g}", f"({reason})")
+    if level is None:
+        print(f"no level to suggest: {reason}")
+    else:
+        print(f"try optim.noise from {level / 4:.2g} to {level:.2g}, and choose by validation: {reason}")
     return 0
 
 

@@ -96,11 +96,11 @@ def steps_of(run):
 
 def test_both_trainings_are_the_recipes_own_and_part_where_noise_begins(data, tmp_path, capsys):
     out = tmp_path / "found"
-    assert find(data, out, "--warmup", "5", "--steps", "20", "--highest", "2") == 0
+    assert find(data, out, "--warmup", "5", "--steps", "20", "--highest", "100") == 0
     said = capsys.readouterr().out
     plain, noisy = steps_of(out / "plain"), steps_of(out / "noisy")
     assert [level for level, _ in plain] == [0.0] * 25
-    assert [level for level, _ in noisy] == pytest.approx([0.0] * 5 + [0.1 * i for i in range(20)])
+    assert [level for level, _ in noisy] == pytest.approx([0.0] * 5 + [5.0 * i for i in range(20)])
     assert plain[:6] == noisy[:6] and all(one[1] != two[1] for one, two in zip(plain[6:], noisy[6:], strict=True))
 
     alone = [*TINY, "--optim.method", "none", "--training.log_every", "1", "--training.evaluate_every", "100"]
@@ -113,12 +113,16 @@ def test_both_trainings_are_the_recipes_own_and_part_where_noise_begins(data, tm
         header, *rows = csv.reader(file)
     assert header == ["level", "plain", "noisy", "cost"] and len(rows) == 10
     level, without, with_noise, cost = map(float, rows[3])
-    assert level == pytest.approx(0.65)
+    assert level == pytest.approx(32.5)
     assert without == pytest.approx((plain[11][1] + plain[12][1]) / 2) and cost == with_noise / without - 1
-    assert f"{level:11.4g}" in said and "noise-finder.png" in said and "suggest" in said
+    assert f"{level:11.4g}" in said and "noise-finder.png" in said
+    ceiling, reason = suggest([Point(*map(float, row[:3])) for row in rows])
+    assert said.endswith(
+        f"try optim.noise from {ceiling / 4:.2g} to {ceiling:.2g}, and choose by validation: {reason}\n"
+    )
 
     before = outcome(out / "noisy")
-    assert find(data, out, "--warmup", "5", "--steps", "20", "--highest", "2") == 0
+    assert find(data, out, "--warmup", "5", "--steps", "20", "--highest", "100") == 0
     again = capsys.readouterr().out
     assert again.count("already finished at step 25; nothing to do") == 2
     assert again[again.index("noise level") :] == said[said.index("noise level") :]
@@ -129,6 +133,7 @@ def test_the_highest_level_follows_the_recipes_own(data, tmp_path, capsys):
     short = ("--warmup", "0", "--steps", "20")
     assert find(data, tmp_path / "a", *short) == 0  # three times 0.7
     assert steps_of(tmp_path / "a/noisy")[-1][0] == pytest.approx(2.1 * 19 / 20)
+    assert capsys.readouterr().out.splitlines()[-1].startswith("no level to suggest: up to 1.9 ")
     assert find(data, tmp_path / "b", *short, config=CONFIG.parent / "small_cpu.yaml") == 0  # symmetric noise up to 1.5
     assert steps_of(tmp_path / "b/noisy")[-1][0] == pytest.approx(1.5 * 19 / 20)
     assert "method: ssgd" in (tmp_path / "b/noisy/config.yaml").read_text()
