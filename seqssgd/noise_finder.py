@@ -24,7 +24,7 @@ from .training import parse_recipe
 from .training.methods import METHODS
 from .training.recipe import as_options, load_program
 
-BEARABLE = 0.05  # of the loss: what the highest level worth a try costs
+BEARABLE = 0.1  # of the loss: what the highest level worth a try costs
 POINTS = 10  # of a curve: each the mean of as many successive steps
 
 

@@ -25,20 +25,20 @@ def points_of(costs):
 
 
 def test_the_suggested_level_is_where_noise_begins_to_cost_too_much():
-    level, reason = suggest(points_of([0.0, 0.02, 0.1, 0.5]))
+    level, reason = suggest(points_of([0.0, 0.04, 0.2, 0.5]))
     assert level == pytest.approx(0.2 + 0.1 * 3 / 8)
     assert reason == f"from 0.24 on noise costs more than {BEARABLE:.0%} of the loss"
     # one costly minibatch before a cheap one is no limit
-    assert suggest(points_of([0.0, 0.06, 0.03, 0.07, 0.5]))[0] == pytest.approx(0.3 + 0.1 / 2)
+    assert suggest(points_of([0.0, 0.12, 0.06, 0.14, 0.5]))[0] == pytest.approx(0.3 + 0.1 / 2)
     # a loss that was not finite at the level after the last cheap one
     assert suggest(points_of([0.0, 0.04, math.inf]))[0] == pytest.approx(0.2)
 
 
 def test_a_curve_without_that_level_suggests_another_highest():
     level, reason = suggest(points_of([0.0, 0.02, 0.04]))
-    assert level is None and reason == "up to 0.3 noise costs less than 5% of the loss; raise --highest"
-    level, reason = suggest(points_of([0.06, 0.5, math.inf]))
-    assert level is None and reason == "at 0.1 noise costs more than 5% of the loss already; lower --highest"
+    assert level is None and reason == "up to 0.3 noise costs less than 10% of the loss; raise --highest"
+    level, reason = suggest(points_of([0.12, 0.5, math.inf]))
+    assert level is None and reason == "at 0.1 noise costs more than 10% of the loss already; lower --highest"
 
 
 def made_runs(folder, noisy_loss, warmup=20, steps=100):
