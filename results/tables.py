@@ -19,6 +19,7 @@ RUNS = {
     "an4": "recipes/wsj_sgcn/README.md",
     "an4_levels": "recipes/wsj_sgcn/README.md",
     "ptb_small_cpu": "recipes/ptb_lstm/README.md",
+    "cifar10_cpu": "recipes/cifar_cnn/README.md",
 }
 BENCHMARKS = {
     "benchmarks/optimizer_overhead": "benchmarks/README.md",
