@@ -119,12 +119,12 @@ class NoiseFinder:
         """The mean loss of each point's steps; infinite if that of one step was not finite."""
         rows = [json.loads(line) for line in (self.out / name / "metrics.jsonl").read_text().splitlines()]
         rows = [row for row in rows if row["kind"] == "train"]
-        if len(rows) * self._log_every < self.warmup + self.steps:
+        each, begin = self.steps // POINTS // self._log_every, self.warmup // self._log_every
+        if len(rows) < begin + POINTS * each:
             raise UserError(
                 f"{self.out / name}: ended before step {self.warmup} + {self.steps}; "
                 "give fewer --warmup and --steps, or more --training.epochs"
             )
-        each, begin = self.steps // POINTS // self._log_every, self.warmup // self._log_every
         failed = [0, *(row["nonfinite"] for row in rows)]
         losses = []
         for first in range(begin, begin + POINTS * each, each):

@@ -65,6 +65,13 @@ def test_a_known_price_is_found(tmp_path):
     assert suggest(points)[0] == pytest.approx(math.sqrt(BEARABLE), rel=0.03)
 
 
+def test_steps_that_do_not_divide_into_points_are_left_over_at_the_end(tmp_path):
+    finder = made_runs(tmp_path, lambda level: 1 + level**2, steps=107)
+    points = finder.curve()
+    assert points[-1].level == pytest.approx(94.5 / 107)
+    assert suggest(points)[0] == pytest.approx(math.sqrt(BEARABLE), rel=0.03)
+
+
 def test_a_loss_that_is_not_finite_is_an_infinite_price(tmp_path):
     points = made_runs(tmp_path, lambda level: 1 + level**2 if level < 0.75 else None).curve()
     assert [math.isinf(p.cost) for p in points] == [False] * 7 + [True] * 3  # the first of them in part
@@ -154,7 +161,9 @@ def test_wrong_input_is_refused(data, tmp_path, capsys):
         command = ["noise-finder", "--config", CONFIG, "--data", data, "--out", tmp_path / "found"]
         return refused(capsys, cli.main, *command, *options)
 
-    assert refusal("--program", "nowhere/train.py") == "error: nowhere/train.py: no such program of a recipe"
+    assert refusal("--program", "nowhere/train.py") == (
+        "error: nowhere/train.py: no such program; give the path of a recipe's train.py"
+    )
     assert "--highest -1: it must be a number > 0" in refusal("--highest", "-1")
     assert "--warmup 0 --steps 9: at least 0 and 10" in refusal("--warmup", "0", "--steps", "9")
     assert "optim.method: sam has no noise level" in refusal("--", "--optim.method", "sam", "--optim.noise", "0")

@@ -57,7 +57,7 @@ def load_program(path: Path) -> ModuleType:
         UserError: there is no such file.
     """
     if not path.is_file():
-        raise UserError(f"{path}: no such program of a recipe")
+        raise UserError(f"{path}: no such program; give the path of a recipe's train.py")
     name = f"{path.resolve().parent.name}_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     sys.modules[name] = importlib.util.module_from_spec(spec)
