@@ -3,15 +3,20 @@
     make tables
 
 A sub-folder holds the run directories of one comparison, without their checkpoints; ``reports`` has a page with curves
-for each. ``benchmarks`` holds what the benchmarks wrote with ``--json``. The place of each table in a README file is
+for each. ``benchmarks`` holds what the benchmarks wrote with ``--json``, ``noise_finder`` the curves that ``seqssgd
+noise-finder`` wrote for RECIPE/CONFIGURATION@STEPS of warm-up. The place of each table in a README file is
 marked by ``<!-- results/NAME: begin -->`` and ``<!-- results/NAME: end -->``.
 """
 
+import csv
 import json
 import sys
 from pathlib import Path
 
+import yaml
+
 from seqssgd.errors import run_cli
+from seqssgd.noise_finder import BEARABLE, Point, suggest
 from seqssgd.report import Comparison, compare, read_run, summary, write_between, write_report
 
 RESULTS = Path(__file__).resolve().parent
@@ -57,10 +62,26 @@ def _cell(value: float | list[float] | None) -> str:
     return f"{value:,.0f}" if value > 100 else f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
 
 
+def noise_table() -> str:
+    """From what level on noise costs too much of the loss of each recipe, beside the level in its configuration."""
+    rows = [["configuration", "steps before", f"costs {BEARABLE:.0%} from", "in use"], ["---", "---:", "---:", "---:"]]
+    for path in sorted((RESULTS / "noise_finder").glob("*/*.csv")):
+        with open(path, newline="") as file:
+            points = [Point(*(float(row[name]) for name in Point._fields)) for row in csv.DictReader(file)]
+        name, _, warmup = path.stem.partition("@")
+        config = RESULTS.parent / "recipes" / path.parent.name / f"{name}.yaml"
+        used = yaml.safe_load(config.read_text())["optim"]["noise"]
+        level = suggest(points)[0]
+        shown = f"{level:.2g}" if level is not None else f"above {points[-1].level:.2g}"
+        rows.append([f"`{path.parent.name}/{name}.yaml`", f"{int(warmup):,}", shown, f"{used:g}"])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
 def tables(compared: dict[str, Comparison]) -> dict[str, tuple[Path, str]]:
     """Every table of which there are figures here, by name: the file that shows it, and its text."""
     root = RESULTS.parent
     shown = {name: (root / RUNS[name], summary(comparison)) for name, comparison in compared.items()}
+    shown["noise_finder"] = (root / "recipes/studies/README.md", noise_table())
     measured = {name: readme for name, readme in BENCHMARKS.items() if (RESULTS / f"{name}.json").is_file()}
     return shown | {name: (root / readme, benchmark_table(name)) for name, readme in measured.items()}
 
