@@ -74,6 +74,8 @@ class NoiseFinder:
             UserError: there is no such program, it refuses an option, or its method has no noise level.
         """
         recipe = load_program(self.program)
+        if not (hasattr(recipe, "Config") and hasattr(recipe, "main")):
+            raise UserError(f"{self.program}: trains no recipe (it has no Config and main); give its train.py")
         optim = parse_recipe(recipe.Config, [*self.options, "--out", str(self.out)]).config.optim
         method = "ssgd" if optim.method == "none" else optim.method
         if "noise" not in METHODS[method].settings:

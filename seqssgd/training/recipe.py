@@ -54,9 +54,9 @@ def load_program(path: Path) -> ModuleType:
     """A program of a recipe as a module, whose ``main`` takes the program's arguments.
 
     Raises:
-        UserError: there is no such file.
+        UserError: there is no such file, or it is not Python.
     """
-    if not path.is_file():
+    if not path.is_file() or path.suffix != ".py":
         raise UserError(f"{path}: no such program; give the path of a recipe's train.py")
     name = f"{path.resolve().parent.name}_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
