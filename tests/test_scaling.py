@@ -36,6 +36,7 @@ def rates(c) -> list[float]:
 @pytest.mark.parametrize("factor", [0.5, 1, 2, 3])
 @pytest.mark.parametrize(("epochs", "optim"), [
     (20, {"lr_schedule": "zaremba", "lr_constant_epochs": 7, "lr_divisor": 1.5}),
+    (8, {"lr_schedule": "zaremba", "lr_constant_epochs": 3, "lr_divisor": 2}),
     (40, {"lr_schedule": "steps", "lr_milestones": [16, 30]}),
     (56, {"lr_schedule": "sgdr", "lr_period": 8}),
     (20, {"lr_schedule": "cosine"}),
@@ -51,7 +52,8 @@ def test_the_learning_rate_takes_the_same_course_over_more_or_fewer_epochs(epoch
     else:  # falls begin with whole epochs
         assert after[-1] == pytest.approx(before[-1]) and after[0] == 1
         off = [abs(math.log(after[int(epoch * factor)] / before[epoch])) for epoch in range(epochs)]
-        assert max(off) <= max(1, 1 / factor) * math.log(1.5) * 1.001
+        assert max(off) <= max(1, 1 / factor) * math.log(optim["lr_divisor"]) * 1.001
+        assert after.count(1) == factor * before.count(1) == factor * (optim["lr_constant_epochs"] + 1)
     if factor == 1:
         assert after == before
 

@@ -2,7 +2,7 @@
 
     python recipes/studies/run.py --list
     python recipes/studies/run.py --study methods --recipe an4 --max-minutes 10
-    python recipes/studies/run.py --study price --recipe ptb --seeds 0 1 2 -- --training.epochs 8
+    python recipes/studies/run.py --study price --recipe ptb --seeds 0 1 2 -- --optim.noise 1
 
 What follows ``--`` goes to every run, as to the recipe's train.py. studies.yaml has the studies, recipes.yaml the
 recipes, and the README beside this file what they are good for.

@@ -75,8 +75,9 @@ def _over(optim: OptimConfig, old: int, new: int) -> dict[str, Any]:
     elif optim.lr_schedule == "sgdr":
         settings["optim.lr_period"] = max(1, round(optim.lr_period * new / old))
     elif optim.lr_schedule == "zaremba":
-        constant = round(optim.lr_constant_epochs * new / old)
-        falls, new_falls = old - 1 - optim.lr_constant_epochs, new - 1 - constant  # as zaremba_decay counts them
+        # zaremba_decay keeps the full rate for one epoch more than its setting says.
+        constant = max(0, round((optim.lr_constant_epochs + 1) * new / old) - 1)
+        falls, new_falls = old - 1 - optim.lr_constant_epochs, new - 1 - constant
         settings["optim.lr_constant_epochs"] = constant
         if falls > 0 and new_falls > 0:
             settings["optim.lr_divisor"] = optim.lr_divisor ** (falls / new_falls)
