@@ -4,6 +4,7 @@ back from a run directory."""
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -128,22 +129,30 @@ def score(
     return Score(100 * right / count, mean if math.isfinite(mean) else math.inf, right, count)
 
 
-def recalibrate(
-    model: nn.Module,
-    data: ImageSet | EncodedImages,
-    normalization: Normalization,
-    images: int,
-    batch_size: int = 200,
-) -> None:
-    """Takes the batch-norm statistics of a classifier anew, from ``images`` of its training images as they are, the
-    same in every run.
+def recalibrate(model: nn.Module, minibatches: AugmentedBatches | RandomPieces, images: int) -> int:
+    """Takes the batch-norm statistics of a classifier anew, with its weights as they are, from minibatches like those
+    it was trained on: the first ones of epoch 0.
+
+    Augmented as in training, so that noise is all that the statistics are freed of. Those of images as they are fit
+    the weights less well.
+
+    Args:
+        model: the classifier.
+        minibatches: of training images.
+        images: how many to take, rounded up to whole minibatches and at most an epoch.
+
+    Returns:
+        How many were taken.
 
     Raises:
-        UserError: there are no images.
+        UserError: ``images`` is below 1.
     """
-    if images < 1 or not len(data.labels):
+    if images < 1:
         raise UserError("there are no images to take batch-norm statistics from")
-    recalibrate_bn(model, (normalization(part) for part, _ in data.batches(min(images, batch_size), images)))
+    share = minibatches.batch_size // minibatches.world_size
+    count = min(math.ceil(images / share), len(minibatches))
+    recalibrate_bn(model, (images for images, _ in islice(minibatches.epoch(0), count)))
+    return count * share
 
 
 # ---- training --------------------------------------------------------------------------------------------------------
@@ -154,11 +163,11 @@ class ClassificationTask:
 
     Args:
         model: takes normalised images (B, 3, H, W) and gives logits.
-        train: the training images, from which batch-norm statistics are taken anew.
+        train: the training images.
         valid: the images to validate on; there may be none.
         minibatches: of augmented training images, normalised.
-        bn_images: how many training images batch-norm statistics are taken from for every validation; 0: those that
-            training left are used.
+        bn_images: how many of them batch-norm statistics are taken from for every validation; 0: those that training
+            left are used.
         judged: whether the best model is that with the highest accuracy in validation; if not, it is the last.
         optim, training: the settings of the run.
 
@@ -210,7 +219,7 @@ class ClassificationTask:
             return {}
         with RunningStatistics(self.model).kept():
             if self.bn_images:
-                recalibrate(self.model, self.train, self.normalization, self.bn_images)
+                recalibrate(self.model, self.minibatches, self.bn_images)
             found = score(self.model, self.valid, self.normalization)
         return {"valid_loss": found.loss, "valid_accuracy": found.accuracy}
 
@@ -225,9 +234,8 @@ class ClassificationTask:
 def evaluate_run(
     path: Path,
     data: ImageSet | EncodedImages,
-    train: ImageSet | EncodedImages,
     model: nn.Module,
-    normalization: Normalization,
+    minibatches: AugmentedBatches | RandomPieces,
     bn_images: int,
     title: str,
 ) -> dict[str, Any]:
@@ -236,18 +244,17 @@ def evaluate_run(
     Args:
         path: the checkpoint that the model is from.
         data: the images to score it on.
-        train: the training images, ``bn_images`` of which the statistics are taken from.
         model: in evaluation mode; it keeps the new statistics.
-        normalization: as in training.
-        bn_images: see ``train``.
+        minibatches: of training images, as the run had them.
+        bn_images: how many images of these the statistics are taken from.
         title: of ``data``.
 
     Returns:
         The figures, for :func:`seqssgd.report.record`.
     """
-    raw = score(model, data, normalization)
-    recalibrate(model, train, normalization, bn_images)
-    clean, number = score(model, data, normalization), min(bn_images, len(train.labels))
+    raw = score(model, data, minibatches.normalization)
+    number = recalibrate(model, minibatches, bn_images)
+    clean = score(model, data, minibatches.normalization)
     print(f"{path}, {title}: {_describe(clean)}, batch norm recalibrated on {number:,} training images")
     print(f"  raw, with the running statistics of training: {_describe(raw)}")
     return {**clean._asdict(), "raw": raw._asdict(), "bn_images": number, "checkpoint": path.name}

@@ -131,7 +131,7 @@ def test_processes_share_every_minibatch(prepared):
         assert same(joined, batch)
 
 
-def test_central_pieces_come_in_order_or_as_a_choice_that_is_the_same_in_every_run(prepared):
+def test_central_pieces_come_in_order(prepared):
     data = prepared.split("train", SIZE)
     everything = [torch.cat(tensors) for tensors in zip(*data.batches(10), strict=True)]
     assert everything[0].shape == (48, 3, SIZE, SIZE) and everything[1].tolist() == [
@@ -140,10 +140,6 @@ def test_central_pieces_come_in_order_or_as_a_choice_that_is_the_same_in_every_r
     _, image = originals(prepared)[7]
     expected = image.resize((SIZE, SIZE), Image.Resampling.BILINEAR, central_box(*image.size))
     assert np.array_equal(everything[0][7].permute(1, 2, 0).numpy(), np.asarray(expected))
-    torch.manual_seed(1)
-    some = [[torch.cat(tensors) for tensors in zip(*data.batches(size, 16), strict=True)] for size in (5, 16)]
-    assert same(*some) and len(set(some[0][1].tolist())) > 4  # not the first two classes alone
-    assert len({image.numpy().tobytes() for image in some[0][0]}) == 16
 
 
 def test_impossible_settings_are_refused(prepared):

@@ -104,9 +104,9 @@ def test_validation_is_accuracy_on_held_out_images_with_clean_statistics_and_cha
     train, valid = dataset.split("train").hold_out(10)
     normal = Normalization(dataset.info["mean"], dataset.info["std"])
     model = task.model
-    x = normal(train.images[:20])
-    hidden = model[0](x)
-    mean, var = hidden.mean((0, 2, 3)), hidden.var((0, 2, 3), correction=1)
+    shown = [model[0](images) for images, _ in list(AugmentedBatches(train, normal, 9, pad=1).epoch(0))[:3]]  # >= 20
+    mean = torch.stack([hidden.mean((0, 2, 3)) for hidden in shown]).mean(0)
+    var = torch.stack([hidden.var((0, 2, 3), correction=1) for hidden in shown]).mean(0)
     y = (model[0](normal(valid.images)) - mean.view(-1, 1, 1)) / (var.view(-1, 1, 1) + 1e-5).sqrt()
     y = (y * model[1].weight.view(-1, 1, 1) + model[1].bias.view(-1, 1, 1)).relu().flatten(1)
     logits = model[4](y)
@@ -122,7 +122,7 @@ def test_with_bn_images_0_the_running_statistics_are_used(dataset):
     task.model.eval()
     expected = score(task.model, task.valid, task.normalization)
     assert task.evaluate() == {"valid_loss": expected.loss, "valid_accuracy": expected.accuracy}
-    recalibrate(task.model, task.train, task.normalization, 20)
+    recalibrate(task.model, task.minibatches, 20)
     assert score(task.model, task.valid, task.normalization).loss != expected.loss
 
 

@@ -9,7 +9,7 @@ import torch
 import yaml
 from programs import ROOT, coloured_images, kill_and_resume, load, outcome, refused, without_times
 
-from seqssgd.data.images import Normalization, load_images
+from seqssgd.data.images import AugmentedBatches, Normalization, load_images
 from seqssgd.optim.batchnorm import recalibrate_bn
 from seqssgd.report import compare, read_run, summary
 from seqssgd.training import checkpoint
@@ -101,7 +101,7 @@ def test_a_finished_run_that_is_called_again_is_left_as_it_is(data, finished, ca
 
 
 def accuracies(run: Path, data: Path, split: str, name: str = "best", number: int = 10_000) -> dict[str, str]:
-    """What evaluate.py should print of accuracy with recalibrated batch norm, and with that of training."""
+    """What evaluate.py should print of accuracy with batch norm of ``number`` images, and with that of training."""
     dataset = load_images(data)
     train, valid = dataset.split("train").hold_out(12)
     images, labels = {"train": train, "valid": valid, "test": dataset.split("test")}[split]
@@ -109,24 +109,27 @@ def accuracies(run: Path, data: Path, split: str, name: str = "best", number: in
     model, said = load_classifier(run, name), {}
     for kind in ("raw", "clean"):
         if kind == "clean":
-            recalibrate_bn(model, [normalization(train.images[:number])])
+            minibatches = list(AugmentedBatches(train, normalization, 8, pad=1).epoch(0))
+            recalibrate_bn(model, [images for images, _ in minibatches[: number // 8]])
         with torch.no_grad():
             right = int((model(normalization(images)).argmax(1) == labels).sum())
         said[kind] = f"accuracy {100 * right / len(labels):.2f} % ({right} of {len(labels)}), loss "
     return said
 
 
-@pytest.mark.parametrize(("split", "name", "number"), [
-    ("train", "last", 10_000), ("valid", "best", 20), ("test", "best", 10_000), ("test", "last", 3)
+@pytest.mark.parametrize(("split", "name", "asked", "number"), [
+    ("train", "last", 10_000, 48), ("valid", "best", 20, 24), ("test", "best", 10_000, 48), ("test", "last", 3, 8)
 ])  # fmt: skip
-def test_evaluation_gives_accuracy_with_and_without_recalibration(data, finished, capsys, split, name, number):
+def test_evaluation_gives_accuracy_with_and_without_recalibration(
+    data, finished, capsys, split, name, asked, number
+):  # the minibatches have 8 images
     EVALUATE.main(["--run", str(finished), "--data", str(data), "--split", split, "--checkpoint", name,
-                   "--bn-images", str(number)])  # fmt: skip
+                   "--bn-images", str(asked)])  # fmt: skip
     clean, raw = capsys.readouterr().out.splitlines()
     path = max((finished / "checkpoints").glob("best.pt" if name == "best" else "step-*.pt"))
     expected = accuracies(finished, data, split, name, number)
     assert clean.startswith(f"{path}, {split}: {expected['clean']}")
-    assert clean.endswith(f", batch norm recalibrated on {min(number, 48)} training images")
+    assert clean.endswith(f", batch norm recalibrated on {number} training images")
     assert raw.startswith(f"  raw, with the running statistics of training: {expected['raw']}")
 
 
@@ -144,7 +147,7 @@ def test_saved_figures_are_in_the_table_of_compared_runs(data, finished, tmp_pat
     EVALUATE.main(["--run", str(run), "--data", str(data), "--save"])
     saved = json.loads((run / "evaluation.json").read_text())["test"]
     line = capsys.readouterr().out.splitlines()[0]
-    assert saved["checkpoint"] == "best.pt" and saved["bn_images"] == (60 if options else 48)
+    assert saved["checkpoint"] == "best.pt" and saved["bn_images"] == (56 if options else 48)
     assert f"accuracy {saved['accuracy']:.2f} % ({saved['correct']} of 30)" in line
     shown = summary(compare([read_run(run)]))
     assert "| test accuracy |" in shown and f" {saved['accuracy']:.2f} |" in shown

@@ -2,8 +2,8 @@
 
     python recipes/cifar_cnn/evaluate.py --run runs/c10 --data data/cifar10 --split test
 
-It is given twice: with batch-norm statistics that are taken anew at the clean weights, from training images as they
-are; and raw, with the running statistics of training, into which the activations at perturbed weights went.
+It is given twice: with batch-norm statistics that are taken anew at the clean weights, from minibatches as in training;
+and raw, with the running statistics of training, into which the activations at perturbed weights went.
 """
 
 import argparse
@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 
 from seqssgd.cli import run_arguments
-from seqssgd.data.images import Normalization, load_images
+from seqssgd.data.images import AugmentedBatches, Normalization, load_images
 from seqssgd.errors import UserError, run_cli
 from seqssgd.report import record
-from seqssgd.runs import choose_device, find_checkpoint, read_section
+from seqssgd.runs import choose_device, find_checkpoint, read_config, read_section
 from seqssgd.vision import KIND, check_same_images, evaluate_run, load_classifier
 
 SPLITS = ("train", "valid", "test")
@@ -38,12 +38,16 @@ def main(argv: list[str] | None = None) -> None:
     device = choose_device(args.device)
     path = find_checkpoint(args.run, args.checkpoint)
     model = load_classifier(args.run, path).to(device)
-    train, valid = dataset.split("train").hold_out(read_section(args.run, "corpus", KIND)["valid"])
+    config, corpus = read_config(args.run), read_section(args.run, "corpus", KIND)
+    train, valid = (part.to(device) for part in dataset.split("train").hold_out(corpus["valid"]))
     data = dataset.split("test") if args.split == "test" else {"train": train, "valid": valid}[args.split]
     if not len(data.labels):
         raise UserError(f"--split {args.split}: {args.run} held out no images (corpus.valid: 0); give test or train")
-    data, normalization = data.to(device), Normalization(dataset.info["mean"], dataset.info["std"], device)
-    figures = evaluate_run(path, data, train.to(device), model, normalization, args.bn_images, args.split)
+    normalization = Normalization(dataset.info["mean"], dataset.info["std"], device)
+    minibatches = AugmentedBatches(
+        train, normalization, config["batch_size"], corpus["pad"], corpus["flip"], config["seed"]
+    )
+    figures = evaluate_run(path, data.to(device), model, minibatches, args.bn_images, args.split)
     if args.save:
         record(args.run, args.split, figures)
 

@@ -2,8 +2,8 @@
 
     python recipes/imagenet_resnet/evaluate.py --run runs/r50 --data data/imagenet
 
-It is given twice: with batch-norm statistics that are taken anew at the clean weights, from central pieces of training
-images; and raw, with the running statistics of training, into which the activations at perturbed weights went.
+It is given twice: with batch-norm statistics that are taken anew at the clean weights, from minibatches as in training;
+and raw, with the running statistics of training, into which the activations at perturbed weights went.
 """
 
 import argparse
@@ -11,11 +11,11 @@ import sys
 from pathlib import Path
 
 from seqssgd.cli import run_arguments
-from seqssgd.data.encoded_images import MEAN, STD, load_encoded
+from seqssgd.data.encoded_images import MEAN, STD, RandomPieces, load_encoded
 from seqssgd.data.images import Normalization
 from seqssgd.errors import UserError, run_cli
 from seqssgd.report import record
-from seqssgd.runs import choose_device, find_checkpoint, read_section
+from seqssgd.runs import choose_device, find_checkpoint, read_config, read_section
 from seqssgd.vision import KIND, check_same_images, evaluate_run, load_classifier
 
 
@@ -39,9 +39,13 @@ def main(argv: list[str] | None = None) -> None:
     device = choose_device(args.device)
     path = find_checkpoint(args.run, args.checkpoint)
     model = load_classifier(args.run, path).to(device)
-    size = read_section(args.run, "corpus", KIND)["size"]
-    data, train = (dataset.split(name, size, args.workers).to(device) for name in (args.split, "train"))
-    figures = evaluate_run(path, data, train, model, Normalization(MEAN, STD, device), args.bn_images, args.split)
+    config, corpus = read_config(args.run), read_section(args.run, "corpus", KIND)
+    data, train = (dataset.split(name, corpus["size"], args.workers).to(device) for name in (args.split, "train"))
+    normalization = Normalization(MEAN, STD, device)
+    minibatches = RandomPieces(
+        train, normalization, config["batch_size"], corpus["smallest_area"], corpus["flip"], seed=config["seed"]
+    )
+    figures = evaluate_run(path, data, model, minibatches, args.bn_images, args.split)
     if args.save:
         record(args.run, args.split, figures)
 

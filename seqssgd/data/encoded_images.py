@@ -106,12 +106,9 @@ class EncodedImages:
         piece = image.resize((self._size, self._size), Image.Resampling.BILINEAR, box)
         return torch.from_numpy(np.array(piece)).permute(2, 0, 1)
 
-    def batches(self, batch_size: int, count: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """The central squares and labels of all images in order, or of ``count`` that were chosen at random, the same
-        in every run, ``batch_size`` or more at a time."""
+    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The central squares and labels of the images in order, ``batch_size`` or more at a time."""
         rows = torch.arange(len(self.labels))
-        if count is not None:
-            rows = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:count]
         parts = rows.tensor_split(max(1, len(rows) // batch_size))
         for part, images in zip(parts, prefetch(parts, lambda part: self.pieces(part.tolist())), strict=True):
             yield images.to(self.device), self.labels[part].to(self.device)

@@ -46,11 +46,10 @@ class ImageSet(NamedTuple):
         rest, held = (ImageSet(self.images[part], self.labels[part]) for part in parts)
         return rest, held
 
-    def batches(self, batch_size: int, count: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """The first ``count`` images (None: all) and their labels in order, ``batch_size`` or more at a time."""
-        images, labels = self.images[:count], self.labels[:count]
-        parts = max(1, len(labels) // batch_size)
-        return zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True)
+    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The images and their labels in order, ``batch_size`` or more at a time."""
+        parts = max(1, len(self.labels) // batch_size)
+        return zip(self.images.tensor_split(parts), self.labels.tensor_split(parts), strict=True)
 
 
 class ImageDataset:
