@@ -5,10 +5,11 @@ import contextlib
 import torch
 import torch.distributed as dist
 from ranks import WORLD, assert_same_on_every_rank, loss_fn, make_model, make_optimizer, make_sam, mine, minibatches
+from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
-from twin import unit_noise
+from twin import TwinSymmetricNoise, unit_noise
 
-from seqssgd.optim import CovarianceNoise
+from seqssgd.optim import CovarianceNoise, noise_groups
 
 
 def train_alone():
@@ -51,6 +52,46 @@ def ddp_with_one_synchronisation_a_step_is_one_process_on_the_whole_minibatch(bu
 
 def ddp_whose_gradients_are_views_of_its_buckets():
     ddp_with_one_synchronisation_a_step_is_one_process_on_the_whole_minibatch(bucket_view=True)
+
+
+def train_by_ranks(share):
+    """A sign on each rank, which sees ``share(batch)``: one pass, one synchronisation."""
+    model = make_model()
+    ddp = DistributedDataParallel(model)
+    optimizer = make_optimizer(model, signs="ranks")
+    for batch in minibatches():
+        for part in optimizer.passes():
+            assert part.last and part.sign == (-1 if dist.get_rank() else +1)
+            loss_fn(ddp, share(batch)).backward()
+        assert_same_on_every_rank([p.grad for p in model.parameters()])
+        optimizer.step()
+        optimizer.zero_grad()
+        assert_same_on_every_rank(model.parameters())
+    return model
+
+
+def a_sign_on_each_rank_is_the_mean_at_both_points_over_the_data_of_each():
+    model = train_by_ranks(mine)
+    reference = make_model()
+    groups, names = noise_groups(reference, 0.5), {p: name for name, p in reference.named_parameters()}
+    order = [names[p] for group in groups for p in group["params"]]
+    twin = TwinSymmetricNoise(torch.optim.Adam(groups, lr=0.01))
+    for batch in minibatches():
+
+        def gradients_at(weights, path, batch=batch):
+            leaves = {name: w.clone().requires_grad_() for name, w in zip(order, weights, strict=True)}
+            loss = loss_fn(lambda x: functional_call(reference, leaves, (x,)), batch[path::WORLD])
+            return torch.autograd.grad(loss, list(leaves.values()))
+
+        twin.step(gradients_at)
+    for p, q in zip(model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-11)
+
+
+def a_sign_on_each_rank_with_one_minibatch_for_both_is_the_papers_step():
+    model = train_by_ranks(lambda batch: batch)
+    for p, q in zip(model.parameters(), train_alone().parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-11)
 
 
 def sam_under_ddp_has_a_perturbation_of_each_ranks_own_data():
@@ -105,6 +146,8 @@ def covariance_noise_weighs_the_examples_of_each_rank_by_noise_of_its_own():
 CHECKS = (
     ddp_with_one_synchronisation_a_step_is_one_process_on_the_whole_minibatch,
     ddp_whose_gradients_are_views_of_its_buckets,
+    a_sign_on_each_rank_is_the_mean_at_both_points_over_the_data_of_each,
+    a_sign_on_each_rank_with_one_minibatch_for_both_is_the_papers_step,
     sam_under_ddp_has_a_perturbation_of_each_ranks_own_data,
     covariance_noise_weighs_the_examples_of_each_rank_by_noise_of_its_own,
 )

@@ -189,6 +189,11 @@ def filters_torn_apart_and_mixed_shardings_are_refused():
             assert all(torch.equal(full(p), weights) for p in params)
 
 
+def a_sign_on_each_rank_is_refused():
+    model, _ = sharded()
+    raises(ValueError, "with sharded weights", lambda: make_optimizer(model, signs="ranks"))
+
+
 def weights_flattened_by_fsdp1_are_refused():
     for original in (False, True):
         model = FullyShardedDataParallel(make_model(), device_id=torch.device("cpu"), use_orig_params=original)
@@ -236,6 +241,7 @@ CHECKS = (
     fsdp_without_model_is_refused,
     fsdp_that_stays_gathered_after_backward_is_refused_and_named,
     filters_torn_apart_and_mixed_shardings_are_refused,
+    a_sign_on_each_rank_is_refused,
     weights_flattened_by_fsdp1_are_refused,
     sharded_sam_and_asam_step_as_one_process,
     sharded_dropconnect_masks_weights_and_gradients_alike,

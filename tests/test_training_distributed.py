@@ -26,6 +26,7 @@ METHODS = {
     "batch": ({"signs": "batch"}, {"clip": 0.3}),
     "halves": ({"signs": "halves"}, {"accumulate": 2}),
     "steps": ({"signs": "steps", "base": "adam", "lr": 0.01}, {"accumulate": 2, "clip": 0.3}),
+    "ranks": ({"signs": "ranks"}, {"clip": 0.3}),
 }
 
 
@@ -44,6 +45,13 @@ class NanTask(ToyTask):
             if index == 2 and distributed.rank() == distributed.world_size() - 1:
                 x = torch.cat([x[:-1], x[-1:] * torch.nan])
             yield x, y
+
+
+class ByRankTask(ToyTask):
+    """The examples of process 0 come first, those of process 1 then: halves are what the processes have."""
+
+    def batches(self, epoch, start=0):
+        yield from (tuple(torch.cat([x[0::2], x[1::2]]) for x in batch) for batch in super().batches(epoch, start))
 
 
 class StoppedTask(ToyTask):
@@ -147,7 +155,10 @@ def assert_same_bits(a, b):
 @pytest.mark.parametrize("name", METHODS)
 def test_two_processes_come_to_the_weights_of_one_on_the_whole_batch(runs, tmp_path, name):
     folder, reports = runs
-    result, task = train(tmp_path, settings(*METHODS[name]), task_settings={"batch": 8})
+    (optim, training), task_class = METHODS[name], ToyTask
+    if name == "ranks":
+        optim, task_class = {"signs": "halves"}, ByRankTask
+    result, task = train(tmp_path, settings(optim, training), task_class, {"batch": 8})
     for key, weight in task.model.state_dict().items():
         torch.testing.assert_close(reports[0][name]["weights"][key], weight, rtol=1e-4, atol=1e-5)
     for key in ("steps", "epochs", "passes", "units", "nonfinite"):

@@ -90,6 +90,12 @@ def test_settings_of_other_methods_are_refused_unless_there_is_no_method():
         OptimConfig(method="none", **settings)  # the baseline of any configuration
 
 
+def test_a_sign_on_each_rank_takes_an_even_number_of_processes():
+    config = OptimConfig(method="ssgd", noise=0.3, signs="ranks")
+    with pytest.raises(UserError, match=r'optim: signs="ranks" needs an even number of .* processes; there are 1'):
+        build_optimizer(torch.nn.Linear(2, 2), config)
+
+
 def test_impossible_settings_are_refused_before_anything_is_read():
     for name, settings, message in (
         ("smoothout", {"copies": 0}, "optim.copies: 0 is not a whole number >= 1"),

@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 
+import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
 
 from .halves import Halves
 from .random_noise import RandomNoise
+from .sharding import is_sharded
 
-SIGNS = ("batch", "halves", "steps")
+SIGNS = ("batch", "halves", "steps", "ranks")
 
 
 class SymmetricNoise(RandomNoise):
@@ -24,10 +26,13 @@ class SymmetricNoise(RandomNoise):
         signs: where the gradients at w+n and at w-n come from. ``"batch"``: the same minibatch, two passes, as in the
             paper. ``"halves"``: a half of the minibatch each, for the price of one pass (use ``part.take``).
             ``"steps"``: two successive minibatches, one pass each, the second with the first's n reversed.
+            ``"ranks"``: one pass in each data-parallel process, +n in the even and -n in the odd ones, whose mean is
+            what DDP makes of their gradients. (With the same minibatch in both of a pair it is the paper's step.)
         distribution, granularity, seed, model, bn_stats: see :class:`RandomNoise`.
 
     Raises:
-        ValueError: an unknown choice, no group with a ``"noise"`` entry, an impossible level.
+        ValueError: an unknown choice, no group with a ``"noise"`` entry, an impossible level; ``"ranks"`` without an
+            even number of processes, or with sharded weights (FSDP2), which all processes put together.
 
     With SGD:
 
@@ -80,18 +85,28 @@ class SymmetricNoise(RandomNoise):
     ):
         if signs not in SIGNS:
             raise ValueError(f"signs={signs!r} is not one of {', '.join(SIGNS)}")
+        processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        if signs == "ranks" and processes % 2:
+            raise ValueError(f'signs="ranks" needs an even number of data-parallel processes; there are {processes}')
+        self.signs = signs
         super().__init__(
             base, distribution=distribution, granularity=granularity, seed=seed, model=model, bn_stats=bn_stats
         )
-        self.signs = signs
 
     def _signs(self) -> Sequence[int]:
         if self.signs == "steps":
             return (-1,) if self.draws % 2 else (+1,)
+        if self.signs == "ranks":
+            return (-1,) if dist.get_rank() % 2 else (+1,)
         return (+1, -1)
 
     def _share(self) -> Halves | None:
         return Halves() if self.signs == "halves" else None
 
     def _draw(self, index: int) -> int:
-        return self.draws // 2 if self.signs == "steps" else super()._draw(index)
+        return self.draws // 2 if self.signs == "steps" else self.draws
+
+    def _check_groups(self) -> None:
+        super()._check_groups()
+        if self.signs == "ranks" and any(is_sharded(p) for _, p in self._perturbed()):
+            raise ValueError('signs="ranks" with sharded weights: each process needs whole weights; use DDP')

@@ -99,7 +99,8 @@ class OptimConfig:
         distribution: of the noise: rademacher, gaussian or uniform; null: the method's own.
         granularity: over what the norm is taken (tensor, layer, filter), or what the size of an element is measured
             by (filter_std: the filter's norm; absolute: nothing); null: the method's own.
-        signs: of ssgd: where the gradients at w+n and w-n come from; halves and steps cost one pass, batch two.
+        signs: of ssgd: where the gradients at w+n and w-n come from: batch (two passes), halves, steps, or ranks (one;
+            the last takes an even number of processes).
         copies: of one-sided noise: the perturbations of a step.
         pairs: of nso: the symmetric pairs of a step.
         clean_weight: of nso and mrwp: how much the gradient at the weights themselves counts.
