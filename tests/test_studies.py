@@ -1,6 +1,8 @@
 """Studies: what their arms are, and runs over tiny corpora: stopped, killed, failing, tuned."""
 
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -165,7 +167,7 @@ def test_a_study_trains_evaluates_and_compares_every_run_seed_by_seed(run, data,
     assert f"seqssgd compare {' '.join(map(str, (runs[0], runs[1], runs[2], runs[3])))} --out report" in said
 
     # the run is that of train.py
-    settings = {**TINY, "training.epochs": 1, "optim.method": "ssgd", "optim.noise": 0.5, "optim.lr_constant_epochs": 4,
+    settings = {**TINY, "training.epochs": 1, "optim.method": "ssgd", "optim.noise": 0.5, "optim.lr_constant_epochs": 3,
                 "optim.lr_divisor": yaml.safe_load((runs[3] / "config.yaml").read_text())["optim"]["lr_divisor"],
                 "seed": 4, "optim.noise_seed": 4}  # fmt: skip
     alone = ["--config", ROOT / "recipes/ptb_lstm/small_cpu.yaml", "--data", data, "--out", tmp_path / "alone"]
@@ -211,6 +213,31 @@ def test_a_killed_study_goes_on_with_the_run_that_it_was_at(run, tmp_path, capsy
     assert "== none/seed0" not in said and "resuming at step" in said and "2 runs finished, 0 left" in said
     now = times(tmp_path / "out/none/seed0")
     assert {path: now[path] for path in before} == before
+
+
+def test_a_run_that_another_process_is_at_is_left_to_it(run, tmp_path, capsys):
+    assert run("pair", "--max-minutes", 0.00001) == 0
+    capsys.readouterr()
+    code = "import fcntl, sys; f = open(sys.argv[1], 'r+b'); fcntl.lockf(f, fcntl.LOCK_EX); print(); input()"
+    lock = tmp_path / "out/none/seed0/.lock"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, lock], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        other.stdout.readline()  # it has the lock
+        assert run("pair") == 0
+        said = capsys.readouterr()
+        assert "none/seed0: another process is training it" in said.out and "== none/seed0" not in said.out
+        assert "== ssgd/seed0" in said.out and "1 runs finished, 1 left" in said.out and said.err == ""
+        other.communicate("\n")
+    assert run("pair") == 0
+    assert "2 runs finished, 0 left" in capsys.readouterr().out
+
+
+def test_no_trial_is_the_best_while_another_process_is_at_one(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(STUDY, "in_use", lambda path: path.parent.name == "ema-0.001")
+    assert run("tuned", "--seeds", 0, 1) == 0
+    said = capsys.readouterr().out
+    assert "ema-0.001/seed0: another process is training it" in said and "/seed1" not in said
 
 
 def test_a_run_that_fails_is_named_and_does_not_stop_the_others(run, tmp_path, capsys):

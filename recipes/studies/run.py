@@ -29,7 +29,7 @@ from seqssgd.report import compare, read_run, summary
 from seqssgd.report.figures import best_evaluation, lower_is_better, shared_metric
 from seqssgd.training import parse_recipe
 from seqssgd.training.recipe import as_options, load_program
-from seqssgd.training.run import check_same, flatten, plain
+from seqssgd.training.run import check_same, flatten, in_use, plain
 from seqssgd.training.scaling import in_phases, scaled, with_restarts
 
 HERE = Path(__file__).resolve().parent
@@ -107,7 +107,10 @@ class Study:
     def due(self) -> Iterator[Cell]:
         """The runs to make. In a tuned study the trials, made in between, decide on those with further seeds."""
         first = self.cells[0].seed
-        yield from (cell for cell in self.cells if cell.seed == first)
+        trials = [cell for cell in self.cells if cell.seed == first]
+        yield from trials
+        if self.tuned and any(in_use(cell.run) for cell in trials):
+            return
         kept = self.kept()
         yield from (cell for cell in self.cells if cell.seed != first and cell.alternative in kept)
 
@@ -262,6 +265,8 @@ def absolute(base: Any, settings: dict[str, Any]) -> dict[str, Any]:
 def train_all(study: Study, deadline: float) -> tuple[list[str], int]:
     """Trains what is left, in this process, so that whatever ends the study ends the run that it is at.
 
+    Runs that another process is at, which was given the same command, are left to it.
+
     Returns:
         the names of the runs that failed, and the exit status if a signal ended one.
     """
@@ -272,12 +277,15 @@ def train_all(study: Study, deadline: float) -> tuple[list[str], int]:
         minutes = (deadline - time.monotonic()) / 60
         if minutes <= 0:
             break
+        if in_use(cell.run):
+            print(f"\n{cell.name}: another process is training it", flush=True)
+            continue
         print(f"\n== {cell.name}", flush=True)
         limit = [] if math.isinf(minutes) else ["--max-minutes", str(minutes)]
         status = call(study.train, [*cell.options, *limit])
         if status > 128:
             return failed, status
-        if status:
+        if status and not in_use(cell.run):
             failed.append(cell.name)
     return failed, 0
 

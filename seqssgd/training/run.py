@@ -160,6 +160,20 @@ class RunDirectory:
             _write(self.path / "result.json", json.dumps(_finite(result), indent=2))
 
 
+def in_use(path: Path) -> bool:
+    """Whether another process is training in a run directory; never true on a file system without locks."""
+    if fcntl is None or not (path / ".lock").is_file():
+        return False
+    with open(path / ".lock", "r+b") as lock:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass
+    return False
+
+
 def check_same(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Compares the settings of a run, under dotted keys, with those that it is to have now.
 
