@@ -10,21 +10,43 @@ marked by ``<!-- results/NAME: begin -->`` and ``<!-- results/NAME: end -->``.
 
 import csv
 import json
+import math
 import sys
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from seqssgd.errors import run_cli
 from seqssgd.noise_finder import BEARABLE, Point, suggest
 from seqssgd.report import Comparison, compare, read_run, summary, write_between, write_report
+from seqssgd.report.baselines import TOLERANCE
 
 RESULTS = Path(__file__).resolve().parent
 RUNS = {
     "an4": "recipes/wsj_sgcn/README.md",
     "an4_levels": "recipes/wsj_sgcn/README.md",
+    "ptb_rivals": "recipes/ptb_lstm/README.md",
     "ptb_small_cpu": "recipes/ptb_lstm/README.md",
     "cifar10_cpu": "recipes/cifar_cnn/README.md",
+}
+# What the overview shows of them, and the methods in it, each a row: (optim.method, its form) -> name.
+OVERVIEW = {
+    "ptb_rivals": "Penn Treebank, LSTM: perplexity",
+    "an4": "AN4, gated ConvNet: WER in %",
+    "cifar10_cpu": "CIFAR-10, ResNet-20: accuracy in %",
+}
+FORMS = {
+    ("none", ""): "SGD or Adam alone",
+    ("ssgd", "batch"): "S-SGD, the paper's form (half the epochs)",
+    ("ssgd", "phases"): "S-SGD, late in training",
+    ("ssgd", "halves"): "S-SGD by halves",
+    ("ssgd", "steps"): "S-SGD by steps",
+    ("weight_noise", ""): "one-sided noise",
+    ("smoothout", ""): "SmoothOut",
+    ("nso", ""): "NSO (half the epochs)",
+    ("sam", ""): "SAM (half the epochs)",
 }
 BENCHMARKS = {
     "benchmarks/optimizer_overhead": "benchmarks/README.md",
@@ -77,10 +99,38 @@ def noise_table() -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
+def overview(compared: dict[str, Comparison]) -> str:
+    """Test figures of every method at the compute that most runs of a comparison have."""
+    columns = {title: _at_equal_passes(compared[name]) for name, title in OVERVIEW.items() if name in compared}
+    rows = [["test set, equal passes", *columns], ["---", *["---:"] * len(columns)]]
+    rows += [[name, *(cells.get(form, "") for cells in columns.values())] for form, name in FORMS.items()]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _at_equal_passes(comparison: Comparison) -> dict[tuple[str, str], str]:
+    groups = [row.group for row in comparison.rows]
+    passes = Counter(group.mean("passes") for group in groups).most_common(1)[0][0]
+    cells = {}
+    for row in comparison.rows:
+        if math.isclose(row.group.mean("passes"), passes, rel_tol=TOLERANCE):
+            found = row.figure(comparison.decisive)
+            spread = f" ± {found.sd:.2f} ({found.n} seeds)" if found.sd is not None else ""
+            cells[_form(row.group.settings)] = f"{found.mean:.2f}{spread}"
+    return cells
+
+
+def _form(settings: dict[str, Any]) -> tuple[str, str]:
+    method, signs = settings["optim.method"], settings["optim.signs"]
+    if method != "ssgd":
+        return method, ""
+    return method, "phases" if signs == "batch" and settings["optim.noise_schedule"] else signs
+
+
 def tables(compared: dict[str, Comparison]) -> dict[str, tuple[Path, str]]:
     """Every table of which there are figures here, by name: the file that shows it, and its text."""
     root = RESULTS.parent
     shown = {name: (root / RUNS[name], summary(comparison)) for name, comparison in compared.items()}
+    shown["overview"] = (root / "README.md", overview(compared))
     shown["noise_finder"] = (root / "recipes/studies/README.md", noise_table())
     measured = {name: readme for name, readme in BENCHMARKS.items() if (RESULTS / f"{name}.json").is_file()}
     return shown | {name: (root / readme, benchmark_table(name)) for name, readme in measured.items()}

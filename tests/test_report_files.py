@@ -17,7 +17,7 @@ from seqssgd.report.plots import COLOURS
 
 ROOT = Path(__file__).resolve().parents[1]
 SSGD = {"method": "ssgd", "noise": 0.2}
-CURVES = [f"curves_{over}.{suffix}" for over in ("epoch", "passes") for suffix in ("png", "svg")]
+PICTURES = [f"{name}.{kind}" for name in ("methods", "curves_epoch", "curves_passes") for kind in ("png", "svg")]
 
 
 @pytest.fixture(scope="module")
@@ -164,11 +164,11 @@ def test_the_page_asks_for_nothing_from_elsewhere(report):
     assert ("meta", policy, ["html", "head"]) in page.elements
 
 
-def test_the_page_holds_the_curves_in_the_colour_of_its_text(report):
+def test_the_page_holds_the_pictures_in_the_colour_of_its_text(report):
     page = Page((report / "report.html").read_text())
-    assert [tag for tag, _, _ in page.elements].count("svg") == 2
+    assert [tag for tag, _, _ in page.elements].count("svg") == 3
     assert "forward-backward passes" in page.text and "prefers-color-scheme: dark" in page.text
-    for name in ("curves_epoch.svg", "curves_passes.svg"):
+    for name in [name for name in PICTURES if name.endswith("svg")]:
         svg = (report / name).read_text()
         assert "currentColor" in svg and svg in (report / "report.html").read_text()
         dark = {c.lower() for c in re.findall(r"(?:fill|stroke): (#\w{6})", svg)} - {c.lower() for c in COLOURS}
@@ -196,20 +196,42 @@ def test_colours_stand_out_on_light_and_on_dark(report):
 
 
 def test_a_curve_has_a_band_only_where_it_has_several_seeds(comparison):
-    from seqssgd.report.plots import _figure
+    from seqssgd.report.plots import _curves
 
-    (axes,) = _figure(comparison, "passes").axes
+    (axes,) = _curves(comparison, "passes").axes
     assert [line.get_label() for line in axes.lines] == [row.group.label for row in comparison.rows]
     assert [len(line.get_xdata()) for line in axes.lines] == [2, 4, 2, 2]
     assert list(axes.lines[0].get_xdata()) == [40, 80] and list(axes.lines[2].get_xdata()) == [20, 40]
     assert len(axes.collections) == 3
 
 
+def test_every_run_is_a_dot_below_the_name_of_its_method_and_baselines_have_a_line(comparison):
+    from seqssgd.report.plots import _methods
+
+    (axes,) = _methods(comparison).axes
+    labels = [row.group.label for row in comparison.rows]
+    assert [text.get_text() for text in axes.texts] == labels
+    assert [round(text.get_position()[1]) for text in axes.texts] == list(range(len(labels)))
+    assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the first, the best, is at the top
+    drawn = {"o": {}, "|": {}, "None": []}
+    for line in axes.lines:
+        if line.get_marker() == "None":
+            drawn["None"].append(line.get_xdata()[0])
+        else:
+            drawn[line.get_marker()][labels[int(line.get_ydata()[0])]] = list(line.get_xdata())
+    for row in comparison.rows:
+        values = row.values(comparison.decisive)
+        assert drawn["o"][row.group.label] == values
+        assert drawn["|"][row.group.label] == [pytest.approx(sum(values) / len(values))]
+    baselines = [row for row in comparison.rows if row.group.label.startswith("Adam")]
+    assert drawn["None"] == [row.figure(comparison.decisive).mean for row in baselines] and len(baselines) == 2
+
+
 def test_the_first_evaluations_do_not_flatten_the_curves(tmp_path):
-    from seqssgd.report.plots import _figure
+    from seqssgd.report.plots import _curves
 
     run = make_run(tmp_path / "run", [100.0, 30.0, 29.0, 28.0])
-    (axes,) = _figure(compare([read_run(run)]), "epoch").axes
+    (axes,) = _curves(compare([read_run(run)]), "epoch").axes
     assert 30 < axes.get_ylim()[1] < 31 and 27 < axes.get_ylim()[0] < 28
 
 
@@ -236,7 +258,7 @@ def test_the_command_prints_the_table_and_writes_the_report(tmp_path, capsys):
     runs = seeds(tmp_path / "runs", "a", [20.0, 21.0])
     assert main(["compare", *map(str, runs), "--out", str(tmp_path / "report")]) == 0
     out = capsys.readouterr().out
-    assert {"report.html", "report.md", "report.csv", *CURVES} == {p.name for p in (tmp_path / "report").iterdir()}
+    assert {"report.html", "report.md", "report.csv", *PICTURES} == {p.name for p in (tmp_path / "report").iterdir()}
     assert out.startswith("| method |") and out.split("\n\n- ")[0] in (tmp_path / "report/report.md").read_text()
     assert (tmp_path / "report/curves_epoch.png").read_bytes().startswith(b"\x89PNG")
 

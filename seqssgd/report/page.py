@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from html import escape
 
-from .plots import AXES, CAPTION
+from .plots import PICTURES
 from .tables import Table
 
 # The policy makes the browser refuse whatever the page might ask for from elsewhere.
@@ -51,14 +51,17 @@ def html_page(title: str, tables: Mapping[str, Table], notes: list[str], picture
         title: of the page.
         tables: by heading.
         notes: one paragraph each.
-        pictures: SVG elements, by a key of :data:`seqssgd.report.plots.AXES`.
+        pictures: SVG elements, by their names in :data:`seqssgd.report.plots.PICTURES`.
     """
     first, *others = (f"<h2>{escape(heading)}</h2>\n{_table(heading, table)}" for heading, table in tables.items())
-    figures = [
-        f'<figure role="img" aria-label="Curves over {AXES[key]}">\n{svg}</figure>' for key, svg in pictures.items()
-    ]
     body = [first, "<ul>", *(f"<li>{escape(note)}</li>" for note in notes), "</ul>"]
-    body += ["<h2>Curves</h2>", f"<p>{CAPTION}</p>", '<div class="plots">', *figures, "</div>", *others]
+    for heading, (caption, shown) in PICTURES.items():
+        body += [f"<h2>{heading}</h2>", f"<p>{caption}</p>", '<div class="plots">']
+        body += [
+            f'<figure role="img" aria-label="{shows}">\n{pictures[name]}</figure>' for name, shows in shown.items()
+        ]
+        body += ["</div>"]
+    body += others
     return _PAGE.format(title=escape(title), body="\n".join(body))
 
 

@@ -32,7 +32,7 @@ def results_table(comparison: Comparison) -> Table:
     groups = [row.group for row in comparison.rows]
     digits = _digits(comparison)
     in_minutes = max(group.mean("seconds") for group in groups) >= 600
-    head = ["method", "n", "epochs", "passes", *(_title(comparison, name) for name in comparison.figures)]
+    head = ["method", "n", "epochs", "passes", *(figure_title(comparison, name) for name in comparison.figures)]
     head += [f"Δ to {criterion} (p)" if criterion == CHOSEN else f"Δ at {criterion} (p)"
              for criterion in comparison.criteria]  # fmt: skip
     rows = []
@@ -60,7 +60,7 @@ def settings_table(comparison: Comparison) -> Table:
 
 def runs_table(comparison: Comparison) -> Table:
     """Every run with its seeds, its figures, and the epoch that was the best."""
-    head = ["method", "run", *SEEDS, *(_title(comparison, name) for name in comparison.figures), "best epoch"]
+    head = ["method", "run", *SEEDS, *(figure_title(comparison, name) for name in comparison.figures), "best epoch"]
     rows = []
     for row in comparison.rows:
         for index, run in enumerate(row.group.runs):
@@ -101,9 +101,9 @@ def notes(comparison: Comparison) -> list[str]:
     checkpoint = "best checkpoint on validation" if comparison.metric in comparison.figures else "last checkpoint"
     found = [
         f"Mean ± standard deviation over n seeds. {better} is better. All figures are of each run's {checkpoint}.",
-        f"Δ: difference of the {_title(comparison, comparison.decisive)} from that of the baseline (equal passes: "
-        f"within {TOLERANCE:.0%}); p: Welch's t-test, not corrected for the number of methods; –: no baseline, or "
-        "fewer than two seeds on a side.",
+        f"Δ: difference of the {figure_title(comparison, comparison.decisive)} from that of the baseline (equal "
+        f"passes: within {TOLERANCE:.0%}); p: Welch's t-test, not corrected for the number of methods; –: no baseline, "
+        "or fewer than two seeds on a side.",
     ]
     for criterion in comparison.criteria:
         held: dict[str, list[str]] = {}
@@ -121,7 +121,7 @@ def notes(comparison: Comparison) -> list[str]:
         ]
         if lacking:
             why = "not finite" if name == comparison.metric else "not evaluated at the best checkpoint"
-            found.append(f"No {_title(comparison, name)} ({why}): {_list(lacking)}.")
+            found.append(f"No {figure_title(comparison, name)} ({why}): {_list(lacking)}.")
     return found + [f"Left out: {name}: {reason}." for name, reason in comparison.left_out.items()]
 
 
@@ -143,7 +143,8 @@ def words(name: str) -> str:
     return " ".join({"wer": "WER", "cer": "CER"}.get(word, word) for word in name.split("_"))
 
 
-def _title(comparison: Comparison, name: str) -> str:
+def figure_title(comparison: Comparison, name: str) -> str:
+    """The name of a figure in words, and whether it is the best of its run."""
     return f"best {words(name)}" if name == comparison.metric else words(name)
 
 

@@ -7,7 +7,7 @@ from ..errors import UserError
 from ..files import atomic_path
 from .comparison import Comparison
 from .page import html_page
-from .plots import AXES, CAPTION, draw_curves
+from .plots import PICTURES, draw
 from .tables import Table, notes, results_csv, results_table, runs_table, settings_table
 
 
@@ -17,7 +17,7 @@ def summary(comparison: Comparison) -> str:
 
 
 def write_report(comparison: Comparison, folder: str | Path) -> list[Path]:
-    """Writes report.html, report.md, report.csv and the curves as PNG and SVG; returns their paths.
+    """Writes report.html, report.md, report.csv and the pictures as PNG and SVG; returns their paths.
 
     Nothing is written before all is made, and each file is replaced as a whole.
 
@@ -31,17 +31,18 @@ def write_report(comparison: Comparison, folder: str | Path) -> list[Path]:
     if len(comparison.rows) > 1:
         tables["Settings that differ"] = settings_table(comparison)
     tables["Runs"] = runs_table(comparison)
-    curves = {over: draw_curves(comparison, over) for over in AXES}
-    markdown = [f"# {heading}", summary(comparison), "## Curves", CAPTION]
-    markdown += [f"![curves over {AXES[over]}](curves_{over}.png)" for over in AXES]
+    pictures = draw(comparison)
+    markdown = [f"# {heading}", summary(comparison)]
+    for part, (caption, shown) in PICTURES.items():
+        markdown += [f"## {part}", caption, *(f"![{shows}]({name}.png)" for name, shows in shown.items())]
     markdown += [f"## {name}\n\n{table.markdown()}" for name, table in list(tables.items())[1:]]
-    pictures = {over: files["svg"].decode() for over, files in curves.items()}
+    drawn = {name: files["svg"].decode() for name, files in pictures.items()}
     files = {
-        "report.html": html_page(heading, tables, notes(comparison), pictures).encode(),
+        "report.html": html_page(heading, tables, notes(comparison), drawn).encode(),
         "report.md": ("\n\n".join(markdown) + "\n").encode(),
         "report.csv": results_csv(comparison).encode(),
     }
-    files |= {f"curves_{over}.{suffix}": data for over, made in curves.items() for suffix, data in made.items()}
+    files |= {f"{name}.{suffix}": data for name, made in pictures.items() for suffix, data in made.items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in files.items():
