@@ -89,13 +89,8 @@ class RunDirectory:
     def _take_lock(self) -> None:
         """A lock that ends with this process, however it ends, and that worker processes do not inherit."""
         self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            if fcntl is not None:
-                fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{self.path}: another process is training there; wait for it or stop it") from None
-        except OSError:
-            pass  # a file system without locks
+        if not _lock(self._lock):
+            raise UserError(f"{self.path}: another process is training there; wait for it or stop it")
 
     # ---- metrics ---------------------------------------------------------------------------------------------------
 
@@ -162,16 +157,23 @@ class RunDirectory:
 
 def in_use(path: Path) -> bool:
     """Whether another process is training in a run directory; never true on a file system without locks."""
-    if fcntl is None or not (path / ".lock").is_file():
+    try:
+        with open(path / ".lock", "r+b") as file:
+            return not _lock(file.fileno())
+    except OSError:  # there is none yet, or it is another user's
         return False
-    with open(path / ".lock", "r+b") as lock:
-        try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:
-            pass
-    return False
+
+
+def _lock(file: int) -> bool:
+    """Locks an open file, unless another process has it locked; true where there are no locks."""
+    try:
+        if fcntl is not None:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass  # a file system without locks
+    return True
 
 
 def check_same(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
