@@ -6,8 +6,9 @@ import pytest
 from toy_task import toy_config
 
 from seqssgd.errors import UserError
+from seqssgd.optim.schedules import phases
 from seqssgd.training.config import LR_SCHEDULES
-from seqssgd.training.scaling import in_phases, scaled, with_restarts
+from seqssgd.training.scaling import in_phases, late, scaled, with_restarts
 
 TABLE_1 = ["37S-25S-25S", "75-50-25S", "75-25S-50", "75-25S-25S"]
 
@@ -101,6 +102,19 @@ def test_phases_take_exactly_the_passes_of_the_epochs_without_noise(text, passes
 def test_words_that_are_no_phases_are_refused():
     with pytest.raises(UserError, match="phases '75-S'"):
         in_phases(config(10), "75-S")
+
+
+@pytest.mark.parametrize(("epochs", "share", "clean"), [(16, 0.5, 8), (8, 0.25, 6), (10, 0.9, 1)])
+def test_late_noise_is_on_in_the_last_epochs_alone(epochs, share, clean):
+    found = late(config(epochs), share)
+    factor = phases(found.pop("optim.noise_schedule"))
+    assert [factor(epoch) for epoch in range(epochs)] == [0.0] * clean + [1.0] * (epochs - clean) and not found
+
+
+@pytest.mark.parametrize(("epochs", "share"), [(5, 0.5), (4, 0.0), (4, 1.0), (4, 0.01)])
+def test_a_share_that_is_no_whole_number_of_epochs_is_refused(epochs, share):
+    with pytest.raises(UserError, match=r"training\.epochs: \S+ of \d+ is no whole number of epochs"):
+        late(config(epochs), share)
 
 
 @pytest.mark.parametrize(("epochs", "periods", "first"), [(300, 5, 10), (80, 3, 12), (35, 3, 5), (2, 3, 1)])

@@ -30,7 +30,7 @@ from seqssgd.report.figures import best_evaluation, lower_is_better, shared_metr
 from seqssgd.training import parse_recipe
 from seqssgd.training.recipe import as_options, load_program
 from seqssgd.training.run import check_same, flatten, in_use, plain
-from seqssgd.training.scaling import in_phases, scaled, with_restarts
+from seqssgd.training.scaling import in_phases, late, scaled, with_restarts
 
 HERE = Path(__file__).resolve().parent
 RECIPES = HERE.parent
@@ -47,6 +47,7 @@ RELATIVE: dict[str, Callable[[Any, Any], dict[str, Any]]] = {
     "lr": _times("lr"),
     "epochs": scaled,
     "phases": in_phases,
+    "late": late,
     "periods": with_restarts,
 }
 

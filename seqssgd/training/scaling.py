@@ -59,6 +59,19 @@ def in_phases(config: Any, text: str) -> dict[str, Any]:
     return found | {"optim.noise_schedule": "-".join(written)}
 
 
+def late(config: Any, share: float) -> dict[str, Any]:
+    """Noise in the last ``share`` of the epochs alone, for methods whose noise costs no further pass.
+
+    Raises:
+        UserError: that many epochs are no whole number, or none, or all.
+    """
+    epochs = config.training.epochs
+    noisy = round(epochs * share)
+    if not 0 < noisy < epochs or not math.isclose(epochs * share, noisy):
+        raise UserError(f"training.epochs: {share:g} of {epochs} is no whole number of epochs between none and all")
+    return {"optim.noise_schedule": f"{epochs - noisy}-{noisy}S"}
+
+
 def with_restarts(config: Any, periods: int) -> dict[str, Any]:
     """Cosines with warm restarts (SGDR), each period twice as long as the one before, that end with the training."""
     first = math.ceil(config.training.epochs / (2**periods - 1))
