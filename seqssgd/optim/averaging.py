@@ -1,5 +1,6 @@
 """Averages of the weights: flat minima without any perturbation."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -35,6 +36,8 @@ class WeightAverage(SinglePass):
     2.0
     """
 
+    model: nn.Module
+
     def __init__(self, base: Optimizer, model: nn.Module, *, decay: float | None = 0.999, start: int = 0):
         if decay is not None and not 0 < decay < 1:
             raise ValueError(f"decay={decay!r} must lie between 0 and 1, or be None for a plain mean")
@@ -60,7 +63,7 @@ class WeightAverage(SinglePass):
         state["perturbation"].update(steps=self.steps, average=self._average.state_dict())
         return state
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Loads what :meth:`state_dict` gave, or the state of a bare base optimizer (the average then begins anew)."""
         super().load_state_dict(state_dict)
         own = state_dict.get("perturbation", {})

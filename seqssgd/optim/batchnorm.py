@@ -7,10 +7,12 @@ before evaluation (:func:`recalibrate_bn`).
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+
+BNStats = Literal["both", "first", "none"]  # the passes of a step that update running statistics
 
 
 def _is_statistic(name: str) -> bool:
@@ -59,7 +61,7 @@ def recalibrate_bn(model: nn.Module, batches: Iterable[Any]) -> None:
     Raises:
         ValueError: ``batches`` is empty, or a layer has running statistics but no ``momentum`` to average with.
     """
-    norms = _norm_modules(model)
+    norms: list[Any] = _norm_modules(model)  # torch declares the attributes of no module
     if not norms:
         return
     for module in norms:

@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .batchnorm import BNStats
 from .halves import Halves
 from .noise import NoiseSource
 from .passes import MultiPassOptimizer, Pass
@@ -58,7 +59,7 @@ class CovarianceNoise(MultiPassOptimizer):
         diagonal: bool = False,
         seed: int = 0,
         model: nn.Module | None = None,
-        bn_stats: str = "both",
+        bn_stats: BNStats = "both",
     ):
         super().__init__(base, model=model, bn_stats=bn_stats)
         for group in (base.defaults, *base.param_groups):  # the defaults are for groups that are added later

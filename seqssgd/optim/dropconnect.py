@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .batchnorm import BNStats
 from .passes import Pass
 from .random_noise import RandomNoise
 from .sharding import local
@@ -31,7 +32,7 @@ class DropConnect(RandomNoise):
         ValueError: no group with a ``"noise"`` entry; a level that is no probability below 1.
     """
 
-    def __init__(self, base: Optimizer, *, seed: int = 0, model: nn.Module | None = None, bn_stats: str = "both"):
+    def __init__(self, base: Optimizer, *, seed: int = 0, model: nn.Module | None = None, bn_stats: BNStats = "both"):
         super().__init__(
             base, distribution="uniform", granularity="absolute", seed=seed, model=model, bn_stats=bn_stats
         )

@@ -4,18 +4,19 @@ import math
 import re
 from collections.abc import Collection, Iterator
 from numbers import Real
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from .sharding import check_not_flattened
 
-ROLES = ("recurrent", "conv", "dense", "embedding")
+Role = Literal["recurrent", "conv", "dense", "embedding"]
+ROLES: tuple[Role, ...] = get_args(Role)
 
 
 def noise_groups(
-    model: nn.Module, noise: float, only: Collection[str] | None = None, include: Collection[str] = ()
+    model: nn.Module, noise: float, only: Collection[Role] | None = None, include: Collection[str] = ()
 ) -> list[dict[str, Any]]:
     """Parameter groups for any optimizer: the weights to perturb with ``"noise": noise``, all the rest with 0.
 
@@ -93,7 +94,8 @@ def _own_names(module: nn.Module) -> set[str]:
 def _stored(module: nn.Module, role: str, name: str, layer: str) -> Iterator[tuple[str, nn.Parameter, str]]:
     """The parameter in which the weight ``name`` is stored: itself, or the one behind a reparametrization."""
     if torch.nn.utils.parametrize.is_parametrized(module, name):
-        originals = list(module.parametrizations[name].parameters(recurse=False))
+        parametrizations: Any = module.parametrizations
+        originals = list(parametrizations[name].parameters(recurse=False))
         if len(originals) > 1:  # not asked of a single one, as spectral_norm moves its estimate at every look
             shape = getattr(module, name).shape
             originals = [p for p in originals if p.shape == shape]
@@ -119,7 +121,7 @@ def check_level(group: dict[str, Any], key: str, index: int) -> None:
         ValueError: the level is negative or not finite; the weights are sparse or complex.
     """
     level = group.get(key, 0.0)
-    if not (isinstance(level, Real) and math.isfinite(level) and level >= 0):
+    if not (isinstance(level, Real) and math.isfinite(level) and float(level) >= 0):
         raise ValueError(
             f"the noise level of parameter group {index} must be a finite number >= 0, not {level!r} "
             f'(its entry "{key}")'

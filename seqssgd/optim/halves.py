@@ -59,10 +59,11 @@ def _map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
         raise TypeError("take() cannot split a PackedSequence; take from the padded tensors and pack afterwards")
     if isinstance(tree, Tensor):
         return function(tree)
+    make: Any = type(tree)
     if isinstance(tree, Mapping):
-        return type(tree)((key, _map_tensors(function, value)) for key, value in tree.items())
+        return make((key, _map_tensors(function, value)) for key, value in tree.items())
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):  # a named tuple
-        return type(tree)(*(_map_tensors(function, value) for value in tree))
+        return make(*(_map_tensors(function, value) for value in tree))
     if isinstance(tree, (tuple, list)):
-        return type(tree)(_map_tensors(function, value) for value in tree)
+        return make(_map_tensors(function, value) for value in tree)
     return tree

@@ -2,15 +2,19 @@
 
 from collections.abc import Sequence
 from functools import cache
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from .sharding import check_shards, is_sharded, local, shard_index, sum_over_shards
 
-DISTRIBUTIONS = ("rademacher", "gaussian", "uniform")
-NORMS = ("tensor", "layer", "filter")  # the granularities that fix a norm
-GRANULARITIES = (*NORMS, "filter_std", "absolute")
+Distribution = Literal["rademacher", "gaussian", "uniform"]
+Norm = Literal["tensor", "layer", "filter"]  # the granularities that fix a norm
+Granularity = Literal[Norm, "filter_std", "absolute"]
+DISTRIBUTIONS: tuple[Distribution, ...] = get_args(Distribution)
+NORMS: tuple[Norm, ...] = get_args(Norm)
+GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
 
 
 class NoiseSource:
@@ -31,7 +35,7 @@ class NoiseSource:
         ValueError: an unknown distribution or granularity.
     """
 
-    def __init__(self, distribution: str = "rademacher", granularity: str = "layer", seed: int = 0):
+    def __init__(self, distribution: Distribution = "rademacher", granularity: Granularity = "layer", seed: int = 0):
         for value, known in ((distribution, DISTRIBUTIONS), (granularity, GRANULARITIES)):
             if value not in known:
                 raise ValueError(f"{value!r} is not one of {', '.join(known)}")
@@ -112,7 +116,7 @@ class NoiseSource:
 
     def _ratios(self, weights: Sequence, saved: Sequence, noise: Sequence, layers: Sequence[str]) -> list[Tensor]:
         """‖w‖/‖z‖ for each weight, as 0-dim tensors: nothing here waits for the device."""
-        ratios: list[Tensor | None] = [None] * len(saved)
+        ratios: dict[int, Tensor] = {}
         for device in dict.fromkeys(w.device for w in saved):
             here = [i for i, w in enumerate(saved) if w.device == device]
             squares_w = sum_over_shards(_squared_norms([saved[i] for i in here]), [weights[i] for i in here])
@@ -130,7 +134,7 @@ class NoiseSource:
                 squares_z = total.index_add(0, index, squares_z)[index]
             for i, ratio in zip(here, (squares_w / squares_z.clamp_min(1e-30)).sqrt().unbind(), strict=True):
                 ratios[i] = ratio
-        return ratios
+        return [ratios[i] for i in range(len(saved))]
 
 
 def _squared_norms(tensors: list[Tensor]) -> Tensor:

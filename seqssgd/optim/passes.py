@@ -7,17 +7,20 @@ then lets any ``torch.optim`` optimizer step from the untouched weights.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
-from .batchnorm import RunningStatistics
+from .batchnorm import BNStats, RunningStatistics
 from .groups import check_level
 from .halves import Halves
 from .part import Pass
 from .sharding import gathering_modules, local
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
 
 
 class MultiPassOptimizer(Optimizer):
@@ -40,16 +43,20 @@ class MultiPassOptimizer(Optimizer):
     """
 
     level_key = "noise"  # the group entry that says how far the weights are moved; 0 leaves them alone
-    averaged: nn.Module | None = None  # the model to evaluate, where that is another than the one that is trained
+    base: Optimizer
+    model: nn.Module | None
+    bn_stats: BNStats
+    draws: int  # complete steps under noise: the position in the stream of perturbations
+    _phase: Literal["idle", "running", "broken", "complete"]  # of the pass loop that belongs to the coming step
 
-    def __init__(self, base: Optimizer, *, model: nn.Module | None = None, bn_stats: str = "both"):
+    def __init__(self, base: Optimizer, *, model: nn.Module | None = None, bn_stats: BNStats = "both"):
         if not isinstance(base, Optimizer):
             raise TypeError(f"{type(self).__name__} wraps a torch.optim optimizer, not {torch.typename(base)}")
         if isinstance(base, LBFGS):
             raise TypeError("LBFGS evaluates its closure as often as it likes; use a first-order optimizer")
         if isinstance(base, MultiPassOptimizer):
             raise TypeError(f"{type(base).__name__} is already a multi-pass optimizer; wrap the optimizer inside it")
-        if bn_stats not in ("both", "first", "none"):
+        if bn_stats not in get_args(BNStats):
             raise ValueError(f'bn_stats must be "both", "first" or "none", not {bn_stats!r}')
         if bn_stats != "both" and model is None:
             raise ValueError(f"bn_stats={bn_stats!r} needs model=, the module whose statistics are kept")
@@ -58,6 +65,11 @@ class MultiPassOptimizer(Optimizer):
         self._check_groups()
 
     # ---- what a method defines -----------------------------------------------------------------------------------
+
+    @property
+    def averaged(self) -> nn.Module | None:
+        """The model to evaluate, where that is another than the one that is trained; else None."""
+        return None
 
     def _signs(self) -> Sequence[int]:
         """The sign of each pass of a step, in order."""
@@ -117,7 +129,8 @@ class MultiPassOptimizer(Optimizer):
         self._gathering = gathering_modules(self.model, weights)
         signs = self._signs() if weights else (0,)
         share = self._share() if weights else None
-        statistics = RunningStatistics(self.model) if weights and self.bn_stats != "both" else None
+        keeps = bool(weights) and self.bn_stats != "both"
+        statistics = RunningStatistics(self.model) if keeps and self.model is not None else None
         importance: Sequence[float] = (1.0,)
         earlier = self._set_gradients_aside() if weights else []
         try:
@@ -146,7 +159,7 @@ class MultiPassOptimizer(Optimizer):
         if not _same_layout(self._buffers, weights):
             self._buffers = [torch.empty_like(p) for p in weights]
         torch._foreach_copy_(self._buffers, weights)
-        self._saved = (weights, self._buffers)  # from here on there is something to restore
+        self._saved = weights, self._buffers  # from here on there is something to restore
 
     @torch.no_grad()
     def _move(self, part: Pass) -> None:
@@ -164,11 +177,11 @@ class MultiPassOptimizer(Optimizer):
 
     @torch.no_grad()
     def _restore(self) -> None:
-        if self._saved is not None:
-            weights, saved = self._saved
+        weights, saved = self._saved
+        if weights:
             torch._foreach_copy_(weights, saved)
             self._drop_stale_copies()
-            self._saved = None
+            self._saved = [], []
 
     def _perturbed(self) -> list[tuple[dict[str, Any], Tensor]]:
         """The weights that are moved, in order, each with its group."""
@@ -183,9 +196,11 @@ class MultiPassOptimizer(Optimizer):
 
     @torch.no_grad()
     def _set_gradients_aside(self) -> list[tuple[Tensor, Tensor]]:
-        earlier = [(p, p.grad.clone()) for p in self._parameters() if p.grad is not None]
-        for p, _ in earlier:
-            p.grad.zero_()  # in place: data-parallel buckets and captured graphs hold on to its address
+        earlier = []
+        for p in self._parameters():
+            if p.grad is not None:
+                earlier.append((p, p.grad.clone()))
+                p.grad.zero_()  # in place: data-parallel buckets and captured graphs hold on to its address
         return earlier
 
     @torch.no_grad()
@@ -239,7 +254,7 @@ class MultiPassOptimizer(Optimizer):
     def _closure_passes(self, closure: Callable[[], Any]) -> Any:
         """The closure may clear the gradients or add to them; either way each pass starts from the same ones."""
         earlier = self._take_gradients()
-        mean_loss = 0.0
+        summed_loss, passes = 0.0, 0
         for part in self.passes():
             summed = self._take_gradients()
             self._add_gradients([(p, gradient.clone()) for p, gradient in earlier])
@@ -248,8 +263,8 @@ class MultiPassOptimizer(Optimizer):
             self._add_gradients(summed)
             if part._share is not None:
                 raise RuntimeError("a closure cannot say how its minibatch splits: use passes() and part.take()")
-            mean_loss = mean_loss + (loss.detach() if isinstance(loss, Tensor) else loss)
-        return mean_loss / (part.index + 1)
+            summed_loss, passes = summed_loss + (loss.detach() if isinstance(loss, Tensor) else loss), passes + 1
+        return summed_loss / passes
 
     def _take_gradients(self) -> list[tuple[Tensor, Tensor]]:
         taken = [(p, p.grad) for p in self._parameters() if p.grad is not None]
@@ -263,13 +278,14 @@ class MultiPassOptimizer(Optimizer):
 
     # ---- one optimizer with the base -------------------------------------------------------------------------------
 
+    # Where torch has attributes there are properties here, as always when one optimizer wraps another.
     @property
-    def param_groups(self) -> list[dict[str, Any]]:
+    def param_groups(self) -> list[dict[str, Any]]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The base optimizer's parameter groups, not copies."""
         return self.base.param_groups
 
     @property
-    def state(self) -> Any:
+    def state(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The base optimizer's state; nothing is ever added to it."""
         return self.base.state
 
@@ -308,9 +324,9 @@ class MultiPassOptimizer(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._saved: tuple[list[Tensor], list[Tensor]] | None = None  # the weights and their copies, while moved
+        self._saved: tuple[list[Tensor], list[Tensor]] = [], []  # the weights and their copies, while moved
         self._buffers: list[Tensor] = []  # the one extra copy of the weights, reused from step to step
-        self._gathering: list[nn.Module] = []  # FSDP2 modules
+        self._gathering: list[FSDPModule] = []
         for name in ("state_dict_pre", "state_dict_post", "load_state_dict_pre", "load_state_dict_post"):
             setattr(self, f"_optimizer_{name}_hooks", getattr(self.base, f"_optimizer_{name}_hooks"))
 

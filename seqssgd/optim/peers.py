@@ -6,6 +6,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from .halves import Halves
+from .noise import Distribution, Granularity
 from .passes import MultiPassOptimizer
 from .random_noise import RandomNoise
 
@@ -59,8 +60,8 @@ class OneSidedNoise(RandomNoise):
         base: Optimizer,
         *,
         copies: int = 1,
-        distribution: str = "rademacher",
-        granularity: str = "layer",
+        distribution: Distribution = "rademacher",
+        granularity: Granularity = "layer",
         **settings: Any,
     ):
         _at_least_one(copies=copies)
@@ -97,8 +98,8 @@ class NSO(RandomNoise):
         *,
         pairs: int = 1,
         clean_weight: float = 0.0,
-        distribution: str = "gaussian",
-        granularity: str = "absolute",
+        distribution: Distribution = "gaussian",
+        granularity: Granularity = "absolute",
         **settings: Any,
     ):
         _at_least_one(pairs=pairs)
@@ -136,8 +137,8 @@ class MRWP(RandomNoise):
         base: Optimizer,
         *,
         clean_weight: float = 0.5,
-        distribution: str = "gaussian",
-        granularity: str = "filter_std",
+        distribution: Distribution = "gaussian",
+        granularity: Granularity = "filter_std",
         **settings: Any,
     ):
         _weight_of_clean_pass(clean_weight)
@@ -151,7 +152,8 @@ class MRWP(RandomNoise):
         return Halves()
 
     def _pass_weights(self, passes: int, share: Halves | None) -> Sequence[float]:
-        share.weights()  # checks that the pass took its half
+        if share is not None:
+            share.weights()  # checks that the pass took its half
         return (self.clean_weight, 1 - self.clean_weight)
 
 

@@ -1,12 +1,14 @@
 """What the methods share that take gradients at random perturbations of the weights."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .noise import NoiseSource
+from .batchnorm import BNStats
+from .noise import Distribution, Granularity, NoiseSource
 from .passes import MultiPassOptimizer, Pass
 
 
@@ -32,11 +34,11 @@ class RandomNoise(MultiPassOptimizer):
         self,
         base: Optimizer,
         *,
-        distribution: str,
-        granularity: str,
+        distribution: Distribution,
+        granularity: Granularity,
         seed: int = 0,
         model: nn.Module | None = None,
-        bn_stats: str = "both",
+        bn_stats: BNStats = "both",
     ):
         super().__init__(base, model=model, bn_stats=bn_stats)
         if not any(self.level_key in group for group in base.param_groups):
@@ -68,7 +70,7 @@ class RandomNoise(MultiPassOptimizer):
         state["perturbation"]["seed"] = self.source.seed
         return state
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Loads what :meth:`state_dict` gave, or the state of a bare base optimizer (the levels then stay)."""
         super().load_state_dict(state_dict)
         self.source.seed = state_dict.get("perturbation", {}).get("seed", self.source.seed)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .batchnorm import BNStats
 from .halves import Halves
 from .passes import MultiPassOptimizer, Pass
 from .sharding import is_sharded, local
@@ -56,7 +57,7 @@ class SAM(MultiPassOptimizer):
         adaptive: bool = False,
         eta: float = 0.01,
         model: nn.Module | None = None,
-        bn_stats: str = "both",
+        bn_stats: BNStats = "both",
     ):
         if not (math.isfinite(eta) and eta > 0):
             raise ValueError(f"eta={eta!r} must be a finite number > 0")
@@ -75,13 +76,13 @@ class SAM(MultiPassOptimizer):
     def _perturb(self, part: Pass, weights: list[Tensor], saved: list[Tensor]) -> None:
         if part.index == 0:
             return
-        moved = [(group["rho"], p) for group, p in self._perturbed() if p.grad is not None]
+        moved = [(group["rho"], p, p.grad) for group, p in self._perturbed() if p.grad is not None]
         if not moved:
             raise RuntimeError("SAM found no gradient after its first pass; call backward() in every pass")
-        norm = nn.utils.get_total_norm([p.grad * (p.abs() + self.eta) if self.adaptive else p.grad for _, p in moved])
+        norm = nn.utils.get_total_norm([g * (p.abs() + self.eta) if self.adaptive else g for _, p, g in moved])
         scale = 1 / (local(norm.full_tensor() if is_sharded(norm) else norm) + 1e-12)
-        for rho, p in moved:
-            w, gradient = local(p), local(p.grad)
+        for rho, p, g in moved:
+            w, gradient = local(p), local(g)
             if self.adaptive:
                 gradient = gradient * (w.abs() + self.eta).square()
             w.addcmul_(gradient, scale.to(w), value=rho)

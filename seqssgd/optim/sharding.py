@@ -1,21 +1,34 @@
 """What weight noise has to know of sharded weights (DTensor, FSDP2)."""
 
+import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-try:  # absent from builds of torch without distributed support
-    from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
     from torch.distributed.tensor import DTensor
-except ImportError:  # pragma: no cover
-    FSDPModule = FullyShardedDataParallel = DTensor = None
 
 
-def is_sharded(tensor: Tensor) -> bool:
+def _is_a(thing: Any, module: str, name: str) -> bool:
+    """``isinstance``, for a class of a part of torch that takes longer to import than torch itself.
+
+    So long as nobody has imported it, nothing is of that class.
+    """
+    found = getattr(sys.modules.get(module), name, None)
+    return found is not None and isinstance(thing, found)
+
+
+def is_sharded(tensor: Tensor) -> "TypeGuard[DTensor]":
     """Whether ``tensor`` is a DTensor."""
-    return DTensor is not None and isinstance(tensor, DTensor)
+    return _is_a(tensor, "torch.distributed.tensor", "DTensor")
+
+
+def _is_gathering(module: nn.Module) -> "TypeGuard[FSDPModule]":
+    return _is_a(module, "torch.distributed.fsdp", "FSDPModule")
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -44,7 +57,7 @@ def check_shards(weights: Sequence[Tensor]) -> None:
     """
     sharded = [weight for weight in weights if is_sharded(weight)]
     for weight in sharded:
-        if any(placement.is_partial() or placement.is_shard() and placement.dim for placement in weight.placements):
+        if any(p.is_partial() or p.is_shard() and not p.is_shard(0) for p in weight.placements):
             raise ValueError(f"noise needs weights sharded along dimension 0, as FSDP2 does, not {weight.placements}")
         if weight.device_mesh != sharded[0].device_mesh or weight.placements != sharded[0].placements:
             raise ValueError("noise needs all sharded weights on one device mesh with the same placements")
@@ -56,7 +69,7 @@ def check_not_flattened(model: nn.Module) -> None:
     Raises:
         ValueError: a module is wrapped by FullyShardedDataParallel.
     """
-    if FullyShardedDataParallel is not None and any(isinstance(m, FullyShardedDataParallel) for m in model.modules()):
+    if any(_is_a(module, "torch.distributed.fsdp", "FullyShardedDataParallel") for module in model.modules()):
         raise ValueError(
             "FullyShardedDataParallel (FSDP1) flattens the weights of several layers into one, so noise cannot follow "
             "the norm of each; use torch.distributed.fsdp.fully_shard (FSDP2)"
@@ -77,7 +90,7 @@ def sum_over_shards(values: Tensor, weights: Sequence[Tensor]) -> Tensor:
     return torch.where(mask, summed, values)
 
 
-def gathering_modules(model: nn.Module | None, weights: Sequence[Tensor]) -> list[nn.Module]:
+def gathering_modules(model: nn.Module | None, weights: Sequence[Tensor]) -> "list[FSDPModule]":
     """The FSDP2 modules in ``model``: whenever weights move, they must be told to ``reshard()`` and gather anew.
 
     After a forward that no backward follows they go on using what they gathered for it. Modules that do so after
@@ -92,7 +105,7 @@ def gathering_modules(model: nn.Module | None, weights: Sequence[Tensor]) -> lis
     if model is None:
         raise ValueError("with FSDP2, pass model= so that its resharding can be checked")
     for name, module in model.named_modules():
-        if isinstance(module, FSDPModule):
+        if _is_gathering(module):
             found.append(module)
             state = module._get_fsdp_state()
             groups = getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group]

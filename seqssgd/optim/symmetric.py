@@ -1,16 +1,20 @@
 """S-SGD: symmetric weight noise."""
 
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
 
+from .batchnorm import BNStats
 from .halves import Halves
+from .noise import Distribution, Granularity
 from .random_noise import RandomNoise
 from .sharding import is_sharded
 
-SIGNS = ("batch", "halves", "steps", "ranks")
+Signs = Literal["batch", "halves", "steps", "ranks"]
+SIGNS: tuple[Signs, ...] = get_args(Signs)
 
 
 class SymmetricNoise(RandomNoise):
@@ -76,12 +80,12 @@ class SymmetricNoise(RandomNoise):
         self,
         base: Optimizer,
         *,
-        signs: str = "batch",
-        distribution: str = "rademacher",
-        granularity: str = "layer",
+        signs: Signs = "batch",
+        distribution: Distribution = "rademacher",
+        granularity: Granularity = "layer",
         seed: int = 0,
         model: nn.Module | None = None,
-        bn_stats: str = "both",
+        bn_stats: BNStats = "both",
     ):
         if signs not in SIGNS:
             raise ValueError(f"signs={signs!r} is not one of {', '.join(SIGNS)}")
