@@ -44,7 +44,7 @@ class WeightAverage(SinglePass):
         if not (isinstance(start, int) and start >= 0):
             raise ValueError(f"start={start!r} must be a whole number >= 0")
         super().__init__(base, model=model)
-        self.start, self.steps = start, 0
+        self.start, self._run.steps = start, 0
         self._average = AveragedModel(model, multi_avg_fn=None if decay is None else get_ema_multi_avg_fn(decay))
 
     @property
@@ -53,22 +53,22 @@ class WeightAverage(SinglePass):
         return self._average.module if self.steps > self.start else self.model
 
     def _stepped(self) -> None:
-        self.steps += 1
+        self._run.steps += 1
         if self.steps > self.start:
             self._average.update_parameters(self.model)
 
-    def state_dict(self) -> dict[str, Any]:
-        """The base optimizer's state dict plus ``"perturbation"``: here the average and the number of steps."""
-        state = super().state_dict()
-        state["perturbation"].update(steps=self.steps, average=self._average.state_dict())
-        return state
+    @property
+    def steps(self) -> int:
+        """How many steps have been taken."""
+        return self._run.steps
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Loads what :meth:`state_dict` gave, or the state of a bare base optimizer (the average then begins anew)."""
-        super().load_state_dict(state_dict)
-        own = state_dict.get("perturbation", {})
-        self.steps = own.get("steps", 0)
-        if "average" in own:
-            self._average.load_state_dict(own["average"])
-        else:
+    def _position(self) -> dict[str, Any]:
+        return {**super()._position(), "steps": self.steps, "average": self._average.state_dict()}
+
+    def _go_to(self, position: Mapping[str, Any]) -> None:
+        super()._go_to(position)
+        self._run.steps = position.get("steps", 0)
+        if "average" in position:
+            self._average.load_state_dict(position["average"])
+        else:  # the state of a bare base optimizer: the average begins anew
             self._average.n_averaged.zero_()

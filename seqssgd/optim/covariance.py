@@ -67,8 +67,8 @@ class CovarianceNoise(MultiPassOptimizer):
         self._check_groups()
         self.diagonal = diagonal
         self.gaussian, self.signs = NoiseSource("gaussian", seed=seed), NoiseSource("rademacher", seed=seed)
-        self.weighed = 0  # losses that were weighed in all loops so far: the position in the stream of ε
-        self._weighed = 0  # and in this one, which may yet be left half-way
+        self._run.weighed = 0  # losses that were weighed in all loops so far: the position in the stream of ε
+        self._run.weighing = 0  # and in this one, which may yet be left half-way
 
     def _signs(self) -> Sequence[int]:
         return (0, 0) if self.diagonal else (0,)
@@ -79,15 +79,15 @@ class CovarianceNoise(MultiPassOptimizer):
     def _weigher(self, index: int) -> Callable[[Tensor], Tensor] | None:
         if index > 0:
             return None
-        self._weighed = self.weighed
+        self._run.weighing = self._run.weighed
         return self._weigh
 
     @torch.no_grad()
     def _weigh(self, losses: Tensor) -> Tensor:
         world, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
         epsilon = torch.empty_like(losses)
-        self.gaussian.fill_([epsilon], self._weighed * world + rank)
-        self._weighed += 1
+        self.gaussian.fill_([epsilon], self._run.weighing * world + rank)
+        self._run.weighing += 1
         epsilon.mul_(self.param_groups[0][self.level_key])
         return epsilon if self.diagonal else epsilon.add_(1)
 
@@ -96,10 +96,10 @@ class CovarianceNoise(MultiPassOptimizer):
             torch._foreach_copy_(weights, saved)
 
     def _finish(self, part: Pass, weights: list[Tensor], saved: list[Tensor]) -> None:
-        if self._weighed == self.weighed:
+        if self._run.weighing == self._run.weighed:
             raise RuntimeError("covariance noise weighs the examples: call part.mean(losses).backward() in every pass")
         if part.last:
-            self.weighed = self._weighed
+            self._run.weighed = self._run.weighing
         else:
             moved = [p for _, p in self._perturbed()]
             signs = self.signs.fill_(moved, self.draws)  # in place of the weights: nothing has to be stored
@@ -112,15 +112,10 @@ class CovarianceNoise(MultiPassOptimizer):
         if len(levels := {group.get(self.level_key) for group in self.param_groups}) > 1:
             raise ValueError(f"covariance noise has one level for all parameter groups, not {sorted(levels, key=str)}")
 
-    def state_dict(self) -> dict[str, Any]:
-        """The base optimizer's state dict plus ``"perturbation"``, the position in the streams of noise."""
-        state = super().state_dict()
-        state["perturbation"].update(seed=self.signs.seed, weighed=self.weighed)
-        return state
+    def _position(self) -> dict[str, Any]:
+        return {**super()._position(), "seed": self.signs.seed, "weighed": self._run.weighed}
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Loads what :meth:`state_dict` gave, or the state of a bare base optimizer (the levels then stay)."""
-        super().load_state_dict(state_dict)
-        own = state_dict.get("perturbation", {})
-        self.weighed = own.get("weighed", 0)
-        self.signs.seed = self.gaussian.seed = own.get("seed", self.signs.seed)
+    def _go_to(self, position: Mapping[str, Any]) -> None:
+        super()._go_to(position)
+        self._run.weighed = position.get("weighed", 0)
+        self.signs.seed = self.gaussian.seed = position.get("seed", self.signs.seed)

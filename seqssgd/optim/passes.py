@@ -5,9 +5,10 @@ what they share: a loop over passes that moves the weights, brings them back exa
 then lets any ``torch.optim`` optimizer step from the untouched weights.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +19,7 @@ from .groups import check_level
 from .halves import Halves
 from .part import Pass
 from .sharding import gathering_modules, local
-
-if TYPE_CHECKING:
-    from torch.distributed.fsdp import FSDPModule
+from .state import StepState
 
 
 class MultiPassOptimizer(Optimizer):
@@ -46,8 +45,7 @@ class MultiPassOptimizer(Optimizer):
     base: Optimizer
     model: nn.Module | None
     bn_stats: BNStats
-    draws: int  # complete steps under noise: the position in the stream of perturbations
-    _phase: Literal["idle", "running", "broken", "complete"]  # of the pass loop that belongs to the coming step
+    _run: StepState
 
     def __init__(self, base: Optimizer, *, model: nn.Module | None = None, bn_stats: BNStats = "both"):
         if not isinstance(base, Optimizer):
@@ -61,7 +59,7 @@ class MultiPassOptimizer(Optimizer):
         if bn_stats != "both" and model is None:
             raise ValueError(f"bn_stats={bn_stats!r} needs model=, the module whose statistics are kept")
         # Optimizer.__init__ would make groups of its own; __setstate__ sets up all else that an Optimizer has.
-        self.__setstate__({"base": base, "model": model, "bn_stats": bn_stats, "draws": 0, "_phase": "idle"})
+        self.__setstate__({"base": base, "model": model, "bn_stats": bn_stats, "_run": StepState()})
         self._check_groups()
 
     # ---- what a method defines -----------------------------------------------------------------------------------
@@ -114,19 +112,19 @@ class MultiPassOptimizer(Optimizer):
 
     def _guarded_passes(self) -> Iterator[Pass]:
         self._require_idle("start another pass loop")
-        self._phase = "running"
+        self._run.phase = "running"
         try:
             yield from self._passes()
-            self._phase = "complete"
+            self._run.phase = "complete"
         finally:  # also a second chance, should Ctrl-C hit the restoring itself
             self._restore()
-            if self._phase == "running":
-                self._phase = "broken"
+            if self._run.phase == "running":
+                self._run.phase = "broken"
 
     def _passes(self) -> Iterator[Pass]:
         self._check_groups()
         weights = [p for _, p in self._perturbed()]
-        self._gathering = gathering_modules(self.model, weights)
+        self._run.gathering = gathering_modules(self.model, weights)
         signs = self._signs() if weights else (0,)
         share = self._share() if weights else None
         keeps = bool(weights) and self.bn_stats != "both"
@@ -156,32 +154,32 @@ class MultiPassOptimizer(Optimizer):
     @torch.no_grad()
     def _save(self, weights: list[Tensor]) -> None:
         weights = [local(p) for p in weights]
-        if not _same_layout(self._buffers, weights):
-            self._buffers = [torch.empty_like(p) for p in weights]
-        torch._foreach_copy_(self._buffers, weights)
-        self._saved = weights, self._buffers  # from here on there is something to restore
+        if not _same_layout(self._run.buffers, weights):
+            self._run.buffers = [torch.empty_like(p) for p in weights]
+        torch._foreach_copy_(self._run.buffers, weights)
+        self._run.saved = weights, self._run.buffers  # from here on there is something to restore
 
     @torch.no_grad()
     def _move(self, part: Pass) -> None:
-        self._perturb(part, *self._saved)
+        self._perturb(part, *self._run.saved)
         self._drop_stale_copies()
 
     @torch.no_grad()
     def _finish_pass(self, part: Pass) -> None:
-        self._finish(part, *self._saved)
+        self._finish(part, *self._run.saved)
 
     def _drop_stale_copies(self) -> None:
         torch.clear_autocast_cache()  # autocast would go on using its casts of the weights as they were,
-        for module in self._gathering:  # and FSDP2 what it gathered for a forward without a backward
+        for module in self._run.gathering:  # and FSDP2 what it gathered for a forward without a backward
             module.reshard()
 
     @torch.no_grad()
     def _restore(self) -> None:
-        weights, saved = self._saved
+        weights, saved = self._run.saved
         if weights:
             torch._foreach_copy_(weights, saved)
             self._drop_stale_copies()
-            self._saved = [], []
+            self._run.saved = [], []
 
     def _perturbed(self) -> list[tuple[dict[str, Any], Tensor]]:
         """The weights that are moved, in order, each with its group."""
@@ -225,7 +223,8 @@ class MultiPassOptimizer(Optimizer):
 
         Args:
             closure: instead of a pass loop: computes the loss, calls ``backward()`` and returns the loss. It is called
-                once per pass, and may call ``zero_grad()`` itself.
+                once per pass, and may call ``zero_grad()`` itself. After a pass loop (trainers hand every ``step`` a
+                closure of their own) it is called once, before the step.
 
         Returns:
             the closure's loss, averaged over the passes; None without a closure.
@@ -235,36 +234,50 @@ class MultiPassOptimizer(Optimizer):
                 learning rate is 0, as when a checkpointing library initialises the state by an empty step.)
         """
         self._require_idle("step")
-        loss = None if closure is None else self._closure_passes(closure)
-        if self._phase == "broken":
-            raise RuntimeError("step() after a pass loop that was left half-way; run a whole loop over passes() first")
-        if self._phase == "idle" and any(g.get(self.level_key) and g.get("lr", 1) for g in self.param_groups):
+        if self._run.phase == "broken":
+            raise RuntimeError(
+                "step() after a pass loop that was left half-way; call zero_grad() and run a whole loop over passes()"
+            )
+        loss = None
+        if closure is not None and self._run.phase == "complete":
+            with torch.enable_grad():
+                loss = closure()
+        elif closure is not None:
+            loss = self._closure_passes(closure)
+        empty = self._run.phase == "idle" and not any(g.get("lr", 1) for g in self.param_groups)
+        if self._run.phase == "idle" and not empty and any(g.get(self.level_key) for g in self.param_groups):
             raise RuntimeError(
                 "step() without passes(): the gradients were taken at the unperturbed weights. Write\n"
                 "    for _ in optimizer.passes():\n        loss_fn(model(inputs), targets).backward()\n"
                 "    optimizer.step()"
             )
         self.base.step()
-        if self._phase == "complete" and any(g.get(self.level_key) for g in self.param_groups):
+        if self._run.phase == "complete" and any(g.get(self.level_key) for g in self.param_groups):
             self.draws += 1
-        self._phase = "idle"
-        self._stepped()
+        self._run.phase = "idle"
+        if not empty:
+            self._stepped()
+        self._note_position()
         return loss
 
     def _closure_passes(self, closure: Callable[[], Any]) -> Any:
         """The closure may clear the gradients or add to them; either way each pass starts from the same ones."""
         earlier = self._take_gradients()
-        summed_loss, passes = 0.0, 0
-        for part in self.passes():
-            summed = self._take_gradients()
-            self._add_gradients([(p, gradient.clone()) for p, gradient in earlier])
-            with torch.enable_grad():
-                loss = closure()
-            self._add_gradients(summed)
-            if part._share is not None:
-                raise RuntimeError("a closure cannot say how its minibatch splits: use passes() and part.take()")
-            summed_loss, passes = summed_loss + (loss.detach() if isinstance(loss, Tensor) else loss), passes + 1
-        return summed_loss / passes
+        losses = []
+        self._run.closure = True
+        try:
+            for part in self.passes():
+                summed = self._take_gradients()
+                self._add_gradients([(p, gradient.clone()) for p, gradient in earlier])
+                with torch.enable_grad():
+                    loss = closure()
+                self._add_gradients(summed)
+                if part._share is not None:
+                    raise RuntimeError("a closure cannot say how its minibatch splits: use passes() and part.take()")
+                losses.append(loss.detach() if isinstance(loss, Tensor) else loss)
+        finally:
+            self._run.closure = False
+        return None if any(loss is None for loss in losses) else sum(losses) / len(losses)
 
     def _take_gradients(self) -> list[tuple[Tensor, Tensor]]:
         taken = [(p, p.grad) for p in self._parameters() if p.grad is not None]
@@ -275,6 +288,21 @@ class MultiPassOptimizer(Optimizer):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clears the gradients, as ``torch.optim.Optimizer.zero_grad`` does."""
         self.base.zero_grad(set_to_none)
+        if self._run.phase == "broken":  # nothing is left of the loop that was
+            self._run.phase = "idle"
+
+    def train(self) -> None:
+        """Hands on to a base optimizer that keeps other weights for training than for evaluation (ScheduleFree)."""
+        self._switch("train")
+
+    def eval(self) -> None:
+        """As :meth:`train`, for evaluation."""
+        self._switch("eval")
+
+    def _switch(self, mode: str) -> None:
+        self._require_idle(f"call {mode}()")
+        if callable(switch := getattr(self.base, mode, None)):
+            switch()
 
     # ---- one optimizer with the base -------------------------------------------------------------------------------
 
@@ -292,7 +320,7 @@ class MultiPassOptimizer(Optimizer):
     @property
     def defaults(self) -> dict[str, Any]:
         """The base optimizer's defaults."""
-        return self.base.defaults
+        return getattr(self.base, "defaults", {})  # which wrappers such as Lookahead may lack
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group to the base optimizer; its level is 0 unless it has one."""
@@ -300,40 +328,66 @@ class MultiPassOptimizer(Optimizer):
         self._check_group(param_group, len(self.param_groups))
         self.base.add_param_group(param_group)
 
+    @property
+    def draws(self) -> int:
+        """How many steps have been taken with noise: the position in the stream of perturbations."""
+        return self._run.draws
+
+    @draws.setter
+    def draws(self, value: int) -> None:
+        self._run.draws = value
+
+    def _position(self) -> dict[str, Any]:
+        """Where the method goes on after a restart."""
+        return {"draws": self.draws}
+
+    def _go_to(self, position: Mapping[str, Any]) -> None:
+        """Goes where :meth:`_position` was; nothing is known: to the beginning."""
+        self.draws = position.get("draws", 0)
+
+    def _note_position(self) -> None:
+        # In the groups too: torch.distributed.checkpoint keeps of a state dict what belongs to parameters or groups.
+        if any(self.level_key in group for group in self.param_groups):
+            position = {key: value for key, value in self._position().items() if isinstance(value, int)}
+            for group in self.param_groups:
+                group["perturbation"] = position
+
     def state_dict(self) -> dict[str, Any]:
         """The base optimizer's state dict plus ``"perturbation"``, the position in the stream of noise."""
         self._require_idle("take the state dict")
-        return {**self.base.state_dict(), "perturbation": {"draws": self.draws}}
+        self._note_position()
+        return {**self.base.state_dict(), "perturbation": self._position()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Loads what :meth:`state_dict` gave, or the state of a bare base optimizer (the levels then stay)."""
         self._require_idle("load a state dict")
         own = [dict(group) for group in self.param_groups]
         self.base.load_state_dict({key: value for key, value in state_dict.items() if key != "perturbation"})
+        position = state_dict.get("perturbation") or self.param_groups[0].get("perturbation", {})
         for group, entries in zip(self.param_groups, own, strict=True):
             for key, value in entries.items():
                 group.setdefault(key, value)
-        self.draws = state_dict.get("perturbation", {}).get("draws", 0)
-        self._phase = "idle"
+        self._go_to(position)
+        self._note_position()
+        self._run.phase = "idle"
 
     def __getstate__(self) -> dict[str, Any]:  # for pickle and copy.deepcopy
         self._require_idle("copy the optimizer")
         # Hooks and a scheduler's patch of step() belong to this instance; torch's optimizers drop them too.
-        skipped = ("step", "_saved", "_buffers", "_gathering")
-        return {k: v for k, v in self.__dict__.items() if k not in skipped and not k.startswith("_optimizer_")}
+        return {k: v for k, v in self.__dict__.items() if k != "step" and not k.startswith("_optimizer_")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._saved: tuple[list[Tensor], list[Tensor]] = [], []  # the weights and their copies, while moved
-        self._buffers: list[Tensor] = []  # the one extra copy of the weights, reused from step to step
-        self._gathering: list[FSDPModule] = []
         for name in ("state_dict_pre", "state_dict_post", "load_state_dict_pre", "load_state_dict_post"):
-            setattr(self, f"_optimizer_{name}_hooks", getattr(self.base, f"_optimizer_{name}_hooks"))
+            name = f"_optimizer_{name}_hooks"
+            if not hasattr(self.base, name):  # wrappers such as Lookahead never call Optimizer.__init__
+                setattr(self.base, name, OrderedDict())
+            setattr(self, name, getattr(self.base, name))
 
     # ---- checks ----------------------------------------------------------------------------------------------------
 
     def _require_idle(self, action: str) -> None:
-        if self._phase == "running":
+        if self._run.phase == "running":
             raise RuntimeError(f"cannot {action} inside a loop over passes(): the weights are perturbed there")
 
     def _check_groups(self) -> None:

@@ -64,13 +64,9 @@ class RandomNoise(MultiPassOptimizer):
         signs = list(self._signs())
         return self.draws * signs.count(+1) + signs[:index].count(+1)
 
-    def state_dict(self) -> dict[str, Any]:
-        """The base optimizer's state dict plus ``"perturbation"``, the position in the stream of noise."""
-        state = super().state_dict()
-        state["perturbation"]["seed"] = self.source.seed
-        return state
+    def _position(self) -> dict[str, Any]:
+        return {**super()._position(), "seed": self.source.seed}
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Loads what :meth:`state_dict` gave, or the state of a bare base optimizer (the levels then stay)."""
-        super().load_state_dict(state_dict)
-        self.source.seed = state_dict.get("perturbation", {}).get("seed", self.source.seed)
+    def _go_to(self, position: Mapping[str, Any]) -> None:
+        super()._go_to(position)
+        self.source.seed = position.get("seed", self.source.seed)

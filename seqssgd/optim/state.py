@@ -1,0 +1,45 @@
+"""Where an optimizer stands between and within its steps."""
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
+
+
+class StepState:
+    """All that changes from pass to pass and from step to step.
+
+    It is one object, changed in place, because trainers wrap an optimizer in proxies: some run its methods with
+    themselves as ``self``, others copy its attributes. Whichever of them starts the passes, the one that steps knows.
+
+    Attributes:
+        phase: of the pass loop: ``"idle"`` (none since the last step), ``"running"``, ``"complete"``, ``"broken"``.
+        draws: steps with noise so far, the position in the stream of perturbations.
+        closure: whether the passes under way are those of ``step(closure)``.
+        saved: the weights and their copies, while they are moved.
+        buffers: the one extra copy of the weights, reused from step to step.
+        gathering: the FSDP2 modules that must gather anew when weights move.
+        steps, weighed, weighing: counts of the methods that average weights and that weigh examples.
+    """
+
+    def __init__(self) -> None:
+        self.phase: Literal["idle", "running", "complete", "broken"] = "idle"
+        self.draws = 0
+        self.steps = self.weighed = self.weighing = 0
+        self.forget()
+
+    def forget(self) -> None:
+        """Drops what belongs to this process alone and is made anew in the next pass."""
+        self.closure = False
+        self.saved: tuple[list[Tensor], list[Tensor]] = [], []
+        self.buffers: list[Tensor] = []
+        self.gathering: list[FSDPModule] = []
+
+    def __getstate__(self) -> dict[str, Any]:  # for pickle and copy.deepcopy
+        return {key: value for key, value in self.__dict__.items() if isinstance(value, (int, str))}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.forget()
