@@ -1,27 +1,29 @@
-"""Writes every table of results in the README files anew, from the runs in this folder.
+"""Writes every table and picture of results in the README files anew, from the runs in this folder.
 
     make tables
 
-A sub-folder holds the run directories of one comparison, without their checkpoints; ``reports`` has a page with curves
-for each. ``benchmarks`` holds what the benchmarks wrote with ``--json``, ``noise_finder`` the curves that ``seqssgd
-noise-finder`` wrote for RECIPE/CONFIGURATION@STEPS of warm-up. The place of each table in a README file is
+A sub-folder holds the run directories of one comparison, without their checkpoints; ``reports`` has the tables and
+curves of each. ``benchmarks`` holds what the benchmarks wrote with ``--json``, ``noise_finder`` the curves that
+``seqssgd noise-finder`` wrote for RECIPE/CONFIGURATION@STEPS of warm-up. The place of each table in a README file is
 marked by ``<!-- results/NAME: begin -->`` and ``<!-- results/NAME: end -->``.
 """
 
 import csv
 import json
-import math
 import sys
-from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from seqssgd.errors import run_cli
 from seqssgd.noise_finder import BEARABLE, Point, suggest
 from seqssgd.report import Comparison, compare, read_run, summary, write_between, write_report
-from seqssgd.report.baselines import TOLERANCE
+from seqssgd.report.baselines import EQUAL_PASSES
+from seqssgd.report.plots import COLOURS, forest, new_figure, picture_files
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 RESULTS = Path(__file__).resolve().parent
 RUNS = {
@@ -33,20 +35,16 @@ RUNS = {
 }
 # What the overview shows of them, and the methods in it, each a row: (optim.method, its form) -> name.
 OVERVIEW = {
-    "ptb_rivals": "Penn Treebank, LSTM: perplexity",
-    "an4": "AN4, gated ConvNet: WER in %",
-    "cifar10_cpu": "CIFAR-10, ResNet-20: accuracy in %",
+    "ptb_rivals": ("Penn Treebank, LSTM", "perplexity"),
+    "an4": ("AN4, gated ConvNet", "WER in %"),
+    "cifar10_cpu": ("CIFAR-10, ResNet-20", "accuracy in %"),
 }
 FORMS = {
-    ("none", ""): "SGD or Adam alone",
-    ("ssgd", "batch"): "S-SGD, the paper's form (half the epochs)",
-    ("ssgd", "phases"): "S-SGD, late in training",
+    ("weight_noise", ""): "one-sided noise",
     ("ssgd", "halves"): "S-SGD by halves",
     ("ssgd", "steps"): "S-SGD by steps",
-    ("weight_noise", ""): "one-sided noise",
-    ("smoothout", ""): "SmoothOut",
-    ("nso", ""): "NSO (half the epochs)",
-    ("sam", ""): "SAM (half the epochs)",
+    ("ssgd", "phases"): "S-SGD, late in training",
+    ("ssgd", "batch"): "S-SGD, the paper's form (half the epochs)",
 }
 BENCHMARKS = {
     "benchmarks/optimizer_overhead": "benchmarks/README.md",
@@ -99,24 +97,23 @@ def noise_table() -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def overview(compared: dict[str, Comparison]) -> str:
-    """Test figures of every method at the compute that most runs of a comparison have."""
-    columns = {title: _at_equal_passes(compared[name]) for name, title in OVERVIEW.items() if name in compared}
-    rows = [["test set, equal passes", *columns], ["---", *["---:"] * len(columns)]]
-    rows += [[name, *(cells.get(form, "") for cells in columns.values())] for form, name in FORMS.items()]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-
-def _at_equal_passes(comparison: Comparison) -> dict[tuple[str, str], str]:
-    groups = [row.group for row in comparison.rows]
-    passes = Counter(group.mean("passes") for group in groups).most_common(1)[0][0]
-    cells = {}
-    for row in comparison.rows:
-        if math.isclose(row.group.mean("passes"), passes, rel_tol=TOLERANCE):
-            found = row.figure(comparison.decisive)
-            spread = f" ± {found.sd:.2f} ({found.n} seeds)" if found.sd is not None else ""
-            cells[_form(row.group.settings)] = f"{found.mean:.2f}{spread}"
-    return cells
+def overview(compared: dict[str, Comparison]) -> "Figure":
+    """A forest plot for each recipe: what noise changes on the test set at equal passes, with its interval."""
+    shown = {name: title for name, title in OVERVIEW.items() if name in compared}
+    figure = new_figure(3.0 + 2.0 * len(shown), 0.9 + 0.32 * len(FORMS))
+    panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+    for axes, (name, (title, unit)) in zip(panels, shown.items(), strict=True):
+        comparison = compared[name]
+        held = [row for row in comparison.rows if (d := row.against[EQUAL_PASSES]) and d.delta is not None]
+        found = {_form(row.group.settings): row.against[EQUAL_PASSES] for row in held}
+        forest(axes, [found.get(form) for form in FORMS], COLOURS[: len(FORMS)])
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel(f"Δ {unit} ({'left' if comparison.lower_is_better else 'right'} is better)", fontsize=9)
+        axes.grid(alpha=0.3, axis="x")
+        axes.tick_params(axis="y", length=0)
+    panels[0].set_yticks(range(len(FORMS)), list(FORMS.values()), fontsize=9)
+    panels[0].set_ylim(len(FORMS) - 0.5, -0.5)
+    return figure
 
 
 def _form(settings: dict[str, Any]) -> tuple[str, str]:
@@ -130,7 +127,6 @@ def tables(compared: dict[str, Comparison]) -> dict[str, tuple[Path, str]]:
     """Every table of which there are figures here, by name: the file that shows it, and its text."""
     root = RESULTS.parent
     shown = {name: (root / RUNS[name], summary(comparison)) for name, comparison in compared.items()}
-    shown["overview"] = (root / "README.md", overview(compared))
     shown["noise_finder"] = (root / "recipes/studies/README.md", noise_table())
     measured = {name: readme for name, readme in BENCHMARKS.items() if (RESULTS / f"{name}.json").is_file()}
     return shown | {name: (root / readme, benchmark_table(name)) for name, readme in measured.items()}
@@ -142,7 +138,8 @@ def main() -> None:
         write_between(readme, f"results/{name}", text)
         print(f"{readme.relative_to(RESULTS.parent)}: results/{name}")
     for name, comparison in compared.items():
-        write_report(comparison, RESULTS / "reports" / name)
+        write_report(comparison, RESULTS / "reports" / name, page=False)  # seqssgd compare writes the page
+    (RESULTS / "reports/overview.png").write_bytes(picture_files(lambda: overview(compared), "overview")["png"])
 
 
 if __name__ == "__main__":

@@ -14,10 +14,11 @@ from programs import refused
 from seqssgd.cli import main
 from seqssgd.errors import UserError
 from seqssgd.report import compare, group_runs, read_run, record
-from seqssgd.report.comparison import welch
+from seqssgd.report.comparison import holm, welch
 from seqssgd.report.figures import best_evaluation, shared_metric
 
 SSGD = {"method": "ssgd", "noise": 0.2}
+NONE = (None,) * 5  # of a difference: delta, low, high, p, holm
 NSO = {"method": "nso", "noise": 0.01, "distribution": "gaussian", "granularity": "absolute"}
 
 
@@ -60,8 +61,41 @@ def test_one_side_that_does_not_vary_is_tested_all_the_same():
 def test_differences_of_single_runs_are_shown_without_a_test(tmp_path):
     rows = by_label(compared(seeds(tmp_path, "a", [20.0]) + seeds(tmp_path, "b", [18.0], **SSGD)))
     found = rows["S-Adam 0.2"].against["equal epochs"]
-    assert (found.delta, found.low, found.high, found.p) == (-2.0, None, None, None)
+    assert found == ("Adam", -2.0, None, None, None, None)
     assert rows["Adam"].figure("test_wer").sd is None
+
+
+def test_a_single_run_has_the_interval_of_the_spread_of_all_others(tmp_path):
+    values = {"a": [20.0, 21.0, 22.5], "b": [18.0, 19.0], "c": [17.0]}
+    levels = {"a": {}, "b": SSGD, "c": SSGD | {"signs": "halves"}}
+    comparison = compared(
+        [run for name, tests in values.items() for run in seeds(tmp_path, name, tests, **levels[name])]
+    )
+    residuals = [x - np.mean(tests) for tests in values.values() for x in tests]
+    sd = np.sqrt(np.square(residuals).sum() / 3)
+    np.testing.assert_allclose(comparison.spread, (sd, 3))
+    found = by_label(comparison)["S-Adam 0.2, halves"].against["equal epochs"]
+    half = scipy.stats.t.ppf(0.975, 3) * sd * np.sqrt(1 + 1 / 3)
+    np.testing.assert_allclose(
+        (found.low, found.high), (17 - np.mean(values["a"]) - half, 17 - np.mean(values["a"]) + half)
+    )
+    assert found.p is None and found.holm is None
+    tested = by_label(comparison)["S-Adam 0.2"].against["equal epochs"]
+    assert tested.holm == tested.p and tested.high != found.high  # the only one that is tested
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_holms_correction_rejects_what_his_procedure_rejects(seed):
+    """Step down (Holm 1979): the smallest p against level/k, the next against level/(k - 1), until one fails."""
+    p = np.random.default_rng(seed).beta(0.4, 3, size=7).round(3).tolist() + [0.02, 0.02]
+    for level in (0.01, 0.05, 0.2, 0.7):
+        rejected = set()
+        for rank, index in enumerate(np.argsort(p, kind="stable")):
+            if p[index] > level / (len(p) - rank):
+                break
+            rejected.add(index)
+        assert {index for index, corrected in enumerate(holm(p)) if corrected <= level + 1e-12} == rejected
+    assert holm([]) == []
 
 
 def test_curves_are_means_over_the_epochs_that_all_runs_have(tmp_path):
@@ -86,7 +120,7 @@ def test_the_validation_figure_is_that_of_the_checkpoint_that_was_tested(tmp_pat
     assert best_evaluation(read_run(run), "valid_cer")["epoch"] == 1
 
 
-def test_an_accuracy_is_best_when_high_and_so_is_the_order(tmp_path):
+def test_an_accuracy_is_best_when_high(tmp_path):
     values = [{"valid_accuracy": value, "valid_loss": loss} for value, loss in ((0.5, None), (0.75, 2.0), (0.6, 3.0))]
     low = make_run(tmp_path / "low", values)
     high = make_run(tmp_path / "high", [*values[:2], {"valid_accuracy": 0.8, "valid_loss": 2.5}], **SSGD)
@@ -94,7 +128,24 @@ def test_an_accuracy_is_best_when_high_and_so_is_the_order(tmp_path):
     assert best_evaluation(run, "valid_accuracy")["epoch"] == best_evaluation(run, "valid_loss")["epoch"] == 2
     comparison = compared([low, high])
     assert comparison.metric == "valid_accuracy" and not comparison.lower_is_better
-    assert [row.group.label for row in comparison.rows] == ["S-Adam 0.2", "Adam"]
+    assert [row.group.label for row in comparison.rows] == ["Adam", "S-Adam 0.2"]
+
+
+def test_methods_stand_family_by_family_whatever_their_figures(tmp_path):
+    made = [
+        {"method": "sam"},
+        SSGD | {"signs": "halves"},
+        SSGD,
+        {"method": "weight_noise", "noise": 0.1},
+        {},
+        {"lr": 3.0},
+    ]
+    made.insert(1, SSGD | {"noise": 0.1})
+    for order in (1, -1):
+        runs = [make_run(tmp_path / f"{order}{n}", [30.0 + order * n], **optim) for n, optim in enumerate(made)]
+        assert [row.group.label for row in compared(runs[::order]).rows] == [
+            *("Adam", "Adam, lr 3", "weight noise 0.1", "S-Adam 0.1", "S-Adam 0.2", "S-Adam 0.2, halves", "SAM")
+        ]
 
 
 def test_a_run_without_validation_data_is_compared_by_its_evaluation(tmp_path):
@@ -203,12 +254,12 @@ def test_any_method_can_be_the_baseline_of_all(tmp_path, name):
     comparison = compared(runs, baseline=f"{runs[1]}/" if name == "PATH" else name)
     against = {label: list(row.against.items()) for label, row in by_label(comparison).items()}
     assert against == {
-        "S-Adam 0.2": [("chosen baseline", ("S-Adam 0.2", None, None, None, None)),
-                       ("equal passes", ("Adam, 4 epochs", -2.0, None, None, None))],
-        "Adam": [("chosen baseline", ("S-Adam 0.2", 3.0, None, None, None)),
-                 ("equal passes", ("Adam", None, None, None, None))],
-        "Adam, 4 epochs": [("chosen baseline", ("S-Adam 0.2", 2.0, None, None, None)),
-                           ("equal passes", ("Adam, 4 epochs", None, None, None, None))],
+        "S-Adam 0.2": [("chosen baseline", ("S-Adam 0.2", *NONE)),
+                       ("equal passes", ("Adam, 4 epochs", -2.0, *NONE[1:]))],
+        "Adam": [("chosen baseline", ("S-Adam 0.2", 3.0, *NONE[1:])),
+                 ("equal passes", ("Adam", *NONE))],
+        "Adam, 4 epochs": [("chosen baseline", ("S-Adam 0.2", 2.0, *NONE[1:])),
+                           ("equal passes", ("Adam, 4 epochs", *NONE))],
     }  # fmt: skip
 
 
@@ -240,11 +291,11 @@ def test_a_diverged_seed_is_named_and_its_method_has_no_mean(tmp_path, capsys):
     runs = [make_run(tmp_path / "good", [30.0]), make_run(tmp_path / "bad", [None], settings={"seed": 1})]
     runs.append(make_run(tmp_path / "ssgd", [29.0], **SSGD))
     comparison = compared(runs)
-    assert [row.group.label for row in comparison.rows] == ["S-Adam 0.2", "Adam"]
-    assert comparison.rows[1].figure("valid_wer") is None
+    assert [row.group.label for row in comparison.rows] == ["Adam", "S-Adam 0.2"]
+    assert comparison.rows[0].figure("valid_wer") is None
     for baseline in ("Adam", "S-Adam 0.2"):  # whichever of the two lacks a value
-        against = compared(runs, baseline=baseline).rows[baseline == "S-Adam 0.2"].against
-        assert against["chosen baseline"] == (baseline, None, None, None, None)
+        against = compared(runs, baseline=baseline).rows[baseline == "Adam"].against
+        assert against["chosen baseline"] == (baseline, *NONE)
     assert main(["compare", *map(str, runs)]) == 0
     assert "No best valid WER (not finite): bad." in capsys.readouterr().out
 

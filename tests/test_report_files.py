@@ -13,7 +13,7 @@ from made_runs import make_run, seeds
 from seqssgd.cli import main
 from seqssgd.errors import UserError
 from seqssgd.report import compare, read_run, results_table, write_between, write_report
-from seqssgd.report.plots import COLOURS
+from seqssgd.report.plots import COLOURS, GREY
 
 ROOT = Path(__file__).resolve().parents[1]
 SSGD = {"method": "ssgd", "noise": 0.2}
@@ -92,7 +92,8 @@ def test_markdown_page_and_csv_hold_the_same_table(comparison, report):
         baseline, delta, p = (record[f"{name}_{key}"] for key in ("baseline", "delta", "p"))
         if baseline == record["method"]:
             return "baseline"
-        tested = "–" if not p else "< 0.001" if float(p) < 0.001 else f"{float(p):.3f}"
+        both = [float(record[f"{name}_{key}"]) for key in ("p", "holm")] if p else []
+        tested = "; ".join("< 0.001" if value < 0.001 else f"{value:.3f}" for value in both) or "–"
         return f"{float(delta):+.2f} ({tested})".replace("-", "−") if delta else "–"
 
     for record, row in zip(records, table.rows, strict=True):
@@ -102,15 +103,15 @@ def test_markdown_page_and_csv_hold_the_same_table(comparison, report):
             *(difference(record, "equal_epochs"), difference(record, "equal_passes")),
             f"{float(record['seconds']):.0f}",
         ]
-    assert [record["method"] for record in records] == ["S-Adam 0.2", "Adam, 4 epochs", "Adam", "SAM"]
+    assert [record["method"] for record in records] == ["Adam", "Adam, 4 epochs", "S-Adam 0.2", "SAM"]
     p = [record["equal_epochs_p"] for record in records]
-    assert float(p[0]) < 0.05 and p[1:] == ["", "", ""]  # another base optimizer has no baseline here
+    assert float(p.pop(2)) < 0.05 and p == ["", "", ""]  # another base optimizer has no baseline here
 
 
 def test_the_words_say_who_wins_and_against_whom(report):
     text = (report / "report.md").read_text()
     assert "Equal epochs: Adam is the baseline of S-Adam 0.2." in text
-    assert "Equal epochs, p < 0.05: Better: S-Adam 0.2." in text
+    assert "Equal epochs, p < 0.05 after Holm's correction: Better: S-Adam 0.2." in text
     assert "Equal passes: Adam, 4 epochs is the baseline of S-Adam 0.2." in text
     assert "Equal passes, p <" not in text  # a side with one seed
 
@@ -119,7 +120,7 @@ def test_the_words_say_who_wins_and_against_whom(report):
 def test_a_method_that_loses_is_called_worse(tmp_path, capsys, worse, verdict):
     runs = seeds(tmp_path, "a", [20.0, 20.1]) + seeds(tmp_path, "b", worse, **SSGD)
     assert main(["compare", *map(str, runs)]) == 0
-    assert f"Equal epochs, p < 0.05: {verdict}: S-Adam 0.2." in capsys.readouterr().out
+    assert f"Equal epochs, p < 0.05 after Holm's correction: {verdict}: S-Adam 0.2." in capsys.readouterr().out
 
 
 def test_a_higher_accuracy_is_called_better(tmp_path, capsys):
@@ -130,7 +131,7 @@ def test_a_higher_accuracy_is_called_better(tmp_path, capsys):
     ]
     assert main(["compare", *map(str, runs)]) == 0
     out = capsys.readouterr().out
-    assert "Higher is better." in out and "Equal epochs, p < 0.05: Better: S-Adam 0.2." in out
+    assert "Higher is better." in out and "Equal epochs, p < 0.05 after Holm's correction: Better: S-Adam 0.2." in out
 
 
 def test_runs_of_more_than_ten_minutes_are_timed_in_minutes(tmp_path):
@@ -171,7 +172,9 @@ def test_the_page_holds_the_pictures_in_the_colour_of_its_text(report):
     for name in [name for name in PICTURES if name.endswith("svg")]:
         svg = (report / name).read_text()
         assert "currentColor" in svg and svg in (report / "report.html").read_text()
-        dark = {c.lower() for c in re.findall(r"(?:fill|stroke): (#\w{6})", svg)} - {c.lower() for c in COLOURS}
+        dark = {c.lower() for c in re.findall(r"(?:fill|stroke): (#\w{6})", svg)} - {
+            c.lower() for c in (*COLOURS, GREY)
+        }
         assert dark <= {"#b0b0b0"}, dark  # that of the grid
 
 
@@ -192,27 +195,36 @@ def test_colours_stand_out_on_light_and_on_dark(report):
         return high / low
 
     assert all(contrast(a, b) >= 7 for a, b in zip(ink, pages, strict=True))
-    assert all(contrast(colour, page) >= 3 for colour in COLOURS for page in pages)
+    assert all(contrast(colour, page) >= 3 for colour in (*COLOURS, GREY) for page in pages)
 
 
-def test_a_curve_has_a_band_only_where_it_has_several_seeds(comparison):
+def test_every_method_has_a_panel_with_the_baselines_in_grey_and_bands_only_of_several_seeds(comparison):
     from seqssgd.report.plots import _curves
 
-    (axes,) = _curves(comparison, "passes").axes
-    assert [line.get_label() for line in axes.lines] == [row.group.label for row in comparison.rows]
-    assert [len(line.get_xdata()) for line in axes.lines] == [2, 4, 2, 2]
-    assert list(axes.lines[0].get_xdata()) == [40, 80] and list(axes.lines[2].get_xdata()) == [20, 40]
-    assert len(axes.collections) == 3
+    panels = _curves(comparison, "passes").axes
+    assert [axes.get_title(loc="left") for axes in panels] == ["S-Adam 0.2", "SAM"]
+    for axes, (title, bands) in zip(panels, (("S-Adam 0.2", 2), ("SAM", 2)), strict=True):
+        assert [line.get_label() for line in axes.lines] == ["Adam", "Adam, 4 epochs", title]
+        assert [line.get_color() == GREY for line in axes.lines] == [True, True, False]
+        assert [len(line.get_xdata()) for line in axes.lines] == [2, 4, 2]
+        assert len(axes.collections) == bands  # "Adam, 4 epochs" has one seed
+    assert list(panels[0].lines[2].get_xdata()) == [40, 80] and list(panels[0].lines[0].get_xdata()) == [20, 40]
 
 
-def test_every_run_is_a_dot_below_the_name_of_its_method_and_baselines_have_a_line(comparison):
+def test_baselines_alone_have_a_panel_too(tmp_path):
+    from seqssgd.report.plots import _curves
+
+    (axes,) = _curves(compare([read_run(make_run(tmp_path / "run", [30.0, 20.0]))]), "epoch").axes
+    assert [list(line.get_ydata()) for line in axes.lines] == [[30.0, 20.0]]
+
+
+def test_every_run_is_a_dot_beside_the_name_of_its_method_and_baselines_have_a_line(comparison):
     from seqssgd.report.plots import _methods
 
-    (axes,) = _methods(comparison).axes
+    axes, epochs, passes = _methods(comparison).axes
     labels = [row.group.label for row in comparison.rows]
-    assert [text.get_text() for text in axes.texts] == labels
-    assert [round(text.get_position()[1]) for text in axes.texts] == list(range(len(labels)))
-    assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the first, the best, is at the top
+    assert [label.get_text() for label in axes.get_yticklabels()] == labels
+    assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the first is at the top
     drawn = {"o": {}, "|": {}, "None": []}
     for line in axes.lines:
         if line.get_marker() == "None":
@@ -225,6 +237,13 @@ def test_every_run_is_a_dot_below_the_name_of_its_method_and_baselines_have_a_li
         assert drawn["|"][row.group.label] == [pytest.approx(sum(values) / len(values))]
     baselines = [row for row in comparison.rows if row.group.label.startswith("Adam")]
     assert drawn["None"] == [row.figure(comparison.decisive).mean for row in baselines] and len(baselines) == 2
+    for panel, criterion, dash in ((epochs, "equal epochs", "-"), (passes, "equal passes", "--")):
+        found = comparison.rows[2].against[criterion]
+        zero, interval, dot = panel.lines
+        assert list(zero.get_xdata()) == [0, 0] and list(dot.get_xdata()) == [found.delta]
+        assert list(interval.get_xdata()) == [found.low, found.high] and list(interval.get_ydata()) == [2, 2]
+        assert interval.get_linestyle() == dash  # "Adam, 4 epochs" has one seed: the interval is the pooled one
+        assert criterion in panel.get_xlabel() and "left is better" in panel.get_xlabel()
 
 
 def test_the_first_evaluations_do_not_flatten_the_curves(tmp_path):
@@ -261,6 +280,14 @@ def test_the_command_prints_the_table_and_writes_the_report(tmp_path, capsys):
     assert {"report.html", "report.md", "report.csv", *PICTURES} == {p.name for p in (tmp_path / "report").iterdir()}
     assert out.startswith("| method |") and out.split("\n\n- ")[0] in (tmp_path / "report/report.md").read_text()
     assert (tmp_path / "report/curves_epoch.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_a_page_there_are_the_same_tables_and_pictures_alone(comparison, report, tmp_path):
+    written = write_report(comparison, tmp_path, page=False)
+    assert {path.name for path in written} == {path.name for path in report.iterdir()} - {
+        path.name for path in report.iterdir() if path.suffix in (".html", ".svg")
+    }
+    assert all(path.read_bytes() == (report / path.name).read_bytes() for path in written)
 
 
 def test_runs_that_only_diverged_make_a_report_all_the_same(tmp_path):

@@ -3,6 +3,7 @@
 import math
 import os
 import statistics
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,8 +27,10 @@ class Estimate(NamedTuple):
 class Difference(NamedTuple):
     """A method's mean less its baseline's.
 
-    ``low`` and ``high`` bound the 95 % confidence interval, ``p`` is of :func:`welch`; all are None where there is no
-    test, ``delta`` too where a value is missing or the method is the baseline itself.
+    ``low`` and ``high`` bound the 95 % confidence interval: that of :func:`welch`, or where a side has a single seed
+    the one that :class:`Spread` gives. ``p`` is of :func:`welch`, ``holm`` the same corrected by :func:`holm` for the
+    number of methods held against a baseline. What cannot be had is None; ``delta`` too where a value is missing or the
+    method is the baseline itself.
     """
 
     baseline: str
@@ -35,6 +38,24 @@ class Difference(NamedTuple):
     low: float | None = None
     high: float | None = None
     p: float | None = None
+    holm: float | None = None
+
+
+class Spread(NamedTuple):
+    """The standard deviation between seeds, pooled over all methods, with its degrees of freedom.
+
+    It stands in where a method has one seed: that its spread is that of the others is then an assumption.
+    """
+
+    sd: float
+    freedom: int
+
+    def interval(self, delta: float, n: int, m: int) -> tuple[float, float]:
+        """The 95 % confidence interval of the difference of two means of ``n`` and ``m`` seeds (Student's t)."""
+        from scipy.stats import t
+
+        half = float(t.ppf(0.975, self.freedom)) * self.sd * math.sqrt(1 / n + 1 / m)
+        return delta - half, delta + half
 
 
 class Point(NamedTuple):
@@ -79,10 +100,11 @@ class Comparison:
     Attributes:
         metric: of the evaluations during training.
         drawn: what the curves show: the metric, or the training loss if the task has no validation data.
-        rows: one per method, the best first.
+        rows: one per method, family by family: the order does not depend on the figures.
         figures: the names of the figures that some run has: the metric, that of the test set, those of other splits.
-        decisive: the figure that methods are ordered and tested by: the first of a split that all runs were evaluated
-            on, else the metric.
+        decisive: the figure that methods are tested by: the first of a split that all runs were evaluated on, else
+            the metric.
+        spread: of the decisive figure; None where no method has two seeds, or none varies.
         names: of the runs by path, those left out included: the path from the folder that holds them all.
         left_out: the name of every run that is not in it, and why.
     """
@@ -92,6 +114,7 @@ class Comparison:
     rows: list[Row]
     figures: list[str]
     decisive: str
+    spread: Spread | None
     names: dict[Path, str]
     left_out: dict[str, str]
 
@@ -130,18 +153,23 @@ def compare(
     figures = _figure_names(rows.values(), metric)
     splits = [name for name in figures if name != metric and all(row.figure(name) for row in rows.values())]
     decisive = splits[0] if splits else figures[0]
-    for row in rows.values():
-        found = {criterion: rows.get(find_one(row.group)) for criterion, find_one in find.items()}
-        row.against = {criterion: other and _difference(row, other, decisive) for criterion, other in found.items()}
-    sign = 1 if lower_is_better(metric) else -1
+    spread = _spread(rows.values(), decisive)
+    for criterion, find_one in find.items():
+        for row in rows.values():
+            other = rows.get(find_one(row.group))
+            row.against[criterion] = other and _difference(row, other, decisive, spread)
+        tested = [row for row in rows.values() if (found := row.against[criterion]) and found.p is not None]
+        for row, p in zip(tested, holm([row.against[criterion].p for row in tested]), strict=True):
+            row.against[criterion] = row.against[criterion]._replace(holm=p)
     folder = os.path.commonpath([run.path.resolve().parent for run in runs])
     names = {run.path: os.path.relpath(run.path.resolve(), folder) for run in runs}
     return Comparison(
         metric=metric,
         drawn=drawn,
-        rows=sorted(rows.values(), key=lambda row: sign * f.mean if (f := row.figure(decisive)) else math.inf),
+        rows=sorted(rows.values(), key=lambda row: row.group.place),
         figures=figures,
         decisive=decisive,
+        spread=spread,
         names=names,
         left_out={names[path]: reason for path, reason in left_out.items()},
     )
@@ -165,17 +193,28 @@ def welch(values: Sequence[float], others: Sequence[float]) -> tuple[float, floa
 
     Source: B. L. Welch, Biometrika 34 (1947), 28-35.
     """
-    a, b = estimate(values), estimate(others)
-    if a.sd is None or b.sd is None or a.sd == b.sd == 0:
+    if min(len(values), len(others)) < 2 or len({*values}) == len({*others}) == 1:
         return None
-    from scipy.stats import t
+    from scipy.stats import ttest_ind
 
-    parts = [(side.sd**2 / side.n, side.n - 1) for side in (a, b)]
-    variance = sum(part for part, _ in parts)
-    freedom = variance**2 / sum(part**2 / n for part, n in parts)
-    delta, error = a.mean - b.mean, math.sqrt(variance)
-    half = float(t.ppf(0.975, freedom)) * error
-    return delta - half, delta + half, float(2 * t.sf(abs(delta) / error, freedom))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of a side that does not vary: the other one's variance stays
+        found = ttest_ind(values, others, equal_var=False)
+    low, high = found.confidence_interval(0.95)
+    return float(low), float(high), float(found.pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for their number: the chance of one false finding among all of them stays below the level.
+
+    Source: S. Holm, Scandinavian Journal of Statistics 6 (1979), 65-70.
+    """
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = largest
+    return corrected
 
 
 def _select(runs: Sequence[Run], partial: bool) -> tuple[list[Run], dict[Path, str]]:
@@ -212,11 +251,21 @@ def _figure_names(rows: Iterable[Row], metric: str) -> list[str]:
     return [name for name in first if name in found] + sorted(found.difference(first)) or [metric]
 
 
-def _difference(row: Row, baseline: Row, figure: str) -> Difference:
+def _spread(rows: Iterable[Row], figure: str) -> Spread | None:
+    of_methods = [row.values(figure) for row in rows]
+    known = [values for values in of_methods if None not in values and len(values) > 1]
+    freedom = sum(len(values) - 1 for values in known)
+    squares = sum((len(values) - 1) * statistics.variance(values) for values in known)
+    return Spread(math.sqrt(squares / freedom), freedom) if squares else None
+
+
+def _difference(row: Row, baseline: Row, figure: str, spread: Spread | None) -> Difference:
     mine, its = row.values(figure), baseline.values(figure)
     if row is baseline or None in mine or None in its:
         return Difference(baseline.group.label)
     delta = statistics.fmean(mine) - statistics.fmean(its)
+    if min(len(mine), len(its)) < 2 and spread is not None:
+        return Difference(baseline.group.label, delta, *spread.interval(delta, len(mine), len(its)))
     return Difference(baseline.group.label, delta, *(welch(mine, its) or ()))
 
 

@@ -37,6 +37,13 @@ METHODS = {
     "ema": "EMA",
     "swa": "SWA",
 }
+# Who stands next to whom: the base optimizer, averages of weights, one-sided noise, pairs, ascent, others.
+FAMILIES = (
+    *("none", "ema", "swa"),
+    *("weight_noise", "two_draws", "graves", "smoothout", "adasmoothout", "dropconnect", "mrwp"),
+    *("ssgd", "nso"),
+    *("sam", "asam"),
+)
 # Settings that a method with noise is always named by: what goes without saying, and how the rest is said.
 NOISE = {
     "optim.signs": ("batch", "{}"),
@@ -69,6 +76,15 @@ class Group:
     def is_baseline(self) -> bool:
         """Trained by the base optimizer alone."""
         return self.settings["optim.method"] == "none"
+
+    @property
+    def place(self) -> tuple:
+        """What methods are sorted by: their family, and within it their settings, never their figures."""
+        settings = self.settings
+        method, signs = settings["optim.method"], settings["optim.signs"] or "batch"
+        family = FAMILIES.index(method) if method in FAMILIES else len(FAMILIES)
+        form = (signs != "batch", signs, settings["optim.noise_schedule"] is not None, settings["optim.noise"])
+        return family, method, str(settings["optim.base"]), *form, self.epochs, self.label
 
     @property
     def epochs(self) -> int:

@@ -31,9 +31,9 @@ td {{ white-space: nowrap; background: var(--page); }}
 thead, thead th {{ border: 0; background: var(--head); }}
 th:first-child, td:first-child {{ position: sticky; left: 0; }}
 .text {{ text-align: left; }}
-.plots {{ display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); }}
-figure {{ margin: 0; }}
-svg {{ display: block; width: 100%; height: auto; max-width: 40rem; }}
+.plots {{ display: grid; gap: 1.5rem; }}
+figure {{ margin: 0; overflow-x: auto; }}
+svg {{ display: block; width: 100%; height: auto; min-width: 32rem; max-width: 56rem; }}
 </style>
 </head>
 <body>

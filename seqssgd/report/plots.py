@@ -1,30 +1,37 @@
 """What every method came to and how it got there, as pictures that are legible on light and on dark pages."""
 
 import io
+import itertools
 import re
-from collections.abc import Callable
+import textwrap
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from .comparison import Comparison, Point
+from .baselines import CHOSEN
+from .comparison import Comparison, Difference, Point, Row
 from .tables import figure_title, words
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # What a curve is drawn over: a Point's field, and its name. Equal passes are equal compute.
 AXES = {"epoch": "epochs", "passes": "forward-backward passes"}
-# At least 3 : 1 against white and against near-black (WCAG 2, graphics); told apart by their dashes too.
-COLOURS = ("#2f7fd1", "#d1592a", "#2b9b63", "#a861c9", "#b07d10", "#d64b83", "#1d95a3", "#7d7d7d")
-DASHES = ("-", "--", "-.", ":")
+# At least 3 : 1 against white and against near-black (WCAG 2, graphics).
+COLOURS = ("#2f7fd1", "#d1592a", "#2b9b63", "#a861c9", "#b07d10", "#d64b83", "#1d95a3")
+GREY = "#7d7d7d"  # of baselines
 # The parts of a report: heading, caption, and the pictures by the name of their file, each with what it shows.
 PICTURES = {
     "Methods": (
-        "A dot for every run, a bar for their mean; dotted: the mean of each base optimizer alone.",
-        {"methods": "figures of every method"},
+        "Left a dot for every run and a bar for their mean; dotted: the mean of each base optimizer alone. Beside it "
+        "the difference from the baseline with its 95 % interval: Welch's where both have several seeds (solid), else "
+        "from the standard deviation pooled over all methods (dashed). An interval that crosses 0 decides nothing.",
+        {"methods": "figures of every method, and differences from its baselines"},
     ),
     "Curves": (
-        "Means over the seeds; bands of one standard deviation. The first evaluations may lie outside the picture.",
+        "A method in each panel; grey: the base optimizers alone. Means over the seeds; bands of one standard "
+        "deviation. The first evaluations may lie outside the picture.",
         {f"curves_{over}": f"curves over {name}" for over, name in AXES.items()},
     ),
 }
@@ -47,10 +54,11 @@ def draw(comparison: Comparison) -> dict[str, dict[str, bytes]]:
     """
     figures: dict[str, Callable[[], Figure]] = {"methods": partial(_methods, comparison)}
     figures |= {f"curves_{over}": partial(_curves, comparison, over) for over in AXES}
-    return {name: _files(figure, name) for name, figure in figures.items()}
+    return {name: picture_files(figure, name) for name, figure in figures.items()}
 
 
-def _files(draw_figure: Callable[[], "Figure"], name: str) -> dict[str, bytes]:
+def picture_files(draw_figure: Callable[[], "Figure"], name: str) -> dict[str, bytes]:
+    """What a function draws, as ``"png"`` (on white) and ``"svg"`` (ids begin with ``name``): always the same bytes."""
     import matplotlib
 
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
@@ -62,68 +70,117 @@ def _files(draw_figure: Callable[[], "Figure"], name: str) -> dict[str, bytes]:
     return {"png": files["png"].getvalue(), "svg": _portable(files["svg"].getvalue().decode(), name).encode()}
 
 
-def _new_figure(height: float) -> "Figure":
+def new_figure(width: float, height: float) -> "Figure":
+    """An empty figure of so many inches, that no window shows."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.5, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
-def _style(index: int) -> tuple[str, str]:
-    """Colour and dashes of the method in a row of the comparison, the same in every picture."""
-    return COLOURS[index % len(COLOURS)], DASHES[index // len(COLOURS) % len(DASHES)]
+def _colours(rows: Sequence[Row]) -> list[str]:
+    """Of each row, the same in every picture: grey for baselines, so that what they are compared with stands out."""
+    shown = itertools.cycle(COLOURS)
+    return [GREY if row.group.is_baseline else next(shown) for row in rows]
+
+
+def _wrapped(label: str, width: int = 30) -> str:
+    return "\n".join(textwrap.wrap(label, width))
 
 
 def _methods(comparison: Comparison) -> "Figure":
-    """The figure that decides, of every run: the methods one below the other, the best at the top."""
-    rows = comparison.rows
-    figure = _new_figure(0.8 + 0.4 * len(rows))
-    axes = figure.add_subplot(xlabel=figure_title(comparison, comparison.decisive))
-    for index, row in enumerate(rows):
-        colour, _ = _style(index)
-        # above the dots: beside them long names would leave no room on a phone
-        axes.text(0.02, index - 0.4, row.group.label, transform=axes.get_yaxis_transform(), fontsize=9, va="center")
+    """The figure that decides, of every run, and beside it the difference from each baseline; names at the left."""
+    rows, title = comparison.rows, figure_title(comparison, comparison.decisive)
+    held = [criterion for criterion in comparison.criteria if _differences(comparison, criterion)]
+    labels = [_wrapped(row.group.label) for row in rows]
+    figure = new_figure(
+        4.2 + 2.0 * len(held), 0.9 + 0.2 * sum(1 + label.count("\n") for label in labels) + 0.1 * len(rows)
+    )
+    axes, *others = figure.subplots(1, 1 + len(held), sharey=True, squeeze=False)[0]
+    for index, (row, colour) in enumerate(zip(rows, _colours(rows), strict=True)):
         values = [value for value in row.values(comparison.decisive) if value is not None]
         axes.plot(values, [index] * len(values), "o", color=colour, markersize=5, alpha=0.7)
         if (mean := row.figure(comparison.decisive)) is not None:
             axes.plot([mean.mean], [index], "|", color=colour, markersize=14, markeredgewidth=2)
             if row.group.is_baseline:
                 axes.axvline(mean.mean, color=colour, linestyle=":", linewidth=1)
-    axes.set_yticks([])
-    axes.set_ylim(len(rows) - 0.5, -0.8)
-    axes.grid(alpha=0.3, axis="x")
+    axes.set(xlabel=title, ylim=(len(rows) - 0.5, -0.5))
+    axes.set_yticks(range(len(rows)), labels, fontsize=9)
+    for axes_of_criterion, criterion in zip(others, held, strict=True):
+        found = _differences(comparison, criterion)
+        forest(axes_of_criterion, [found.get(row.group.label) for row in rows], _colours(rows))
+        better = "left" if comparison.lower_is_better else "right"
+        preposition = "to" if criterion == CHOSEN else "at"
+        axes_of_criterion.set_xlabel(f"Δ {preposition} {criterion}\n({better} is better)")
+    for every in figure.axes:
+        every.grid(alpha=0.3, axis="x")
+        every.tick_params(axis="y", length=0)
     return figure
 
 
+def _differences(comparison: Comparison, criterion: str) -> dict[str, Difference]:
+    """The differences that there are, by the method's name."""
+    found = {row.group.label: row.against[criterion] for row in comparison.rows}
+    return {label: one for label, one in found.items() if one is not None and one.delta is not None}
+
+
+def forest(axes: "Axes", differences: Sequence[Difference | None], colours: Sequence[str]) -> None:
+    """A forest plot: a dot for each difference, from above, with a line for its interval, and a line at 0.
+
+    The line is dashed where the interval is not of the method's own seeds; without an interval there is none.
+    """
+    axes.axvline(0, color=GREY, linewidth=1)
+    for index, (found, colour) in enumerate(zip(differences, colours, strict=True)):
+        if found is None or found.delta is None:
+            continue
+        if found.low is not None and found.high is not None:
+            dash = "-" if found.p is not None else (0, (2, 2))
+            axes.plot([found.low, found.high], [index, index], linestyle=dash, color=colour, linewidth=1.5)
+        axes.plot([found.delta], [index], "o", color=colour, markersize=5)
+
+
 def _curves(comparison: Comparison, over: str) -> "Figure":
-    """The curve of every method, with a band of one standard deviation where it has several seeds.
+    """A panel for each method: its curve, with a band of one standard deviation where it has several seeds.
 
     Args:
         over: ``"epoch"`` or ``"passes"``.
     """
     from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-    figure = _new_figure(3.2 + 0.2 * len(comparison.rows))
-    axes = figure.add_subplot(xlabel=AXES[over], ylabel=words(comparison.drawn))
-    for index, row in enumerate(comparison.rows):
-        colour, dash = _style(index)
-        x, mean = ([getattr(point, name) for point in row.curve] for name in (over, "mean"))
-        dots = "o" if len(x) <= 40 else None
-        axes.plot(x, mean, dash, color=colour, marker=dots, markersize=3, linewidth=1.4, label=row.group.label)
-        if len(row.group.runs) > 1:
-            low, high = ([p.mean + sign * p.sd for p in row.curve] for sign in (-1, 1))
-            axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+    rows = comparison.rows
+    baselines = [row for row in rows if row.group.is_baseline]
+    panels = [row for row in rows if not row.group.is_baseline] or baselines[:1]
+    columns = min(3, len(panels))
+    lines = -(-len(panels) // columns)
+    figure = new_figure(2.4 * columns + 0.6, 2.0 * lines + 0.5)
+    grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flatten()
+    colours = dict(zip(map(id, rows), _colours(rows), strict=True))
+    for axes, panel in zip(grid, panels, strict=False):
+        for row in [*(row for row in baselines if row is not panel), panel]:
+            x, mean = ([getattr(point, name) for point in row.curve] for name in (over, "mean"))
+            colour = colours[id(row)]
+            dots = "o" if len(x) <= 40 and row is panel else None
+            axes.plot(x, mean, color=colour, marker=dots, markersize=3, linewidth=1.4, label=row.group.label)
+            if len(row.group.runs) > 1:
+                low, high = ([p.mean + sign * p.sd for p in row.curve] for sign in (-1, 1))
+                axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+        axes.set_title(_wrapped(panel.group.label), fontsize=9, loc="left", color=colours[id(panel)])
+        axes.grid(alpha=0.3)
+    for axes in grid[len(panels) :]:
+        axes.remove()
+    for axes in grid[max(0, len(panels) - columns) : len(panels)]:
+        axes.tick_params(labelbottom=True)  # above an empty place too
     # the first evaluations, far from all others, would flatten the rest of the picture
-    late = [value for row in comparison.rows for value in _reach(row.curve[len(row.curve) // 4 :])]
+    late = [value for row in rows for value in _reach(row.curve[len(row.curve) // 4 :])]
     if late:
         margin = 0.05 * (max(late) - min(late)) or 1
-        axes.set_ylim(min(late) - margin, max(late) + margin)
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside lower left", frameon=False, fontsize=9)
+        grid[0].set_ylim(min(late) - margin, max(late) + margin)
+    grid[0].xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    grid[0].xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    figure.supxlabel(AXES[over], fontsize=10)
+    figure.supylabel(words(comparison.drawn), fontsize=10)
     return figure
 
 

@@ -28,13 +28,12 @@ class Table:
 
 
 def results_table(comparison: Comparison) -> Table:
-    """One row per method, the best first."""
+    """One row per method, family by family."""
     groups = [row.group for row in comparison.rows]
     digits = _digits(comparison)
     in_minutes = max(group.mean("seconds") for group in groups) >= 600
     head = ["method", "n", "epochs", "passes", *(figure_title(comparison, name) for name in comparison.figures)]
-    head += [f"Δ to {criterion} (p)" if criterion == CHOSEN else f"Δ at {criterion} (p)"
-             for criterion in comparison.criteria]  # fmt: skip
+    head += [f"Δ {'to' if criterion == CHOSEN else 'at'} {criterion} (p; Holm)" for criterion in comparison.criteria]
     rows = []
     for row in comparison.rows:
         group, seconds = row.group, row.group.mean("seconds")
@@ -102,9 +101,15 @@ def notes(comparison: Comparison) -> list[str]:
     found = [
         f"Mean ± standard deviation over n seeds. {better} is better. All figures are of each run's {checkpoint}.",
         f"Δ: difference of the {figure_title(comparison, comparison.decisive)} from that of the baseline (equal "
-        f"passes: within {TOLERANCE:.0%}); p: Welch's t-test, not corrected for the number of methods; –: no baseline, "
-        "or fewer than two seeds on a side.",
+        f"passes: within {TOLERANCE:.0%}); p: Welch's t-test; Holm: the same, corrected for the number of methods that "
+        "are tested; –: no baseline, or fewer than two seeds on a side.",
     ]
+    if comparison.spread is not None:
+        found.append(
+            f"Between seeds the {figure_title(comparison, comparison.decisive)} has a standard deviation of "
+            f"{_number(comparison.spread.sd, _digits(comparison))}, pooled over the methods "
+            f"({comparison.spread.freedom} degrees of freedom)."
+        )
     for criterion in comparison.criteria:
         held: dict[str, list[str]] = {}
         for row in comparison.rows:
@@ -130,12 +135,12 @@ def _verdict(comparison: Comparison, criterion: str) -> list[str]:
     verdicts: dict[str, list[str]] = {"better": [], "worse": [], "not told apart": []}
     for row in comparison.rows:
         found = row.against[criterion]
-        if found is not None and found.p is not None:
+        if found is not None and found.holm is not None:
             better = (found.delta < 0) == comparison.lower_is_better
-            kind = "not told apart" if found.p >= LEVEL else "better" if better else "worse"
+            kind = "not told apart" if found.holm >= LEVEL else "better" if better else "worse"
             verdicts[kind].append(row.group.label)
     said = ". ".join(f"{kind.capitalize()}: {_list(labels)}" for kind, labels in verdicts.items() if labels)
-    return [f"{criterion.capitalize()}, p < {LEVEL}: {said}."] if said else []
+    return [f"{criterion.capitalize()}, p < {LEVEL} after Holm's correction: {said}."] if said else []
 
 
 def words(name: str) -> str:
@@ -173,5 +178,9 @@ def _difference(found: Difference | None, label: str, digits: int) -> str:
         return "baseline"
     if found is None or found.delta is None:
         return "–"
-    p = "–" if found.p is None else "< 0.001" if found.p < 0.001 else f"{found.p:.3f}"
-    return f"{found.delta:+.{digits}f}".replace("-", "−") + f" ({p})"
+    tested = "–" if found.p is None else f"{_p(found.p)}; {_p(found.holm)}"
+    return f"{found.delta:+.{digits}f}".replace("-", "−") + f" ({tested})"
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"

@@ -16,8 +16,8 @@ def summary(comparison: Comparison) -> str:
     return "\n\n".join([results_table(comparison).markdown(), _bullets(notes(comparison))])
 
 
-def write_report(comparison: Comparison, folder: str | Path) -> list[Path]:
-    """Writes report.html, report.md, report.csv and the pictures as PNG and SVG; returns their paths.
+def write_report(comparison: Comparison, folder: str | Path, page: bool = True) -> list[Path]:
+    """Writes report.md, report.csv and pictures as PNG, for a ``page`` report.html and SVG too; returns their paths.
 
     Nothing is written before all is made, and each file is replaced as a whole.
 
@@ -37,12 +37,10 @@ def write_report(comparison: Comparison, folder: str | Path) -> list[Path]:
         markdown += [f"## {part}", caption, *(f"![{shows}]({name}.png)" for name, shows in shown.items())]
     markdown += [f"## {name}\n\n{table.markdown()}" for name, table in list(tables.items())[1:]]
     drawn = {name: files["svg"].decode() for name, files in pictures.items()}
-    files = {
-        "report.html": html_page(heading, tables, notes(comparison), drawn).encode(),
-        "report.md": ("\n\n".join(markdown) + "\n").encode(),
-        "report.csv": results_csv(comparison).encode(),
-    }
-    files |= {f"{name}.{suffix}": data for name, made in pictures.items() for suffix, data in made.items()}
+    files = {"report.html": html_page(heading, tables, notes(comparison), drawn).encode()} if page else {}
+    files |= {"report.md": ("\n\n".join(markdown) + "\n").encode(), "report.csv": results_csv(comparison).encode()}
+    kinds = ("png", "svg") if page else ("png",)
+    files |= {f"{name}.{kind}": made[kind] for name, made in pictures.items() for kind in kinds}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in files.items():
