@@ -1,11 +1,12 @@
 # make venv   .venv with everything for the recipes and tests
 # make demo   trains three small language models in a few minutes and compares them
 # make test   lint and the whole test suite
+# make docs   builds the documentation: docs/_build/index.html
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: venv demo test tables
+.PHONY: venv demo test docs tables
 .DELETE_ON_ERROR:
 
 venv: $(VENV)/ready
@@ -26,3 +27,8 @@ test: venv
 
 tables: venv
 	$(RUN) results/tables.py
+
+docs: venv
+	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	$(RUN) -m sphinx --quiet --fail-on-warning --keep-going docs docs/_build
+	@echo docs/_build/index.html

@@ -17,7 +17,7 @@ class SAM(MultiPassOptimizer):
 
     .. math:: w \leftarrow w - \eta_{lr}\nabla L(w+e), \qquad e = \rho\,\frac{T^2 g}{\|T g\|_2}, \quad g = \nabla L(w)
 
-    with T = 1 (SAM) or T = |w| + η element by element (ASAM). A step costs two passes: the first takes g, at w, the
+    with T = 1 (SAM) or T = abs(w) + η element by element (ASAM). A step costs two passes: the first takes g, at w, the
     second the gradient that is stepped on. The norm is taken over all parameters together.
 
     What the papers leave open: the pass loop outside, micro-batches inside gives the e of their mean gradient; the

@@ -1,0 +1,59 @@
+"""The pages of the documentation: their code runs, their links lead somewhere, every public name is in them."""
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.glob("**/*.md"))
+LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
+
+
+def code(page: Path) -> str:
+    """The Python of a page: one program, from above to below."""
+    return "\n".join(re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE))
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if code(page)], ids=lambda page: page.stem)
+def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names: dict = {"__name__": "page"}
+    exec(compile(code(page), str(page), "exec"), names)
+    assert len(names) > 2
+
+
+def test_the_loops_of_the_first_page_train():
+    """Not only do they run: the loss that the page's model has at the end is that of a model that has learned."""
+    names: dict = {"__name__": "page"}
+    exec(code(DOCS / "in_your_loop.md"), names)
+    x, y = names["inputs"], names["inputs"].sum(1, keepdim=True)
+    assert names["loss_fn"](names["model"](x), y) < 0.5 * y.square().mean()
+
+
+def test_links_lead_somewhere():
+    for page in PAGES:
+        for link in LINK.findall(page.read_text(encoding="utf-8")):
+            if "://" not in link:
+                assert (page.parent / link).exists(), f"{page.relative_to(ROOT)}: {link}"
+
+
+def test_every_page_is_in_the_table_of_contents():
+    listed = re.findall(r"^[\w/]+$", (DOCS / "index.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert {page.relative_to(DOCS).with_suffix("").as_posix() for page in PAGES} == {"index", *listed}
+
+
+def test_public_names_are_documented_and_have_docstrings():
+    shown = "\n".join(page.read_text(encoding="utf-8") for page in DOCS.glob("api/*.md"))
+    modules = re.findall(r"automodule:: ([\w.]+)", shown)
+    for package in ("optim", "training", "report"):
+        assert f"seqssgd.{package}" in modules
+    for path in (ROOT / "seqssgd/models").glob("[!_]*.py"):
+        assert f"seqssgd.models.{path.stem}" in modules
+    for name in modules:
+        module = importlib.import_module(name)
+        for public in getattr(module, "__all__", []):
+            thing = getattr(module, public)
+            assert getattr(thing, "__doc__", None) or not callable(thing), f"{name}.{public} has no docstring"
