@@ -1,41 +1,65 @@
-"""Which weights are perturbed: by the role of their module, not by their number of dimensions."""
+"""Which weights are perturbed: parameter groups with a noise level, and what is refused about them."""
 
 import math
 import re
-from collections.abc import Collection, Iterator
+import warnings
+from collections.abc import Collection, Iterable, Mapping
+from fnmatch import fnmatchcase
 from numbers import Real
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
+from .roles import LEFT_ALONE, NO_WEIGHTS, ROLES, Kind, Role, kinds
 from .sharding import check_not_flattened
 
-Role = Literal["recurrent", "conv", "dense", "embedding"]
-ROLES: tuple[Role, ...] = get_args(Role)
+HIGHEST_LEVEL = 2.0  # of noise_groups; more than twice the weights' own norm is a slip, such as percent
+UNSAID = 0.02  # the share of the weights that may be left alone without a warning
+
+Patterns = str | Collection[str]
 
 
 def noise_groups(
-    model: nn.Module, noise: float, only: Collection[Role] | None = None, include: Collection[str] = ()
+    model: nn.Module,
+    noise: float,
+    only: Collection[Role] | None = None,
+    include: Patterns = (),
+    exclude: Patterns = (),
+    roles: Mapping[type[nn.Module] | str, Role] | None = None,
 ) -> list[dict[str, Any]]:
     """Parameter groups for any optimizer: the weights to perturb with ``"noise": noise``, all the rest with 0.
 
-    Recurrent, convolutional, dense and embedding weights get the level. Biases, gains of norm layers and of weight
-    normalisation, and parameters of modules that torch does not know get 0. A tied weight appears once. Weights
-    behind a parametrization or ``weight_norm`` are perturbed where they are stored, in their unnormalised form.
+    All weights get the level: those of recurrent, convolutional, dense and embedding layers, and the matrices (two
+    dimensions or more) of modules that torch does not know. Biases, gains of norm layers and of weight normalisation,
+    time constants of state spaces and the like get 0; :func:`describe` says which, and a warning if they are many. A
+    tied weight appears once. Weights behind a parametrization or ``weight_norm`` are perturbed where they are stored,
+    in their unnormalised form. Frozen weights are perturbed from when they require gradients.
 
     Args:
         model: the network. Every parameter of it ends up in one of the groups, frozen ones too.
         noise: the noise level c: a perturbation has c times the norm of the weights (the paper's "cσ").
-        only: the roles to perturb, of ``"recurrent"``, ``"conv"``, ``"dense"``, ``"embedding"``; None: all of them.
-        include: names, as in ``model.named_parameters()``, of further weights to perturb: those of your own modules.
+        only: the roles to perturb, of ``"recurrent"``, ``"conv"``, ``"dense"``, ``"embedding"``, ``"other"`` (of
+            modules that torch does not know); None: all of them.
+        include: names of further parameters to perturb, as in ``model.named_parameters()``, with ``*`` for anything:
+            ``"decoder.*.scale"``, or several of them.
+        exclude: names of parameters to leave alone, in the same way. It goes before all else.
+        roles: what your own modules are: a class of modules, or a pattern for names of modules or parameters -> role.
+            All weights inside such a module have that role; if it is ``"recurrent"`` they count as one layer, as those
+            of torch's own LSTM layers do, and share a norm. It names weights and selects none.
 
     Returns:
-        groups with the entries ``params``, ``noise`` and ``layers`` (for each parameter the name of its layer; the
-        input and recurrent kernels of an LSTM layer share one; a name means nothing outside its group).
+        groups with the entries ``params``, ``noise`` and, for each parameter, ``layers`` (the name of its layer; the
+        input and recurrent kernels of an LSTM layer share one; a name means nothing outside its group), ``names`` and
+        ``roles`` (what it is: its role, or why it has none).
 
     Raises:
-        ValueError: an unknown role or name, nothing to perturb, or weights flattened by FSDP1.
+        ValueError: an unknown role, a pattern without a match, a level that is negative, not finite or above 2, no
+            trainable weights to perturb, or weights flattened by FSDP1.
+
+    Warns:
+        UserWarning: more than 2 % of the trainable weights, biases and gains not counted, are left alone by rule.
 
     >>> import torch
     >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4))
@@ -43,70 +67,153 @@ def noise_groups(
     [(0.5, ['0']), (0.0, ['0.bias', '1.weight', '1.bias'])]
     """
     check_not_flattened(model)
-    unknown = set(only or ()) - set(ROLES)
-    if isinstance(only, str) or unknown:
+    if isinstance(only, str) or not set(only or ()) <= set(ROLES):
         raise ValueError(f"only={only!r}: give a collection of roles out of {', '.join(ROLES)}")
-    names = {id(p): name for name, p in model.named_parameters()}
-    layers: dict[int, str] = {}
-    for module_name, module in model.named_modules():
-        for role, parameter, layer in _weights(module):
-            if only is None or role in only:
-                layers.setdefault(id(parameter), f"{module_name}.{layer}".strip(".") or role)
-    for name in include:
-        try:
-            layers.setdefault(id(model.get_parameter(name)), name)
-        except AttributeError:
-            raise ValueError(f"include={name!r}: the model has no parameter of that name") from None
-    noisy = [p for p in model.parameters() if id(p) in layers]
-    if not noisy:
-        raise ValueError(f"no weights to perturb: {type(model).__name__} has none with a role in {only or ROLES}")
-    rest = [p for p in model.parameters() if id(p) not in layers]
-    groups = [{"params": noisy, "noise": float(noise), "layers": [layers[id(p)] for p in noisy]}]
-    if rest:
-        groups.append({"params": rest, "noise": 0.0, "layers": [names[id(p)] for p in rest]})
-    return groups
+    _check_new_level(noise)
+    found = kinds(model)
+    _give_roles(model, found, roles or {})
+    included, excluded = _matching(found, include, "include"), _matching(found, exclude, "exclude")
+    noisy: dict[Tensor, Kind] = {}
+    rest: dict[Tensor, Kind] = {}
+    for p in model.parameters():
+        first = found[id(p)][0]
+        weight = _first(found[id(p)], ROLES)
+        wanted = weight if only is None else _first(found[id(p)], only)
+        if id(p) in excluded or not (wanted or id(p) in included):
+            rest[p] = (weight or first)._replace(layer=first.name, name=first.name)
+        else:
+            noisy[p] = (wanted or first._replace(layer=first.name))._replace(name=first.name)
+    if not any(p.requires_grad for p in noisy):
+        raise ValueError(_nothing_to_perturb(model, noisy, rest, only))
+    _warn_of_left_out(model, noisy, {p: place for p, place in rest.items() if id(p) not in excluded})
+    groups = [_group(noisy, float(noise))]
+    return [*groups, _group(rest, 0.0)] if rest else groups
 
 
-def _weights(module: nn.Module) -> Iterator[tuple[str, nn.Parameter, str]]:
-    """The weights that ``module`` itself owns: their role, the parameter, and the layer's name within the module."""
-    if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
-        # weight_ih_l0, weight_hh_l0 and weight_hr_l0 make up layer l0, and their _reverse twins another layer
-        stems = {re.sub(r"_(v|orig|raw)$", "", name) for name in _own_names(module)}
-        for stem in sorted(name for name in stems if re.fullmatch(r"weight_(ih|hh|hr)(_l\d+)?(_reverse)?", name)):
-            yield from _stored(module, "recurrent", stem, re.sub(r"^weight_(ih|hh|hr)_?", "", stem))
-    elif isinstance(module, nn.MultiheadAttention):
-        for name in ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"):
-            yield from _stored(module, "dense", name, name)
-    else:
-        for role, classes in (
-            ("conv", nn.modules.conv._ConvNd),
-            ("dense", (nn.Linear, nn.Bilinear)),
-            ("embedding", (nn.Embedding, nn.EmbeddingBag)),
-        ):
-            if isinstance(module, classes):
-                yield from _stored(module, role, "weight", "")
+# ---- which -----------------------------------------------------------------------------------------------------------
 
 
-def _own_names(module: nn.Module) -> set[str]:
-    return set(module._parameters) | set(getattr(module, "parametrizations", {}))
+def _matching(found: Mapping[int, list[Kind]], patterns: Patterns, argument: str) -> set[int]:
+    """The parameters with a name that one of ``patterns`` fits."""
+    matching: set[int] = set()
+    for pattern in (patterns,) if isinstance(patterns, str) else patterns:
+        fitting = {key for key, places in found.items() if any(_fits(place.name, pattern) for place in places)}
+        if not fitting:
+            raise ValueError(f"{argument}={pattern!r}: the model has no parameter of that name")
+        matching |= fitting
+    return matching
 
 
-def _stored(module: nn.Module, role: str, name: str, layer: str) -> Iterator[tuple[str, nn.Parameter, str]]:
-    """The parameter in which the weight ``name`` is stored: itself, or the one behind a reparametrization."""
-    if torch.nn.utils.parametrize.is_parametrized(module, name):
-        parametrizations: Any = module.parametrizations
-        originals = list(parametrizations[name].parameters(recurse=False))
-        if len(originals) > 1:  # not asked of a single one, as spectral_norm moves its estimate at every look
-            shape = getattr(module, name).shape
-            originals = [p for p in originals if p.shape == shape]
-        if originals:
-            yield role, originals[-1], layer  # weight_norm stores its gain first and its direction second
-        return
-    for stored in (name, f"{name}_v", f"{name}_orig", f"{name}_raw"):  # weight_norm, pruning, weight drop
-        parameter = module._parameters.get(stored)
-        if parameter is not None:
-            yield role, parameter, layer
-            return
+def _fits(name: str, pattern: str) -> bool:
+    return fnmatchcase(name, pattern) or fnmatchcase(name.replace("_orig_mod.", ""), pattern)  # torch.compile's prefix
+
+
+def _give_roles(model: nn.Module, found: dict[int, list[Kind]], roles: Mapping[type[nn.Module] | str, str]) -> None:
+    """Replaces the roles of weights as the user says. Of several that fit a weight the first holds."""
+    given: set[Kind] = set()
+    for key, role in roles.items():
+        if role not in ROLES:
+            raise ValueError(f"roles={{{key!r}: {role!r}}}: the role must be one of {', '.join(ROLES)}")
+        modules = [
+            path
+            for path, module in model.named_modules()
+            if (_fits(path, key) if isinstance(key, str) else isinstance(module, key))
+        ]
+        fitting = False
+        for places in found.values():
+            for index, place in enumerate(places):
+                inside = [path for path in modules if not path or place.name.startswith(f"{path}.")]
+                if not inside and not (isinstance(key, str) and _fits(place.name, key)):
+                    continue
+                fitting = True
+                if place.kind in ROLES and place not in given:
+                    layer = min(inside, key=len) or role if inside and role == "recurrent" else place.layer
+                    places[index] = place._replace(kind=role, layer=layer)
+                    given.add(places[index])
+        if not fitting:
+            raise ValueError(f"roles={{{key!r}: {role!r}}}: the model has no such module or parameter")
+
+
+def _first(places: Iterable[Kind], wanted: Collection[str]) -> Kind | None:
+    """The first of ``places`` whose kind is ``wanted``; one in a module that torch knows goes before others."""
+    fitting = [place for place in places if place.kind in wanted]
+    return min(fitting, key=lambda place: place.kind == "other", default=None)
+
+
+def _group(places: Mapping[Tensor, Kind], noise: float) -> dict[str, Any]:
+    return {
+        "params": list(places),
+        "noise": noise,
+        "layers": [place.layer for place in places.values()],
+        "names": [place.name for place in places.values()],
+        "roles": [place.kind for place in places.values()],
+    }
+
+
+# ---- what is refused, and what is said -------------------------------------------------------------------------------
+
+
+def _check_new_level(noise: float) -> None:
+    if isinstance(noise, Real) and noise > HIGHEST_LEVEL:
+        raise ValueError(
+            f"noise={noise:g}: the level is a fraction of the norm of the weights, at most {HIGHEST_LEVEL:g} here; "
+            f"for {noise:g} percent give {noise / 100:g}"
+        )
+
+
+def _nothing_to_perturb(
+    model: nn.Module, noisy: Mapping[Tensor, Kind], rest: Mapping[Tensor, Kind], only: Collection[str] | None
+) -> str:
+    what = f"{type(model).__name__} has none with a role in {', '.join(only or ROLES)}"
+    if noisy:
+        what = f"all {len(noisy)} that {type(model).__name__} has are frozen"
+    trained = {p: place for p, place in rest.items() if p.requires_grad}
+    if not trained:
+        return f"no weights to perturb: {what}"
+    patterns = ", ".join(repr(pattern) for pattern in dict.fromkeys(pattern_of(p.name) for p in trained.values()))
+    return f"no weights to perturb: {what}. Give include= to perturb some of those that are trained: {patterns}"
+
+
+def _warn_of_left_out(model: nn.Module, noisy: Mapping[Tensor, Kind], rest: Mapping[Tensor, Kind]) -> None:
+    """Warns if much of what is trained is left alone by a rule, and no bias or gain."""
+    left: dict[str, list[str]] = {}
+    size = 0
+    for p, place in rest.items():
+        if p.requires_grad and place.kind in LEFT_ALONE and place.kind not in NO_WEIGHTS:
+            size += p.numel()
+            left.setdefault(place.kind, []).append(pattern_of(place.name))
+    whole = size + sum(p.numel() for p in noisy if p.requires_grad and not is_lazy(p))
+    if size > UNSAID * whole:
+        reasons = "; ".join(f"{LEFT_ALONE[kind]}: {', '.join(dict.fromkeys(names))}" for kind, names in left.items())
+        warnings.warn(
+            f"noise_groups leaves {size / whole:.1%} of the weights of {type(model).__name__} alone ({size:,} of "
+            f"{whole:,}, biases and gains not counted). {reasons}. Give their names to include= to perturb them, to "
+            "exclude= if they are right as they are",
+            stacklevel=3,
+        )
+
+
+def pattern_of(name: str) -> str:
+    """``name`` with its numbers replaced by ``*``, so that it stands for those in the other layers too."""
+    return re.sub(r"\d+", "*", name)
+
+
+def check_trainable(groups: Iterable[dict[str, Any]], key: str) -> None:
+    """Refuses groups with a level of which nothing is trained: the step would be the base optimizer's, unsaid.
+
+    Args:
+        groups: parameter groups.
+        key: their entry that is the level.
+
+    Raises:
+        RuntimeError: some have a level, and all their parameters are frozen.
+    """
+    noisy = [group for group in groups if group.get(key)]
+    if noisy and not any(p.requires_grad for group in noisy for p in group["params"]):
+        raise RuntimeError(
+            f'no weight with a noise level is trained: all parameters of the groups with "{key}" are frozen. Build the '
+            'groups with noise_groups(model, noise=..., include=["names of what is trained"]), or set the level to 0'
+        )
 
 
 def check_level(group: dict[str, Any], key: str, index: int) -> None:
@@ -130,7 +237,7 @@ def check_level(group: dict[str, Any], key: str, index: int) -> None:
         return
     params = [group["params"]] if isinstance(group["params"], Tensor) else group["params"]
     for p in params:
-        if p.layout is not torch.strided or not p.is_floating_point():
+        if p.requires_grad and (p.layout is not torch.strided or not p.is_floating_point()):
             kind = f"a {p.layout} tensor" if p.layout is not torch.strided else f"of type {p.dtype}"
             raise ValueError(
                 f"a weight of shape {tuple(p.shape)} in parameter group {index} is {kind}; noise needs dense real "
