@@ -4,6 +4,7 @@ from . import schedules
 from .averaging import WeightAverage
 from .batchnorm import recalibrate_bn
 from .covariance import CovarianceNoise
+from .describe import Description, describe
 from .dropconnect import DropConnect
 from .groups import noise_groups
 from .passes import MultiPassOptimizer, Pass
@@ -17,6 +18,7 @@ __all__ = [
     "NSO",
     "SAM",
     "CovarianceNoise",
+    "Description",
     "DropConnect",
     "LambdaNoise",
     "MultiPassOptimizer",
@@ -25,6 +27,7 @@ __all__ = [
     "SinglePass",
     "SymmetricNoise",
     "WeightAverage",
+    "describe",
     "noise_groups",
     "recalibrate_bn",
     "schedules",

@@ -194,8 +194,8 @@ def _warn_of_left_out(model: nn.Module, noisy: Mapping[Tensor, Kind], rest: Mapp
 
 
 def pattern_of(name: str) -> str:
-    """``name`` with its numbers replaced by ``*``, so that it stands for those in the other layers too."""
-    return re.sub(r"\d+", "*", name)
+    """``name`` with the numbers of layers replaced by ``*``, so that it stands for the others' too."""
+    return re.sub(r"(?<![^.])\d+(?![^.])|(?<=_l)\d+", "*", name)
 
 
 def check_trainable(groups: Iterable[dict[str, Any]], key: str) -> None:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
 from .batchnorm import BNStats, RunningStatistics
-from .groups import check_level
+from .describe import summary_of_groups
+from .groups import check_level, check_trainable
 from .halves import Halves
 from .part import Pass
 from .sharding import gathering_modules, local
@@ -123,6 +124,7 @@ class MultiPassOptimizer(Optimizer):
 
     def _passes(self) -> Iterator[Pass]:
         self._check_groups()
+        check_trainable(self.param_groups, self.level_key)
         weights = [p for _, p in self._perturbed()]
         self._run.gathering = gathering_modules(self.model, weights)
         signs = self._signs() if weights else (0,)
@@ -321,6 +323,10 @@ class MultiPassOptimizer(Optimizer):
     def defaults(self) -> dict[str, Any]:
         """The base optimizer's defaults."""
         return getattr(self.base, "defaults", {})  # which wrappers such as Lookahead may lack
+
+    def __repr__(self) -> str:
+        about = summary_of_groups(self.param_groups, self.level_key)
+        return f"{type(self).__name__}({type(self.base).__name__}): {about}"
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group to the base optimizer; its level is 0 unless it has one."""

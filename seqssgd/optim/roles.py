@@ -41,6 +41,7 @@ _NORM_CLASS = re.compile(r"(?i).*(norm(alization)?(gated|\dd)?|grn)")
 _NORM_MODULE = re.compile(r"(?i)(.*_)?(layer_?|batch_?|group_?|rms_?)?(norm|ln|bn)(_.*|\d*)")
 _NORM_GAIN = re.compile(r"(?i)weight|gamma|beta|gain|scale|shift|[abg](_?\d)?")
 _GAIN = re.compile(r"(weight|kernel)\w*_g|gamma\w*|beta|gain|(\w+_)?scale|layer_?scale\w*|lambda_?\d*")
+_GAIN_CLASS = re.compile(r"Dora\w*Layer")  # peft's magnitudes of weights
 _STATE_SPACE = re.compile(
     r"A_log(_\w+)?|log_(neg_)?A(_\w+)?|(inv_)?A_(real|imag|re|im)|Lambda(_\w+)?|dt|(inv|log)_(dt|delta|step)|dt_log"
     r"|time_(decay|first|faaaa|mix_\w+|maa_\w+)|(nu|theta|gamma)_log|recurrent_param|log_step_size"
@@ -199,7 +200,7 @@ def _kind(module: nn.Module, path: str, name: str, p: Tensor) -> str:
         return "norm"
     if _NORM_GAIN.fullmatch(name) and (_NORM_CLASS.fullmatch(_class_name(module)) or _NORM_MODULE.fullmatch(attribute)):
         return "norm"
-    if _GAIN.fullmatch(name):
+    if _GAIN.fullmatch(name) or _GAIN_CLASS.fullmatch(_class_name(module)):
         return "gain"
     if _STATE_SPACE.fullmatch(name) or (
         _STATE_SPACE_BESIDE.fullmatch(name) and any(map(_STATE_SPACE.fullmatch, _own(module)))

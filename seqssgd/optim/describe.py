@@ -1,0 +1,229 @@
+"""What noise does to the weights of a model, layer by layer, and what it leaves alone."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
+
+from .groups import pattern_of
+from .noise import NORMS
+from .roles import LEFT_ALONE, ROLES
+from .sharding import is_sharded
+
+_STANDARD_DEVIATION = {"rademacher": 1.0, "gaussian": 1.0, "uniform": 1 / math.sqrt(3)}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer with a noise level.
+
+    Attributes:
+        name: of the layer.
+        role: its weights' role, or what else they are.
+        shapes: of its weights.
+        level: the noise level.
+        norm: ‖n‖ of a perturbation (its expected root mean square where that is not fixed), frozen weights not
+            counted; None where it cannot be told beforehand.
+        trained: the parameters that require gradients; those that do not are not perturbed.
+        size: all its parameters.
+    """
+
+    name: str
+    role: str
+    shapes: tuple[tuple[int, ...], ...]
+    level: float
+    norm: float | None
+    trained: int
+    size: int
+
+
+@dataclass(frozen=True)
+class LeftAlone:
+    """What has no noise level, of one kind.
+
+    Attributes:
+        reason: why.
+        names: of the parameters, with ``*`` for the numbers of layers.
+        trained: the parameters that require gradients.
+        size: all of them.
+    """
+
+    reason: str
+    names: tuple[str, ...]
+    trained: int
+    size: int
+
+
+@dataclass(frozen=True, repr=False)
+class Description:
+    """What :func:`describe` finds. ``str()`` makes a table of it, ``repr()`` a line.
+
+    Attributes:
+        layers: those with a noise level.
+        left: what has none.
+    """
+
+    layers: tuple[Layer, ...]
+    left: tuple[LeftAlone, ...]
+
+    @property
+    def noisy(self) -> int:
+        """The parameters that are perturbed."""
+        return sum(layer.trained for layer in self.layers)
+
+    @property
+    def trained(self) -> int:
+        """The parameters that require gradients."""
+        return self.noisy + sum(left.trained for left in self.left)
+
+    def __repr__(self) -> str:
+        return f"<{summary(self.noisy, self.trained, [layer.level for layer in self.layers if layer.trained])}>"
+
+    def __str__(self) -> str:
+        rows = [("layer", "role", "shape", "level", "‖n‖", "trained")]
+        for layer in self.layers:
+            shapes = " + ".join("×".join(map(str, shape)) or "1" for shape in layer.shapes)
+            norm = "–" if layer.norm is None else f"{layer.norm:.4g}"
+            trained = "yes" if layer.trained == layer.size else "in part" if layer.trained else "no"
+            rows.append((layer.name, layer.role, shapes, f"{layer.level:g}", norm, trained))
+        lines = [*_table(rows, "<<<>><"), "", repr(self)[1:-1]]
+        frozen = sum(layer.size - layer.trained for layer in self.layers)
+        if frozen:
+            lines.append(f"frozen, and not perturbed until they require gradients: {frozen:,}")
+        if self.left:
+            rows = [(f"{left.size:,}", f"{left.reason}: {_some(left.names)}") for left in self.left]
+            lines += ["left alone:", *(f"  {line}" for line in _table(rows, "><"))]
+        return "\n".join(lines)
+
+
+def describe(optimizer_or_groups: Optimizer | Iterable[dict[str, Any]]) -> Description:
+    """What noise does to each layer (role, shapes, level, ‖n‖, trained or not), what it leaves alone, and why.
+
+    Args:
+        optimizer_or_groups: what :func:`noise_groups` gave, or an optimizer over it. Of groups made by hand the names
+            and roles are not known. With sharded weights (FSDP2) call it on every rank: the norms are summed over all.
+
+    >>> from torch import nn
+    >>> from seqssgd.optim import noise_groups
+    >>> model = nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 10))
+    >>> _ = [nn.init.constant_(p, 0.5) for p in model.parameters()]
+    >>> print(describe(noise_groups(model, noise=0.5)))
+    layer  role       shape  level    ‖n‖  trained
+    0      embedding  10×4     0.5  1.581  yes
+    1      dense      10×4     0.5  1.581  yes
+    <BLANKLINE>
+    noise 0.5 on 80 of 90 trained parameters (88.9 %)
+    left alone:
+      10  biases, also those of positions and of experts: *.bias
+    """
+    groups = list(getattr(optimizer_or_groups, "param_groups", optimizer_or_groups))
+    key = getattr(optimizer_or_groups, "level_key", "noise")
+    layers: list[Layer] = []
+    left: dict[str, list[tuple[str, Tensor]]] = {}
+    for number, group in enumerate(groups):
+        rows = list(_parameters(group, number))
+        if group.get(key):
+            together: dict[str, list[tuple[str, Tensor]]] = {}
+            for _, layer, role, p in rows:
+                together.setdefault(layer, []).append((role, p))
+            layers += [_layer(optimizer_or_groups, name, own, group[key]) for name, own in together.items()]
+        else:
+            for name, _, role, p in rows:
+                left.setdefault(_reason(role), []).append((name, p))
+    return Description(tuple(layers), tuple(_left_alone(reason, own) for reason, own in left.items()))
+
+
+def summary(noisy: int, trained: int, levels: Sequence[float]) -> str:
+    """One line: which levels on how many parameters."""
+    if not noisy:
+        return f"no noise on {trained:,} trained parameters"
+    low, high = min(levels), max(levels)
+    level = f"{low:g}" if low == high else f"{low:g} to {high:g}"
+    return f"noise {level} on {noisy:,} of {trained:,} trained parameters ({100 * noisy / trained:.1f} %)"
+
+
+def summary_of_groups(groups: Iterable[Mapping[str, Any]], key: str) -> str:
+    """:func:`summary` of parameter groups whose level is their entry ``key``."""
+    sizes = [(group.get(key, 0.0), sum(_size(p) for p in group["params"] if p.requires_grad)) for group in groups]
+    noisy = [(level, size) for level, size in sizes if level and size]
+    return summary(sum(size for _, size in noisy), sum(size for _, size in sizes), [level for level, _ in noisy])
+
+
+def _parameters(group: Mapping[str, Any], number: int) -> Iterator[tuple[str, str, str, Tensor]]:
+    """Name, layer, role and tensor of each parameter of ``group``, as far as it tells."""
+    params = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
+    unnamed = [f"group {number}, parameter {index}" for index in range(len(params))]
+    layers = group.get("layers") or unnamed
+    names = group.get("names") or (unnamed if group.get("noise") else layers)
+    roles = group.get("roles") or [""] * len(params)
+    return zip(names, layers, roles, params, strict=True)
+
+
+def _layer(optimizer: Any, name: str, own: Sequence[tuple[str, Tensor]], level: float) -> Layer:
+    trained = [p for _, p in own if p.requires_grad]
+    return Layer(
+        name,
+        ", ".join(dict.fromkeys(role for role, _ in own)),
+        tuple(() if is_lazy(p) else tuple(p.shape) for _, p in own),
+        float(level),
+        _noise_norm(optimizer, trained, float(level)),
+        sum(map(_size, trained)),
+        sum(_size(p) for _, p in own),
+    )
+
+
+def _left_alone(reason: str, own: Sequence[tuple[str, Tensor]]) -> LeftAlone:
+    names = tuple(dict.fromkeys(pattern_of(name) for name, _ in own))
+    return LeftAlone(reason, names, sum(_size(p) for _, p in own if p.requires_grad), sum(_size(p) for _, p in own))
+
+
+def _reason(role: str) -> str:
+    if role in ROLES:
+        return "weights that only= or exclude= leaves out"
+    return LEFT_ALONE.get(role, "level 0")
+
+
+def _size(p: Tensor) -> int:
+    return 0 if is_lazy(p) else p.numel()
+
+
+def _noise_norm(optimizer: Any, weights: Sequence[Tensor], level: float) -> float | None:
+    """‖n‖ over ``weights``; None if the optimizer's noise has none that is known beforehand."""
+    from .dropconnect import DropConnect
+    from .passes import MultiPassOptimizer
+
+    if any(is_lazy(p) or p.is_meta for p in weights):
+        return None
+    if isinstance(optimizer, DropConnect):
+        return math.sqrt(level / (1 - level)) * _norm(weights)
+    source = getattr(optimizer, "source", None)
+    if source is None and isinstance(optimizer, MultiPassOptimizer):
+        return None
+    if source is None or source.granularity in NORMS:
+        return level * _norm(weights)
+    scale = level * _STANDARD_DEVIATION[source.distribution]
+    if source.granularity == "absolute":
+        return scale * math.sqrt(sum(p.numel() for p in weights))
+    return scale * math.sqrt(sum(p.numel() / max(len(p), 1) * _norm([p]) ** 2 for p in weights))  # filters of one size
+
+
+@torch.no_grad()
+def _norm(weights: Sequence[Tensor]) -> float:
+    norms = [torch.linalg.vector_norm(p, dtype=torch.promote_types(p.dtype, torch.float32)) for p in weights]
+    return math.sqrt(sum((norm.full_tensor() if is_sharded(norm) else norm).item() ** 2 for norm in norms))
+
+
+def _table(rows: Sequence[Sequence[str]], align: str) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    cells = [[f"{c:{a}{w}}" for c, a, w in zip(row, align, widths, strict=True)] for row in rows]
+    return ["  ".join(row).rstrip() for row in cells]
+
+
+def _some(names: Sequence[str], most: int = 4) -> str:
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
