@@ -1,5 +1,7 @@
 """Which weights are perturbed, and which of them share a norm."""
 
+import math
+import re
 import warnings
 
 import pytest
@@ -116,15 +118,16 @@ def test_gains_of_norm_layers_and_activations_are_left_alone_whatever_their_shap
         noise_groups(norm, noise=0.5)
 
 
-# ---- modules of other people -----------------------------------------------------------------------------------------
+# ---- chosen by name --------------------------------------------------------------------------------------------------
 
 
 class Scale(nn.Module):
-    """A module that torch does not know, with a matrix, and a child that torch knows."""
+    """A module that torch does not know, with a matrix, a vector, and a child that torch knows."""
 
     def __init__(self):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(3, 3))
+        self.speed = nn.Parameter(torch.ones(3))
         self.inner = nn.Linear(3, 3)
 
 
@@ -136,30 +139,93 @@ class FactoredLinear(nn.Linear):
         self.weight_v2 = nn.Parameter(torch.ones(3, 3))
 
 
-def test_unknown_modules_are_left_alone_unless_included_by_name():
-    model = nn.Sequential(Scale(), FactoredLinear())
-    assert noisy(model) == {"0.inner.weight": "0.inner", "1.weight": "1"}
-    assert noisy(model, include=["0.weight", "1.bias"]) == {
-        "0.inner.weight": "0.inner",
-        "1.weight": "1",
-        "0.weight": "0.weight",
-        "1.bias": "1.bias",
-    }
+MATRICES = {"0.weight": "0", "0.inner.weight": "0.inner", "1.weight": "1", "1.weight_v2": "1.weight_v2"}
+
+
+def test_matrices_of_unknown_modules_are_perturbed_and_more_by_name():
+    model = nn.Sequential(Scale(), FactoredLinear(), nn.Linear(30, 30))
+    everything = {**MATRICES, "2.weight": "2"}
+    assert noisy(model) == everything
+    assert noisy(model, only=["other"]) == {"0.weight": "0", "1.weight_v2": "1.weight_v2"}
+    assert noisy(model, include=["0.speed", "1.bias"]) == {**everything, "0.speed": "0.speed", "1.bias": "1.bias"}
+    assert noisy(model, include="*.speed") == {**everything, "0.speed": "0.speed"}  # a plain string is one pattern
     assert noisy(model, only=["conv"], include=["0.weight"]) == {"0.weight": "0.weight"}
-    assert noisy(model, only=(), include=["0.weight"]) == {"0.weight": "0.weight"}
+    assert noisy(model, only=(), include=["*.weight*"]).keys() == everything.keys()
     assert noisy(model, include=["1.weight"])["1.weight"] == "1"  # already there: its layer keeps its name
 
 
-@pytest.mark.parametrize("name", ["0.weights", "7.weight", "2.bias", "2.running_mean", ""])
-def test_a_name_that_is_no_parameter_is_refused(name):
+def test_what_is_excluded_is_left_alone_whatever_else_is_asked():
+    model = nn.Sequential(Scale(), FactoredLinear(), nn.Linear(30, 30))
+    assert noisy(model, exclude="0.*") == {"1.weight": "1", "1.weight_v2": "1.weight_v2", "2.weight": "2"}
+    assert noisy(model, exclude=["0.*", "2.weight"], include=["*"]) == {
+        "1.weight": "1",
+        "1.weight_v2": "1.weight_v2",
+        "1.bias": "1.bias",
+        "2.bias": "2.bias",
+    }
+    tied = nn.ModuleDict({"embedding": nn.Embedding(5, 3), "output": nn.Linear(3, 5), "middle": nn.Linear(3, 3)})
+    tied["output"].weight = tied["embedding"].weight
+    assert noisy(tied, exclude="output.weight") == {"middle.weight": "middle"}  # by any of its names
+
+
+def test_compiled_models_answer_to_the_names_that_they_had_before():
+    model = nn.Sequential(nn.Linear(3, 3), torch.compile(nn.Linear(3, 3), backend="eager"))
+    assert noisy(model, exclude="1.weight") == noisy(model, exclude="1._orig_mod.weight") == {"0.weight": "0"}
+
+
+class Cell(nn.Module):
+    """A recurrent cell as people write it: linear layers and a norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.i2h, self.h2h, self.norm = nn.Linear(3, 8), nn.Linear(2, 8), nn.LayerNorm(8)
+        self.peephole = nn.Parameter(torch.ones(2, 2))
+
+
+@pytest.mark.parametrize("key", [Cell, "0.cell*"], ids=["class", "pattern"])
+def test_a_cell_of_ones_own_counts_as_one_layer_when_it_is_called_recurrent(key):
+    model = nn.Sequential(nn.ModuleDict({"cell_a": Cell(), "cell_b": Cell()}), nn.Linear(3, 3))
+    expected = {f"0.{c}.{w}": f"0.{c}" for c in ("cell_a", "cell_b") for w in ("i2h.weight", "h2h.weight", "peephole")}
+    assert noisy(model, roles={key: "recurrent"}, only={"recurrent"}) == expected
+    assert noisy(model, roles={key: "recurrent"}) == {**expected, "1.weight": "1"}
+    assert noisy(Cell(), roles={Cell: "recurrent"}) == dict.fromkeys(
+        ("i2h.weight", "h2h.weight", "peephole"), "recurrent"
+    )
+
+
+def test_a_role_can_be_given_to_a_parameter_and_selects_none():
+    model = nn.Sequential(Scale(), nn.LayerNorm(3), nn.Linear(30, 30))
+    assert noisy(model, roles={"0.weight": "conv"}, only={"conv"}) == {"0.weight": "0"}
+    assert noisy(model, roles={"*": "conv"}, only={"conv"}).keys() == {"0.weight", "0.inner.weight", "2.weight"}
+    both = noisy(model, roles={"0.inner": "embedding", Scale: "recurrent"}, only={"embedding"})
+    assert both == {"0.inner.weight": "0.inner"}  # the first that fits holds
+
+
+@pytest.mark.parametrize("roles", [{Cell: "recurrent"}, {"2.*": "dense"}, {Scale: "lstm"}])
+def test_a_role_that_is_none_or_fits_nothing_is_refused(roles):
+    with pytest.raises(ValueError, match=r"roles=\{.*(no such module or parameter|must be one of recurrent, conv)"):
+        noise_groups(nn.Sequential(Scale(), nn.Linear(3, 3)), noise=0.5, roles=roles)
+
+
+@pytest.mark.parametrize("name", ["0.weights", "7.weight", "2.bias", "2.running_mean", "", "3*"])
+@pytest.mark.parametrize("argument", ["include", "exclude"])
+def test_a_name_that_is_no_parameter_is_refused(argument, name):
     model = nn.Sequential(Scale(), nn.Linear(3, 3), nn.BatchNorm1d(3, affine=False))
-    with pytest.raises(ValueError, match=f"include='{name}': the model has no parameter of that name"):
-        noise_groups(model, noise=0.5, include=[name])
+    message = re.escape(f"{argument}='{name}': the model has no parameter of that name")
+    with pytest.raises(ValueError, match=message):
+        noise_groups(model, noise=0.5, **{argument: [name]})
+
+
+@pytest.mark.parametrize("level", [70, 2.5, math.inf, -0.1, math.nan])
+def test_a_level_that_no_training_bears_is_refused(level):
+    hint = {70: "for 70 percent give 0.7", 2.5: "for 2.5 percent give 0.025"}.get(level, "a finite number >= 0")
+    with pytest.raises(ValueError, match=hint):
+        noise_groups(nn.Linear(3, 3), noise=level)
 
 
 @pytest.mark.parametrize("only", ["dense", {"dense", "norm"}, ["Linear"]])
 def test_an_unknown_role_is_refused(only):
-    with pytest.raises(ValueError, match="give a collection of roles out of recurrent, conv, dense, embedding"):
+    with pytest.raises(ValueError, match="give a collection of roles out of recurrent, conv, dense, embedding, other"):
         noise_groups(nn.Linear(3, 3), noise=0.5, only=only)
 
 
@@ -272,6 +338,88 @@ def test_frozen_parameters_have_a_group_too():
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     model[0].requires_grad_(False)
     assert noisy(model) == {"0.weight": "0", "1.weight": "1"}
+
+
+def test_nothing_that_is_both_noisy_and_trained_is_an_error():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.LayerNorm(3))
+    model[:2].requires_grad_(False)
+    message = "all 2 that Sequential has are frozen. Give include= .* those that are trained: '\\*.weight', '\\*.bias'"
+    with pytest.raises(ValueError, match=message):
+        noise_groups(model, noise=0.5)
+    assert noisy(model, include="2.weight")["2.weight"] == "2.weight"
+    with pytest.raises(ValueError, match="no weights to perturb: all 2 that Sequential has are frozen$"):
+        noise_groups(model.requires_grad_(False), noise=0.5)
+
+
+def test_weights_that_are_frozen_after_the_groups_were_made_end_the_passes():
+    model = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))
+    optimizer = SymmetricNoise(torch.optim.SGD(noise_groups(model, noise=0.5), lr=0.1))
+    model[0].weight.requires_grad_(False)
+    with pytest.raises(RuntimeError, match="no weight with a noise level is trained"):
+        next(iter(optimizer.passes()))
+    optimizer.param_groups[0]["noise"] = 0.0
+    assert [part.sign for part in optimizer.passes()] == [0]
+
+
+def test_quantized_weights_are_left_alone_without_an_error():
+    model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3))
+    model[0].weight = nn.Parameter(torch.zeros(5, 1, dtype=torch.uint8), requires_grad=False)  # as 4-bit weights are
+    assert noisy(model) == {"1.weight": "1"}
+    assert noise_groups(model, noise=0.5)[1]["roles"] == ["quantized", "bias"]
+    by_hand = [{"params": list(model.parameters()), "noise": 0.5}]
+    SymmetricNoise(torch.optim.SGD(by_hand, lr=0.1))  # what is not trained needs no weights that noise can be added to
+
+
+@pytest.mark.parametrize("size", [10, 300])
+def test_a_warning_names_what_is_left_out_if_it_is_much(size):
+    model = nn.Sequential(nn.Linear(size, size), Mixer(), nn.LayerNorm(size))
+    if 9 + 12 < 0.02 * (size**2 + 9 + 12):
+        assert noisy(model) == {"0.weight": "0"}
+        return
+    message = (
+        r"leaves 17.4% of the weights of Sequential alone \(21 of 121, biases and gains not counted\). "
+        r"poles, .*: \*.A_log; learned initial states: \*.h0. Give their names to include="
+    )
+    with pytest.warns(UserWarning, match=message):
+        assert noisy(model) == {"0.weight": "0"}
+    assert noisy(model, include=["*.A_log", "1.h0"]).keys() == {"0.weight", "1.A_log", "1.h0"}
+    assert noisy(model, exclude=["1.A_log", "1.h0"]).keys() == {"0.weight"}
+
+
+class Mixer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.A_log = nn.Parameter(torch.zeros(3, 3))
+        self.h0 = nn.Parameter(torch.zeros(2, 6))
+
+
+def test_groups_tell_of_each_parameter_its_name_and_what_it_is():
+    noisy_group, rest = noise_groups(
+        nn.Sequential(nn.LSTM(3, 4), nn.LayerNorm(4), nn.Linear(4, 4)), 0.5, only=["dense"]
+    )
+    assert noisy_group["names"] == ["2.weight"] and noisy_group["roles"] == ["dense"]
+    assert rest["names"] == [f"0.{n}_l0" for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")] + [
+        "1.weight",
+        "1.bias",
+        "2.bias",
+    ]
+    assert rest["roles"] == ["not chosen", "not chosen", "bias", "bias", "norm", "bias", "bias"]
+
+
+def test_checkpoints_of_groups_without_names_still_load():
+    def optimizer():
+        return SymmetricNoise(torch.optim.Adam(noise_groups(nn.Linear(3, 3), noise=0.5), lr=0.1))
+
+    state = optimizer().state_dict()
+    for group in state["param_groups"]:
+        del group["names"], group["roles"]
+        group["lr"] = 0.3
+    loaded = optimizer()
+    loaded.load_state_dict(state)
+    assert [(g["names"], g["roles"], g["lr"]) for g in loaded.param_groups] == [
+        (["weight"], ["dense"], 0.3),
+        (["bias"], ["bias"], 0.3),
+    ]
 
 
 def test_a_model_of_weights_only_has_one_group():

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from .groups import pattern_of
 from .noise import NORMS
-from .roles import LEFT_ALONE, ROLES
+from .roles import LEFT_ALONE
 from .sharding import is_sharded
 
 _STANDARD_DEVIATION = {"rademacher": 1.0, "gaussian": 1.0, "uniform": 1 / math.sqrt(3)}
@@ -134,7 +134,7 @@ def describe(optimizer_or_groups: Optimizer | Iterable[dict[str, Any]]) -> Descr
             layers += [_layer(optimizer_or_groups, name, own, group[key]) for name, own in together.items()]
         else:
             for name, _, role, p in rows:
-                left.setdefault(_reason(role), []).append((name, p))
+                left.setdefault(LEFT_ALONE.get(role, "level 0"), []).append((name, p))
     return Description(tuple(layers), tuple(_left_alone(reason, own) for reason, own in left.items()))
 
 
@@ -180,12 +180,6 @@ def _layer(optimizer: Any, name: str, own: Sequence[tuple[str, Tensor]], level: 
 def _left_alone(reason: str, own: Sequence[tuple[str, Tensor]]) -> LeftAlone:
     names = tuple(dict.fromkeys(pattern_of(name) for name, _ in own))
     return LeftAlone(reason, names, sum(_size(p) for _, p in own if p.requires_grad), sum(_size(p) for _, p in own))
-
-
-def _reason(role: str) -> str:
-    if role in ROLES:
-        return "weights that only= or exclude= leaves out"
-    return LEFT_ALONE.get(role, "level 0")
 
 
 def _size(p: Tensor) -> int:

@@ -80,12 +80,12 @@ def noise_groups(
         weight = _first(found[id(p)], ROLES)
         wanted = weight if only is None else _first(found[id(p)], only)
         if id(p) in excluded or not (wanted or id(p) in included):
-            rest[p] = (weight or first)._replace(layer=first.name, name=first.name)
+            rest[p] = Kind("not chosen" if weight else first.kind, first.name, first.name)
         else:
             noisy[p] = (wanted or first._replace(layer=first.name))._replace(name=first.name)
     if not any(p.requires_grad for p in noisy):
         raise ValueError(_nothing_to_perturb(model, noisy, rest, only))
-    _warn_of_left_out(model, noisy, {p: place for p, place in rest.items() if id(p) not in excluded})
+    _warn_of_left_out(model, {p: place for p, place in rest.items() if id(p) not in excluded}, found)
     groups = [_group(noisy, float(noise))]
     return [*groups, _group(rest, 0.0)] if rest else groups
 
@@ -154,7 +154,8 @@ def _group(places: Mapping[Tensor, Kind], noise: float) -> dict[str, Any]:
 
 
 def _check_new_level(noise: float) -> None:
-    if isinstance(noise, Real) and noise > HIGHEST_LEVEL:
+    check_level({"params": [], "noise": noise}, "noise", 0)
+    if noise > HIGHEST_LEVEL:
         raise ValueError(
             f"noise={noise:g}: the level is a fraction of the norm of the weights, at most {HIGHEST_LEVEL:g} here; "
             f"for {noise:g} percent give {noise / 100:g}"
@@ -168,21 +169,22 @@ def _nothing_to_perturb(
     if noisy:
         what = f"all {len(noisy)} that {type(model).__name__} has are frozen"
     trained = {p: place for p, place in rest.items() if p.requires_grad}
-    if not trained:
+    if not trained or only is not None:
         return f"no weights to perturb: {what}"
     patterns = ", ".join(repr(pattern) for pattern in dict.fromkeys(pattern_of(p.name) for p in trained.values()))
     return f"no weights to perturb: {what}. Give include= to perturb some of those that are trained: {patterns}"
 
 
-def _warn_of_left_out(model: nn.Module, noisy: Mapping[Tensor, Kind], rest: Mapping[Tensor, Kind]) -> None:
+def _warn_of_left_out(model: nn.Module, rest: Mapping[Tensor, Kind], found: Mapping[int, list[Kind]]) -> None:
     """Warns if much of what is trained is left alone by a rule, and no bias or gain."""
     left: dict[str, list[str]] = {}
     size = 0
     for p, place in rest.items():
-        if p.requires_grad and place.kind in LEFT_ALONE and place.kind not in NO_WEIGHTS:
+        if p.requires_grad and place.kind not in (*NO_WEIGHTS, "not chosen"):
             size += p.numel()
             left.setdefault(place.kind, []).append(pattern_of(place.name))
-    whole = size + sum(p.numel() for p in noisy if p.requires_grad and not is_lazy(p))
+    trained = [p for p in model.parameters() if p.requires_grad and not is_lazy(p)]
+    whole = size + sum(p.numel() for p in trained if _first(found[id(p)], ROLES))
     if size > UNSAID * whole:
         reasons = "; ".join(f"{LEFT_ALONE[kind]}: {', '.join(dict.fromkeys(names))}" for kind, names in left.items())
         warnings.warn(

@@ -25,6 +25,7 @@ LEFT_ALONE = {
     "initial state": "learned initial states",
     "complex": "complex numbers: noise is drawn for real ones",
     "quantized": "numbers of 8 bits or fewer, which are not trained",
+    "not chosen": "weights that only= or exclude= leaves out",
 }
 NO_WEIGHTS = ("bias", "norm", "gain")  # what "all weights" does not mean
 
@@ -93,7 +94,7 @@ def kinds(model: nn.Module) -> dict[int, list[Kind]]:
 def _unfit(p: Tensor) -> str | None:
     if p.is_complex():
         return "complex"
-    return "quantized" if not p.is_floating_point() or p.element_size() == 1 else None
+    return "quantized" if not p.is_floating_point() or p.dtype.itemsize == 1 else None
 
 
 def _join(*names: str) -> str:

@@ -17,6 +17,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from ..errors import UserError
 from ..optim import LambdaNoise, MultiPassOptimizer, SinglePass
 from ..optim import schedules as schedule
+from ..optim.groups import HIGHEST_LEVEL
+from ..optim.roles import Role
 from .methods import BASES, LIMITS, METHODS, SETTINGS
 
 
@@ -109,8 +111,8 @@ class OptimConfig:
         eta: of asam: what is added to the size of each weight.
         average_decay: of ema.
         average_start: of ema and swa: steps before the average begins.
-        only: roles of the weights to perturb (recurrent, conv, dense, embedding); null: all of them (of sam and asam:
-            every parameter).
+        only: roles of the weights to perturb (recurrent, conv, dense, embedding, other); null: all of them (of sam and
+            asam: every parameter).
         noise_seed: of the noise.
         noise_schedule: phases without and with (S) noise, such as 75-25S-25S; null: always on.
         noise_ramp: start and length of a linear rise of the level from 0; null: none.
@@ -144,7 +146,7 @@ class OptimConfig:
     eta: float | None = None
     average_decay: float | None = None
     average_start: int | None = None
-    only: list[Literal["recurrent", "conv", "dense", "embedding"]] | None = None
+    only: list[Role] | None = None
     noise_seed: int = 0
     noise_schedule: str | None = None
     noise_ramp: tuple[int, int] | None = None
@@ -169,6 +171,10 @@ class OptimConfig:
         for key, (holds, wanted) in LIMITS.items():
             value = getattr(self, key)
             _require(value is None or holds(value), f"optim.{key}", value, wanted)
+        relative = "granularity" in METHODS[self.method].settings and self.granularity != "absolute"
+        if relative and self.noise_ramp is None:  # the noise finder ramps to where training fails
+            hint = f"at most {HIGHEST_LEVEL:g} (a fraction; for {self.noise:g} percent give {self.noise / 100:g})"
+            _require(self.noise <= HIGHEST_LEVEL, "optim.noise", self.noise, hint)
         if self.method == "dropconnect":
             _require(self.noise < 1, "optim.noise", self.noise, "a probability < 1 (of dropping a weight)")
         _one_of(BASES, "optim.base", self.base)

@@ -60,7 +60,10 @@ def _noisy(method: Callable[..., MultiPassOptimizer], *own: str, **fixed: Any) -
     """Builds a method over weights with a noise level, handing on its ``own`` settings and those that are ``fixed``."""
 
     def build(model: nn.Module, c: OptimConfig) -> MultiPassOptimizer:
-        base = BASES[c.base](noise_groups(model, c.noise, only=c.only), c)
+        groups = noise_groups(model, 1.0, only=c.only)
+        for group in groups:
+            group["noise"] *= c.noise  # set, as it may be above what noise_groups takes for a slip: an absolute size
+        base = BASES[c.base](groups, c)
         settings = {key: getattr(c, key) for key in own}
         return method(base, **settings, **fixed, seed=c.noise_seed, model=model, bn_stats=c.bn_stats)
 
