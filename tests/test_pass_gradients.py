@@ -63,8 +63,9 @@ def test_gradients_that_were_there_before_are_added_to_in_place():
 def test_a_parameter_used_in_one_pass_only_counts_half():
     model, optimizer = regression()
     for part in optimizer.passes():
-        if part.index == 0:
-            model[2].bias.sum().backward()
+        loss = model[0].bias.sum()
+        (loss + model[2].bias.sum() if part.index == 0 else loss).backward()
+    torch.testing.assert_close(model[0].bias.grad, torch.ones(8))
     torch.testing.assert_close(model[2].bias.grad, torch.full((2,), 0.5))
 
 
@@ -110,6 +111,7 @@ def test_halves_that_are_not_taken_or_cannot_be_are_errors():
     with pytest.raises(RuntimeError, match="take"):
         for _ in optimizer.passes():
             loss_of(model).backward()
+    optimizer.zero_grad()
     with pytest.raises(ValueError, match="at least 2"):
         for part in optimizer.passes():
             part.take(X[:1])

@@ -268,6 +268,7 @@ def test_a_step_without_passes_is_an_error_and_randomness_is_private(name):
     loss_of(model).backward()
     with pytest.raises(RuntimeError, match="without passes"):
         optimizer.step()
+    optimizer.zero_grad()
     train(model, optimizer, 2)
     assert torch.equal(before, torch.get_rng_state())
 

@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
+from .guards import GradientWatch
+
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
 
@@ -17,9 +19,11 @@ class StepState:
     Attributes:
         phase: of the pass loop: ``"idle"`` (none since the last step), ``"running"``, ``"complete"``, ``"broken"``.
         draws: steps with noise so far, the position in the stream of perturbations.
+        noisy: whether any weights have, had or are going to have a level above 0.
         closure: whether the passes under way are those of ``step(closure)``.
         saved: the weights and their copies, while they are moved.
         buffers: the one extra copy of the weights, reused from step to step.
+        watch: knows where the gradients come from.
         gathering: the FSDP2 modules that must gather anew when weights move.
         steps, weighed, weighing: counts of the methods that average weights and that weigh examples.
     """
@@ -27,12 +31,14 @@ class StepState:
     def __init__(self) -> None:
         self.phase: Literal["idle", "running", "complete", "broken"] = "idle"
         self.draws = 0
+        self.noisy = False
         self.steps = self.weighed = self.weighing = 0
         self.forget()
 
     def forget(self) -> None:
         """Drops what belongs to this process alone and is made anew in the next pass."""
         self.closure = False
+        self.watch = GradientWatch()
         self.saved: tuple[list[Tensor], list[Tensor]] = [], []
         self.buffers: list[Tensor] = []
         self.gathering: list[FSDPModule] = []

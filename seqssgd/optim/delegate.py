@@ -1,0 +1,181 @@
+"""An optimizer that is one with the optimizer it wraps."""
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import LBFGS, Optimizer
+
+from .describe import summary_of_groups
+from .groups import check_level
+from .state import StepState
+
+
+class DelegatingOptimizer(Optimizer):
+    """An :class:`torch.optim.Optimizer` whose ``param_groups``, ``state`` and ``defaults`` *are* those of its base.
+
+    So schedulers, ``add_param_group``, gradient scalers and checkpoints see one optimizer. Whatever it changes later on
+    is in ``_run``, which proxies of it share.
+    """
+
+    level_key = "noise"  # the group entry that says how far the weights are moved; 0 leaves them alone
+    base: Optimizer
+    model: nn.Module | None
+    _run: StepState
+
+    def __init__(self, base: Optimizer, **own: Any):
+        if not isinstance(base, Optimizer):
+            raise TypeError(f"{type(self).__name__} wraps a torch.optim optimizer, not {torch.typename(base)}")
+        if isinstance(base, LBFGS):
+            raise TypeError("LBFGS evaluates its closure as often as it likes; use a first-order optimizer")
+        if isinstance(base, DelegatingOptimizer):
+            raise TypeError(f"{type(base).__name__} is already a multi-pass optimizer; wrap the optimizer inside it")
+        # Optimizer.__init__ would make groups of its own; __setstate__ sets up all else that an Optimizer has.
+        self.__setstate__({"base": base, "_run": StepState(), **own})
+        self._check_groups()
+
+    # Where torch has attributes there are properties here, as always when one optimizer wraps another.
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The base optimizer's parameter groups, not copies."""
+        return self.base.param_groups
+
+    @property
+    def state(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The base optimizer's state; nothing is ever added to it."""
+        return self.base.state
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The base optimizer's defaults."""
+        return getattr(self.base, "defaults", {})  # which wrappers such as Lookahead may lack
+
+    def __repr__(self) -> str:
+        about = summary_of_groups(self.param_groups, self.level_key)
+        return f"{type(self).__name__}({type(self.base).__name__}): {about}"
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group to the base optimizer; its level is 0 unless it has one."""
+        self._require_idle("add a parameter group")
+        self._check_group(param_group, len(self.param_groups))
+        self.base.add_param_group(param_group)
+        self._check_groups()
+
+    @property
+    def draws(self) -> int:
+        """How many steps have been taken with noise: the position in the stream of perturbations."""
+        return self._run.draws
+
+    @draws.setter
+    def draws(self, value: int) -> None:
+        self._run.draws = value
+
+    def _position(self) -> dict[str, Any]:
+        """Where the method goes on after a restart."""
+        return {"draws": self.draws}
+
+    def _go_to(self, position: Mapping[str, Any]) -> None:
+        """Goes where :meth:`_position` was; nothing is known: to the beginning."""
+        self.draws = position.get("draws", 0)
+
+    def _note_position(self) -> None:
+        # In the groups too: torch.distributed.checkpoint keeps of a state dict what belongs to parameters or groups.
+        if any(self.level_key in group for group in self.param_groups):
+            position = {key: value for key, value in self._position().items() if isinstance(value, int)}
+            for group in self.param_groups:
+                group["perturbation"] = position
+
+    def state_dict(self) -> dict[str, Any]:
+        """The base optimizer's state dict plus ``"perturbation"``, the position in the stream of noise."""
+        self._require_idle("take the state dict")
+        self._note_position()
+        return {**self.base.state_dict(), "perturbation": self._position()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Loads what :meth:`state_dict` gave, or the state of a bare base optimizer (the levels then stay)."""
+        self._require_idle("load a state dict")
+        own = [dict(group) for group in self.param_groups]
+        self.base.load_state_dict({key: value for key, value in state_dict.items() if key != "perturbation"})
+        position = state_dict.get("perturbation") or self.param_groups[0].get("perturbation", {})
+        for group, entries in zip(self.param_groups, own, strict=True):
+            for key, value in entries.items():
+                group.setdefault(key, value)
+        self._go_to(position)
+        self._note_position()
+        self._run.phase = "idle"
+
+    def __getstate__(self) -> dict[str, Any]:  # for pickle and copy.deepcopy
+        self._require_idle("copy the optimizer")
+        # Hooks and a scheduler's patch of step() belong to this instance; torch's optimizers drop them too.
+        return {k: v for k, v in self.__dict__.items() if k != "step" and not k.startswith("_optimizer_")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for name in ("state_dict_pre", "state_dict_post", "load_state_dict_pre", "load_state_dict_post"):
+            name = f"_optimizer_{name}_hooks"
+            if not hasattr(self.base, name):  # wrappers such as Lookahead never call Optimizer.__init__
+                setattr(self.base, name, OrderedDict())
+            setattr(self, name, getattr(self.base, name))
+
+    # ---- handed on -------------------------------------------------------------------------------------------------
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clears the gradients, as ``torch.optim.Optimizer.zero_grad`` does.
+
+        Raises:
+            RuntimeError: inside a loop over passes, where those of the passes before would be lost.
+        """
+        if self._run.noisy and not self._run.closure:
+            self._require_idle("clear the gradients")
+        self.base.zero_grad(set_to_none)
+        self._run.watch.cleared()
+        if self._run.phase == "broken":  # nothing is left of the loop that was
+            self._run.phase = "idle"
+
+    def train(self) -> None:
+        """Hands on to a base optimizer that keeps other weights for training than for evaluation (ScheduleFree)."""
+        self._switch("train")
+
+    def eval(self) -> None:
+        """As :meth:`train`, for evaluation."""
+        self._switch("eval")
+
+    def _switch(self, mode: str) -> None:
+        self._require_idle(f"call {mode}()")
+        if callable(switch := getattr(self.base, mode, None)):
+            switch()
+
+    # ---- checks ----------------------------------------------------------------------------------------------------
+
+    def _parameters(self) -> Iterator[Tensor]:
+        for group in self.param_groups:
+            yield from group["params"]
+
+    def _name_of(self, p: Tensor) -> str:
+        """A name for messages: that in the model, where it is known, else what the groups call it."""
+        for name, parameter in self.model.named_parameters() if self.model is not None else ():
+            if parameter is p:
+                return f"'{name}'"
+        for index, group in enumerate(self.param_groups):
+            names = group.get("param_names") or group.get("layers") or range(len(group["params"]))
+            for name, parameter in zip(names, group["params"], strict=True):
+                if parameter is p:
+                    return f"'{name}' in parameter group {index}, of shape {tuple(p.shape)},"
+        return f"a parameter of shape {tuple(p.shape)}"
+
+    def _require_idle(self, action: str) -> None:
+        if self._run.phase == "running":
+            raise RuntimeError(f"cannot {action} inside a loop over passes(): the weights are perturbed there")
+
+    def _check_groups(self) -> None:
+        for index, group in enumerate(self.param_groups):
+            self._check_group(group, index)
+        key, groups = self.level_key, self.param_groups
+        self._run.noisy = self._run.noisy or any(g.get(key) or g.get(f"initial_{key}") for g in groups)
+        if self._run.noisy:
+            self._run.watch.cover(self._parameters())
+
+    def _check_group(self, group: dict[str, Any], index: int) -> None:
+        check_level(group, self.level_key, index)

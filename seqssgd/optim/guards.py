@@ -1,0 +1,219 @@
+"""What keeps a step from being another one than was asked for, without a word.
+
+A step's gradient is the mean over its passes only if every contribution to ``.grad`` came from a ``backward()`` in a
+pass, none of them was cleared or changed on the way, and the weights stayed where they had been moved to. All of it is
+told from what torch keeps anyway: which tensor ``.grad`` is, how often it and the weights were written to, and a hook
+that autograd calls at every accumulation. Nothing here waits for the device, except on the way to an error.
+"""
+
+import threading
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+from .sharding import is_sharded
+
+
+class _Loops(threading.local):
+    """The pass loops that are under way in this thread, outermost first."""
+
+    def __init__(self) -> None:
+        self.running: list[GradientWatch] = []
+
+
+_loops = _Loops()
+
+
+class GradientWatch:
+    """Knows of every contribution to the gradients of some parameters where it came from."""
+
+    def __init__(self) -> None:
+        self._covered: dict[int, weakref.ref[Tensor]] = {}
+        self._handles: list[Any] = []
+        self._sharded: set[int] = set()  # FSDP2 writes their gradients itself, and not in every pass
+        self._hook = _calling(self)
+        # Of each gradient from outside: the parameter, the gradient, and how often this had been written to.
+        self._outside: dict[int, tuple[weakref.ref[Tensor], weakref.ref[Tensor], int]] = {}
+        self._running = False
+        self._start(clearing=False)
+        weakref.finalize(self, _remove, self._handles).atexit = False
+
+    def _start(self, clearing: bool) -> None:
+        self._clearing = clearing
+        self._nested = 0  # loops of other optimizers inside the present one
+        self._outer: list[GradientWatch] = []
+        self._counts: list[int] = []  # contributions in each pass
+        self._marks: dict[int, tuple[Tensor, Tensor | None, int]] = {}
+        self._entangled = False
+        self._altered: Tensor | None = None
+
+    def cover(self, parameters: Iterable[Tensor]) -> None:
+        """Watches ``parameters`` from now on, those that it already watches once."""
+        for p in parameters:
+            known = self._covered.get(id(p))
+            if (known is None or known() is not p) and p.requires_grad and p.is_leaf:
+                self._covered[id(p)] = weakref.ref(p)
+                self._handles.append(p.register_post_accumulate_grad_hook(self._hook))
+                if is_sharded(p):
+                    self._sharded.add(id(p))
+
+    # ---- what autograd reports -------------------------------------------------------------------------------------
+
+    def arrived(self, p: Tensor) -> None:
+        """Called by autograd after each contribution to ``p.grad``."""
+        gradient, key = p.grad, id(p)
+        if gradient is None:
+            return
+        if not self._running:
+            self._outside[key] = weakref.ref(p), weakref.ref(gradient), gradient._version
+            return
+        if self._counts:
+            self._counts[-1] += 1
+        if self._nested:
+            self._entangled = True
+        if key in self._sharded:
+            return
+        _, before, version = self._marks.get(key, (p, None, 0))
+        if before is not None and (before is not gradient or version + 1 != gradient._version):
+            if not self._clearing and not _accumulated_elsewhere(before, gradient):
+                self._altered = p
+        # Data-parallel training may write to the gradient after this, so that there only the first one can be told.
+        self._marks[key] = p, gradient if self._alone else None, gradient._version
+
+    # ---- a loop and its passes -------------------------------------------------------------------------------------
+
+    def start_loop(self, clearing: bool) -> None:
+        """A pass loop starts; in that of a closure, gradients may be cleared (``clearing``)."""
+        self._start(clearing)
+        self._alone = not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1)
+        self._running, self._outer = True, list(_loops.running)
+        for outer in self._outer:
+            outer._nested += 1
+        _loops.running.append(self)
+
+    def end_loop(self) -> None:
+        """The loop has ended, well or not."""
+        if self._running:
+            self._running, self._marks = False, {}
+            if self in _loops.running:  # or it was ended in another thread than it began in
+                _loops.running.remove(self)
+            for outer in self._outer:
+                outer._nested -= 1
+
+    def start_pass(self, parameters: Iterable[Tensor]) -> None:
+        """From now on contributions belong to the next pass; notes the gradients of ``parameters`` as they are."""
+        self._counts.append(0)
+        self._marks = {
+            id(p): (p, p.grad, p.grad._version)
+            for p in parameters
+            if p.grad is not None and not self._clearing and id(p) not in self._sharded
+        }
+
+    def end_pass(self, name_of: Callable[[Tensor], str]) -> None:
+        """Checks that what came in this pass is all that has happened to the gradients.
+
+        Raises:
+            RuntimeError: gradients were cleared, replaced or changed, or another optimizer's loop ran inside.
+        """
+        if self._entangled:
+            raise RuntimeError(
+                "two pass loops over one model at a time: each would count the passes of the other. Put both base "
+                "optimizers under one noise: SymmetricNoise(Together(first, second))"
+            )
+        for p, before, version in self._marks.values():
+            now = p.grad
+            if now is None or (before is not None and (now is not before or now._version != version)):
+                if now is None or before is None or not _accumulated_elsewhere(before, now):
+                    self._altered = p
+        if self._altered is not None:
+            raise RuntimeError(
+                f"the gradient of {name_of(self._altered)} was cleared, replaced or changed inside a pass, so that it "
+                "is no longer the sum over the passes. Inside the loop only call backward(); zero_grad() belongs "
+                "before the loop or after step(), clipping between the loop and step()"
+            )
+
+    def check_passes(self) -> None:
+        """Checks that every pass has contributed, or none.
+
+        Raises:
+            RuntimeError: a pass was without ``backward()``.
+        """
+        if any(self._counts) and not all(self._counts) and not self._sharded:
+            raise RuntimeError(
+                f"the pass of index {self._counts.index(0)}, of {len(self._counts)}, had no backward(): the step would "
+                "be that of the others alone. To skip a minibatch, leave the loop with break, and call zero_grad() in "
+                "place of step()"
+            )
+
+    # ---- gradients from outside ------------------------------------------------------------------------------------
+
+    def cleared(self) -> None:
+        """All gradients have been cleared."""
+        self._outside.clear()
+
+    def condemn(self, parameters: Iterable[Tensor]) -> None:
+        """What is now in the gradients of ``parameters`` is of no use."""
+        for p in parameters:
+            if p.grad is not None:
+                self._outside[id(p)] = weakref.ref(p), weakref.ref(p.grad), p.grad._version
+
+    def check_closure(self, copies: list[tuple[Tensor, Tensor]], name_of: Callable[[Tensor], str]) -> None:
+        """Checks what a closure has made of the gradients that it found, ``copies`` of what was there before.
+
+        Raises:
+            RuntimeError: it has added to a gradient from outside, or changed its own, as by clipping them.
+        """
+        for p, copy in copies:
+            if id(p) in self._outside and p.grad is copy:
+                raise _from_outside(name_of(p))
+        self.end_pass(name_of)
+        self._marks = {}  # what becomes of them now is ours
+
+    def check_outside(self, name_of: Callable[[Tensor], str]) -> None:
+        """Checks that no gradient has a part that came from outside a pass loop.
+
+        Raises:
+            RuntimeError: one has.
+        """
+        for key, (parameter, gradient, version) in list(self._outside.items()):
+            p, g = parameter(), gradient()
+            cleared = p is None or g is None or p.grad is not g
+            if cleared or (g._version != version and not g.any()):  # cleared in place
+                del self._outside[key]
+            else:
+                raise _from_outside(name_of(p))
+
+
+def _from_outside(name: str) -> RuntimeError:
+    return RuntimeError(
+        f"the gradient of {name} did not come through passes(): it is from a backward() outside a pass loop (before "
+        "it, after it, in a loop over list(optimizer.passes()), or by a trainer that accumulates), or from a loop that "
+        "was left half-way. Call zero_grad() first, and backward() only inside `for _ in optimizer.passes():`, for "
+        "every minibatch of a step; a gradient of another kind is added by hand: p.grad.add_(...)"
+    )
+
+
+def _calling(watch: GradientWatch) -> Callable[[Tensor], None]:
+    """A hook that does not keep the watch alive."""
+    reference = weakref.ref(watch)
+
+    def hook(p: Tensor) -> None:
+        if (alive := reference()) is not None:
+            alive.arrived(p)
+
+    return hook
+
+
+def _remove(handles: list[Any]) -> None:
+    for handle in handles:
+        handle.remove()
+
+
+def _accumulated_elsewhere(before: Tensor, now: Tensor) -> bool:
+    """Whether autograd itself may have made ``now`` out of ``before`` in another way than by adding in place."""
+    graph = now.requires_grad  # backward(create_graph=True)
+    shared = now is before and now._is_view()  # pieces of one buffer count each other's writes
+    return graph or shared or before.is_sparse or now.is_sparse
