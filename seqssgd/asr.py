@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -162,7 +162,7 @@ def transcribe_set(
             batch = batch.to(device)
             logits, lengths = model(*model.features(batch.waves, batch.wave_lengths))
             if decode is None:
-                found = [tokenizer.decode(labels) for labels in greedy(logits, lengths)]
+                found: list[Any] = [tokenizer.decode(labels) for labels in greedy(logits, lengths)]
             else:
                 found = list(decode(logits, lengths))
         texts.update(zip(indices, found, strict=True))

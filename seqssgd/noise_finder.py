@@ -165,15 +165,11 @@ def write(points: Sequence[Point], level: float | None, out: Path) -> list[Path]
 
 
 def _draw(points: Sequence[Point], level: float | None, path: Path) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from .report.plots import COLOURS, new_figure
 
-    from .report.plots import COLOURS, DASHES
-
-    figure = Figure(figsize=(4.5, 3.4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(4.5, 3.4)
     axes = figure.add_subplot(xlabel="noise level", ylabel="training loss")
-    for name, colour, dash in zip(("noisy", "plain"), COLOURS, DASHES, strict=False):
+    for name, colour, dash in zip(("noisy", "plain"), COLOURS, ("-", "--"), strict=False):
         label = {"noisy": "level as it rises", "plain": "same steps without noise"}[name]
         axes.plot([p.level for p in points], [getattr(p, name) for p in points], dash, color=colour, label=label)
     if level is not None:

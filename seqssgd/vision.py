@@ -48,7 +48,8 @@ def build_classifier(name: str, num_classes: int) -> nn.Module:
     models = MODELS | IMAGENET_MODELS
     if name not in models:
         raise UserError(f"model.name: {name!r} is not one of {', '.join(models)}")
-    return models[name](num_classes=num_classes).to(memory_format=torch.channels_last)
+    model = models[name](num_classes=num_classes)
+    return model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # torch forgot to declare it
 
 
 def load_classifier(run: str | Path, checkpoint: str | Path = "best") -> nn.Module:

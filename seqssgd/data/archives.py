@@ -28,7 +28,9 @@ def read_members(source: Path, names: Collection[str], largest: int) -> dict[str
             for member in archive:
                 name = member.name.rpartition("/")[2]
                 if name in names and name not in contents and member.isfile() and member.size <= largest:
-                    contents[name] = archive.extractfile(member).read()
+                    file = archive.extractfile(member)
+                    assert file is not None  # as for every member that is a file
+                    contents[name] = file.read()
                 if len(contents) == len(names):
                     break
     except FileNotFoundError:

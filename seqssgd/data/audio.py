@@ -2,7 +2,7 @@
 
 import io
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import soundfile
@@ -159,7 +159,7 @@ def _check_length(data: bytes) -> None:
     if data[:4] == b"FORM":
         missing = 8 + int.from_bytes(data[4:8], "big") - len(data)
     elif data[:4] == b"RIFF":
-        position, name = 12, b""
+        position, name, size = 12, b"", 0
         while position + 8 <= len(data) and name != b"data":
             name, size = data[position : position + 4], int.from_bytes(data[position + 4 : position + 8], "little")
             position += 8 + size + size % 2 * (name != b"data")
@@ -169,7 +169,7 @@ def _check_length(data: bytes) -> None:
         raise AudioError(f"is cut off: {missing:,} bytes of its samples are missing")
 
 
-def _read_blocks(file: soundfile.SoundFile, dtype: str) -> np.ndarray:
+def _read_blocks(file: soundfile.SoundFile, dtype: Literal["int16", "int32", "float64"]) -> np.ndarray:
     """All samples, (N, channels), of a file whose header may give any number of them."""
     blocks = [file.read(_BLOCK, dtype, always_2d=True)]
     while len(blocks[-1]) == _BLOCK:

@@ -118,7 +118,7 @@ def by_length(lengths: Sequence[int], budget: int) -> list[list[int]]:
 class _Bucket(NamedTuple):
     indices: list[int]
     size: int  # the most utterances in a minibatch
-    count: int  # of minibatches
+    batches: int
 
 
 class BucketBatches:
@@ -183,7 +183,7 @@ class BucketBatches:
 
     def __len__(self) -> int:
         """Minibatches of this process in an epoch, of any process in any epoch."""
-        return sum(bucket.count for bucket in self.buckets) // self.world_size
+        return sum(bucket.batches for bucket in self.buckets) // self.world_size
 
     def epoch(self, epoch: int, start: int = 0) -> list[list[int]]:
         """The indices in each minibatch of this process, from number ``start`` on."""
@@ -202,7 +202,7 @@ class BucketBatches:
         generator, batches = self._generator(epoch, "batches"), []
         for bucket in self.buckets:
             shuffled = [bucket.indices[i] for i in torch.randperm(len(bucket.indices), generator=generator).tolist()]
-            ends = [len(shuffled) * i // bucket.count for i in range(bucket.count + 1)]
+            ends = [len(shuffled) * i // bucket.batches for i in range(bucket.batches + 1)]
             batches += [shuffled[a:b] for a, b in zip(ends, ends[1:], strict=False)]
         return batches
 
@@ -213,16 +213,16 @@ class BucketBatches:
     def _make_divisible(self, smallest: int) -> None:
         """Cuts some buckets into more minibatches, those with the largest ones first, until every process has equally
         many."""
-        while len(self) * self.world_size < sum(bucket.count for bucket in self.buckets):
-            options = [i for i, b in enumerate(self.buckets) if len(b.indices) // (b.count + 1) >= smallest]
+        while len(self) * self.world_size < sum(bucket.batches for bucket in self.buckets):
+            options = [i for i, b in enumerate(self.buckets) if len(b.indices) // (b.batches + 1) >= smallest]
             if not options:
                 total = sum(len(bucket.indices) for bucket in self.buckets)
                 raise UserError(
                     f"{total:,} utterances do not make equally many minibatches of {smallest} or more for each of "
                     f"{self.world_size} processes; give them a larger budget, or use fewer processes"
                 )
-            at = max(options, key=lambda i: len(self.buckets[i].indices) / self.buckets[i].count)
-            self.buckets[at] = self.buckets[at]._replace(count=self.buckets[at].count + 1)
+            at = max(options, key=lambda i: len(self.buckets[i].indices) / self.buckets[i].batches)
+            self.buckets[at] = self.buckets[at]._replace(batches=self.buckets[at].batches + 1)
 
 
 def _cut(chosen: list[int], lengths: Sequence[int], buckets: int) -> list[list[int]]:

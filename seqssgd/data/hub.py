@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from seqssgd.errors import UserError
 
@@ -69,7 +69,8 @@ def choose_splits(loaded: Mapping, wanted: list[str], name: str) -> dict[str, st
         chosen = {ours: next((split for split in theirs if split in loaded), None) for ours, theirs in SPLITS.items()}
         chosen = {ours: split for ours, split in chosen.items() if split is not None}
     else:
-        chosen = dict(item.split("=", 1) if "=" in item else (item, item) for item in wanted)
+        pairs = [item.partition("=") for item in wanted]
+        chosen = {ours: theirs if equals else ours for ours, equals, theirs in pairs}
     absent = [split for split in chosen.values() if split not in loaded]
     if absent or not chosen:
         lacks = f"has no split {', '.join(absent)}" if absent else "has no split of the usual names"
@@ -79,8 +80,9 @@ def choose_splits(loaded: Mapping, wanted: list[str], name: str) -> dict[str, st
 
 def sources(audio, column: str) -> tuple[list[int], list[str | None]]:
     """For every row of a column of encoded files, the file's bytes and the path it had, without reading the files."""
-    import pyarrow.compute as pc
+    import pyarrow.compute
 
+    pc: Any = pyarrow.compute  # most of its functions are made when it is imported
     cells = audio.with_format("arrow")[:][column]
     paths = pc.struct_field(cells, "path").to_pylist()
     sizes = pc.binary_length(pc.struct_field(cells, "bytes")).to_pylist()

@@ -124,7 +124,7 @@ def write_image_dataset(
     for split in SPLITS:
         for array in sets[split]:
             digest.update(f"{split} {array.dtype} {array.shape}".encode())
-            digest.update(array)
+            digest.update(array.data)
     if prepared.is_prepared(out, digest.hexdigest(), ENTRIES, "a folder of prepared images"):
         return False
     mean, std = _channel_statistics(sets["train"][0])

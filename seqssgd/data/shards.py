@@ -27,15 +27,20 @@ ROW_GROUP = 100  # rows held in memory at a time
 class Item(Protocol):
     """One row to be, which goes to another process by pickle. ``id`` and ``path`` name it in reports."""
 
-    id: str
-    path: str
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def path(self) -> str: ...
 
     @property
     def identity(self) -> list:
         """Plain values that tell in a rerun whether it is still the same."""
+        ...
 
     def row(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The row, and what is counted of it (see :func:`merge`); the form's error is the reason to leave it out."""
+        ...
 
 
 @dataclass(frozen=True)

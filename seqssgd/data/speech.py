@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -135,8 +135,7 @@ def load_speech(folder: str | Path, name: str, rate: int = 16_000, cache_gigabyt
         elif not isinstance(text, str) or not text.strip():
             problems.append(f"{key} has an empty transcript")
         seen.add(key)
-    known = info is not None and "duration" in table.column_names
-    if known:
+    if info is not None and "duration" in table.column_names:
         rates = [info["sets"][name]["sample_rate"]] * len(table)
         counts = [round(duration * own) for duration, own in zip(table["duration"], rates, strict=True)]
     else:
@@ -209,7 +208,8 @@ def _decode_all(title: str, table: "datasets.Dataset", ids: Sequence) -> tuple[l
     _, audio = _packages()
     rates, counts, problems = [], [], []
     with Progress(len(table), unit=f"recordings of {title} checked") as progress:
-        for row in table.select_columns("audio"):
+        rows: Any = table.select_columns("audio")
+        for row in rows:
             try:
                 recording = _decode(row["audio"])
                 rates.append(recording.rate)

@@ -6,7 +6,7 @@ whose samples are fewer or more than its header says, or add up to another check
 
 import io
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,10 +20,10 @@ class AudioError(ValueError):
 
 
 class Header(NamedTuple):
-    """What a SPHERE header says: its length in bytes, and its fields by name (``-i`` as int, ``-r`` as float)."""
+    """What a SPHERE header says: its length in bytes, its fields by name (``-i`` as int, ``-r`` as float, else str)."""
 
     length: int
-    fields: dict[str, str | int | float]
+    fields: dict[str, Any]
 
 
 def read_header(data: bytes) -> Header:
@@ -33,7 +33,7 @@ def read_header(data: bytes) -> Header:
     size = data[len(MAGIC) : len(MAGIC) + 8].strip()
     if not size.isdigit() or len(data) < int(size):
         raise AudioError("the SPHERE header is cut off")
-    fields: dict[str, str | int | float] = {}
+    fields: dict[str, Any] = {}
     for line in data[16 : int(size)].decode("latin-1").split("\n"):
         if line.strip() == "end_head":
             break
@@ -102,7 +102,7 @@ def _shorten(data: bytes, channels: int) -> np.ndarray:
     import av
 
     try:
-        with av.open(io.BytesIO(data), format="nistsphere") as container:
+        with av.open(io.BytesIO(data), "r", format="nistsphere") as container:
             frames = [frame.to_ndarray() for frame in container.decode(audio=0)]  # each (channels, n)
     except (av.FFmpegError, IndexError, ValueError) as error:
         raise AudioError(f"the shorten data cannot be decoded ({error})") from None

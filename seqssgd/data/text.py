@@ -201,7 +201,7 @@ class Windows(Sequence[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return (len(self.data) - 1) // self.length
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
         if not 0 <= index < len(self):
             raise IndexError(f"window {index} of {len(self)}")
         first = index * self.length

@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -171,7 +172,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     """
     with damage_noticed(folder, "prepare the text again"):
         kind, settings, data = read_tokenizer(folder, TOKENIZERS)
-        content = data if kind is SentencePieceTokenizer else data.decode().split("\n")[:-1]
+        content: Any = data if kind is SentencePieceTokenizer else data.decode().split("\n")[:-1]
         return kind(content, bool(settings["lowercase"]))
 
 
@@ -202,6 +203,7 @@ def train_sentencepiece(text: list[str], vocab_size: int, name: str, setting: st
     import sentencepiece
 
     model = io.BytesIO()
+    settings: dict[str, Any] = {"bos_id": -1, "eos_id": -1, "pad_id": -1} | options
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(text),
@@ -211,7 +213,7 @@ def train_sentencepiece(text: list[str], vocab_size: int, name: str, setting: st
             normalization_rule_name="identity",
             max_sentence_length=max(10, max(len(line.encode()) for line in text) + 1),  # longer lines are ignored
             minloglevel=2,
-            **{"bos_id": -1, "eos_id": -1, "pad_id": -1} | options,
+            **settings,
         )
     except RuntimeError as error:
         limit = re.search(r"value <= (\d+)|(\d+) vs (\d+)", str(error))
@@ -233,10 +235,10 @@ def save_tokenizer(folder: Path, kind: type, settings: Mapping[str, object], con
                 path.write_bytes(data)
 
 
-def read_tokenizer(folder: str | Path, kinds: Mapping[str, type]) -> tuple[type, dict, bytes]:
+def read_tokenizer(folder: str | Path, kinds: Mapping[str, type]) -> tuple[Any, dict, bytes]:
     """The kind of tokenizer in a folder, its settings and the contents of its file."""
     settings = json.loads((Path(folder) / SETTINGS).read_bytes())
-    kind = kinds[settings["level"]]
+    kind: Any = kinds[settings["level"]]
     return kind, settings, (Path(folder) / kind.file).read_bytes()
 
 

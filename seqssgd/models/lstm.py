@@ -72,8 +72,8 @@ class LSTMLanguageModel(nn.Module):
             logits (T, B, V) of the token that follows each input token, and the new state. The state is still
             part of the graph; a training loop that carries it over detaches it.
         """
-        hidden, state = self.lstm(self.dropout(self.embedding(tokens)), state)
-        return self.output(self.dropout(hidden)), state
+        hidden, new_state = self.lstm(self.dropout(self.embedding(tokens)), state)
+        return self.output(self.dropout(hidden)), new_state
 
     @torch.no_grad()
     def zero_state(self, batch_size: int) -> State:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..errors import UserError
 from . import baselines
@@ -87,10 +87,15 @@ class Row:
         """The figure of each run, None where it is missing."""
         return [figures.get(name) for figures in self.of_runs]
 
+    def complete(self, name: str) -> list[float] | None:
+        """The figure of each run; None if one of them lacks it."""
+        values = [value for value in self.values(name) if value is not None]
+        return values if len(values) == len(self.of_runs) else None
+
     def figure(self, name: str) -> Estimate | None:
         """The figure over all runs; None if one of them lacks it."""
-        values = self.values(name)
-        return None if None in values else estimate(values)
+        values = self.complete(name)
+        return None if values is None else estimate(values)
 
 
 @dataclass
@@ -155,12 +160,14 @@ def compare(
     decisive = splits[0] if splits else figures[0]
     spread = _spread(rows.values(), decisive)
     for criterion, find_one in find.items():
+        tested: list[tuple[Row, Difference, float]] = []
         for row in rows.values():
-            other = rows.get(find_one(row.group))
-            row.against[criterion] = other and _difference(row, other, decisive, spread)
-        tested = [row for row in rows.values() if (found := row.against[criterion]) and found.p is not None]
-        for row, p in zip(tested, holm([row.against[criterion].p for row in tested]), strict=True):
-            row.against[criterion] = row.against[criterion]._replace(holm=p)
+            other = find_one(row.group)
+            found = row.against[criterion] = other and _difference(row, rows[other], decisive, spread)
+            if found is not None and found.p is not None:
+                tested.append((row, found, found.p))
+        for (row, found, _), p in zip(tested, holm([p for _, _, p in tested]), strict=True):
+            row.against[criterion] = found._replace(holm=p)
     folder = os.path.commonpath([run.path.resolve().parent for run in runs])
     names = {run.path: os.path.relpath(run.path.resolve(), folder) for run in runs}
     return Comparison(
@@ -199,7 +206,7 @@ def welch(values: Sequence[float], others: Sequence[float]) -> tuple[float, floa
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of a side that does not vary: the other one's variance stays
-        found = ttest_ind(values, others, equal_var=False)
+        found: Any = ttest_ind(values, others, equal_var=False)
     low, high = found.confidence_interval(0.95)
     return float(low), float(high), float(found.pvalue)
 
@@ -252,16 +259,16 @@ def _figure_names(rows: Iterable[Row], metric: str) -> list[str]:
 
 
 def _spread(rows: Iterable[Row], figure: str) -> Spread | None:
-    of_methods = [row.values(figure) for row in rows]
-    known = [values for values in of_methods if None not in values and len(values) > 1]
+    of_methods = [row.complete(figure) for row in rows]
+    known = [values for values in of_methods if values is not None and len(values) > 1]
     freedom = sum(len(values) - 1 for values in known)
     squares = sum((len(values) - 1) * statistics.variance(values) for values in known)
     return Spread(math.sqrt(squares / freedom), freedom) if squares else None
 
 
 def _difference(row: Row, baseline: Row, figure: str, spread: Spread | None) -> Difference:
-    mine, its = row.values(figure), baseline.values(figure)
-    if row is baseline or None in mine or None in its:
+    mine, its = row.complete(figure), baseline.complete(figure)
+    if row is baseline or mine is None or its is None:
         return Difference(baseline.group.label)
     delta = statistics.fmean(mine) - statistics.fmean(its)
     if min(len(mine), len(its)) < 2 and spread is not None:

@@ -55,7 +55,7 @@ def run_figures(run: Run, metric: str) -> dict[str, float | None]:
     None for a metric that was not finite, and for an evaluation of another checkpoint.
     """
     best, name = best_evaluation(run, metric), metric.removeprefix("valid_")
-    found = {metric: best and best[metric]}
+    found: dict[str, float | None] = {metric: best[metric] if best else None}
     for split, figures in run.evaluations.items():
         if split not in SEEN and name in figures:
             found[f"{split}_{name}"] = figures[name] if figures.get("checkpoint") == BEST else None

@@ -165,7 +165,7 @@ def _method(settings: dict[str, Any]) -> str:
     from ..training.methods import METHODS as KNOWN
 
     method, base = settings["optim.method"], settings["optim.base"]
-    name = METHODS.get(method, method.replace("_", " ")).format(base=BASES.get(base, base))
+    name = (METHODS.get(method) or method.replace("_", " ")).format(base=BASES.get(base, base))
     if method == "none":
         return name
     words = [f"{name} {show(settings['optim.noise'])}" if settings["optim.noise"] else name]

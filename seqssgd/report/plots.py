@@ -6,7 +6,7 @@ import re
 import textwrap
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .baselines import CHOSEN
 from .comparison import Comparison, Difference, Point, Row
@@ -36,7 +36,7 @@ PICTURES = {
     ),
 }
 _INK = "#111111"  # of text and axes: almost black in PNG, the page's own colour in SVG
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text
     "text.color": _INK,
     "axes.labelcolor": _INK,
@@ -164,7 +164,7 @@ def _curves(comparison: Comparison, over: str) -> "Figure":
             dots = "o" if len(x) <= 40 and row is panel else None
             axes.plot(x, mean, color=colour, marker=dots, markersize=3, linewidth=1.4, label=row.group.label)
             if len(row.group.runs) > 1:
-                low, high = ([p.mean + sign * p.sd for p in row.curve] for sign in (-1, 1))
+                low, high = ([p.mean + sign * (p.sd or 0) for p in row.curve] for sign in (-1, 1))
                 axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
         axes.set_title(_wrapped(panel.group.label), fontsize=9, loc="left", color=colours[id(panel)])
         axes.grid(alpha=0.3)

@@ -135,7 +135,7 @@ def _verdict(comparison: Comparison, criterion: str) -> list[str]:
     verdicts: dict[str, list[str]] = {"better": [], "worse": [], "not told apart": []}
     for row in comparison.rows:
         found = row.against[criterion]
-        if found is not None and found.holm is not None:
+        if found is not None and found.delta is not None and found.holm is not None:
             better = (found.delta < 0) == comparison.lower_is_better
             kind = "not told apart" if found.holm >= LEVEL else "better" if better else "worse"
             verdicts[kind].append(row.group.label)
@@ -182,5 +182,5 @@ def _difference(found: Difference | None, label: str, digits: int) -> str:
     return f"{found.delta:+.{digits}f}".replace("-", "−") + f" ({tested})"
 
 
-def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+def _p(value: float | None) -> str:
+    return _number(value, 3) if value is None or value >= 0.001 else "< 0.001"

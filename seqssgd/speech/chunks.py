@@ -6,6 +6,7 @@ the network's receptive field these equal the logits of the whole recording, and
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,8 @@ def receptive_field(model: SimpleGatedConvNet) -> tuple[int, int]:
 
     With subsampling s, frame t of the logits depends on frames s·t - past … s·t + future of the features.
     """
-    past, future = (sum(block.conv.margins[side] for block in model.blocks) * model.subsampling for side in (0, 1))
+    blocks: list[Any] = list(model.blocks)  # torch does not know what a ModuleList holds
+    past, future = (sum(block.conv.margins[side] for block in blocks) * model.subsampling for side in (0, 1))
     if isinstance(model.front_end, Conv2dFrontEnd):  # three frames each, the second of frames `stride` apart
         around = 1 + model.front_end.strides[0]
         return past + around, future + around

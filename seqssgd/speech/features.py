@@ -7,6 +7,7 @@ torch's global generators, which a checkpoint holds, and there is none in evalua
 
 from collections.abc import Iterable
 from fractions import Fraction
+from typing import overload
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +45,11 @@ class LogMel(nn.Module):
         UserError: torchaudio is not installed.
         ValueError: a setting that makes no sense.
     """
+
+    povey: Tensor  # (window,)
+    filters: Tensor  # (fft_size // 2 + 1, F)
+    mean: Tensor  # (F,), of normalization "global", as is
+    std: Tensor
 
     def __init__(
         self,
@@ -88,7 +94,13 @@ class LogMel(nn.Module):
             self.register_buffer("std", torch.full((bins,), torch.nan))
             self._measured = False
 
-    def frames(self, samples):
+    @overload
+    def frames(self, samples: int) -> int: ...
+
+    @overload
+    def frames(self, samples: Tensor) -> Tensor: ...
+
+    def frames(self, samples: int | Tensor) -> int | Tensor:
         """The frames of so many samples: a number for a number, a tensor for a tensor."""
         frames = (samples - self.window) // self.hop + 1
         return frames.clamp(min=0) if isinstance(frames, Tensor) else max(frames, 0)
@@ -136,7 +148,8 @@ class LogMel(nn.Module):
         Raises:
             UserError: there is not a single frame.
         """
-        count, total, squares = 0, 0.0, 0.0
+        count = 0
+        total = squares = torch.zeros(self.output_size, dtype=torch.float64, device=self.povey.device)
         for waves, lengths in batches:
             device = self.povey.device
             features, lengths = self.log_mel(waves.to(device), lengths.to(device))

@@ -163,7 +163,7 @@ def _discounts(counts: Iterable[int]) -> tuple[float, float, float, float]:
     number = Counter(counts)
     if all(number[count] for count in (1, 2, 3, 4)):
         share = number[1] / (number[1] + 2 * number[2])
-        found = tuple(count - (count + 1) * share * number[count + 1] / number[count] for count in (1, 2, 3))
-        if min(found) > 0:
-            return 0.0, *found
+        one, two, three = (count - (count + 1) * share * number[count + 1] / number[count] for count in (1, 2, 3))
+        if min(one, two, three) > 0:
+            return 0.0, one, two, three
     return 0.0, *FALLBACK

@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 import string
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -36,6 +36,7 @@ class LabelTokenizer:
     blank_id = 0
     level: str
     file: str
+    _known: Collection[str]  # the characters that have labels
 
     def __init__(self, labels: Sequence[str], case: str, drop: str) -> None:
         if case not in CASES:
@@ -85,6 +86,17 @@ class LabelTokenizer:
         settings = json.dumps([self.level, self.case, self.drop]).encode()
         return hashlib.sha256(settings + self._content()).hexdigest()
 
+    def decode(self, labels: Iterable[int]) -> str:
+        """The text of labels, what has none left out, words separated by single spaces."""
+        raise NotImplementedError
+
+    def _encode(self, text: str) -> list[int]:
+        raise NotImplementedError
+
+    def _content(self) -> bytes:
+        """The contents of :attr:`file`."""
+        raise NotImplementedError
+
     def save(self, folder: str | Path) -> None:
         """Writes ``tokenizer.json`` and a file with the labels into an existing folder."""
         save_tokenizer(Path(folder), type(self), {"case": self.case, "drop": self.drop}, self._content())
@@ -128,12 +140,12 @@ class CharacterTokenizer(LabelTokenizer):
             symbols: further characters; ``None``: whatever else the transcripts hold, in code-point order.
             drop: see :class:`LabelTokenizer`.
         """
-        base = " '" + _LETTERS.get(case, "")
-        base = [character for character in base if character not in drop]
+        base = [character for character in " '" + _LETTERS.get(case, "") if character not in drop]
+        further: Iterable[str] = symbols or ()
         if symbols is None:
             cleaner = cls([" "], case, drop)
-            symbols = sorted({character for text in texts for character in cleaner.normalize(text)})
-        return cls([*base, *(c for c in dict.fromkeys(symbols) if c not in base)], case, drop)
+            further = sorted({character for text in texts for character in cleaner.normalize(text)})
+        return cls([*base, *(c for c in dict.fromkeys(further) if c not in base)], case, drop)
 
     def decode(self, labels: Iterable[int]) -> str:
         """The text of labels, blanks left out, words separated by single spaces."""
@@ -209,7 +221,9 @@ class PieceTokenizer(LabelTokenizer):
     def _content(self) -> bytes:
         return self.model
 
-    _restore = classmethod(lambda cls, content, case, drop: cls(content, case, drop))
+    @classmethod
+    def _restore(cls, content: bytes, case: str, drop: str) -> "PieceTokenizer":
+        return cls(content, case, drop)
 
 
 TOKENIZERS = {kind.level: kind for kind in (CharacterTokenizer, PieceTokenizer)}

@@ -8,6 +8,7 @@ import functools
 import importlib
 import sys
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -48,7 +49,7 @@ def _without_extension() -> ModuleType:
     def absent(*_: object, **__: object) -> None:
         raise RuntimeError("torchaudio was imported without its C++ extension, which this function needs")
 
-    module = ModuleType("torchaudio._extension")
+    module: Any = ModuleType("torchaudio._extension")
     module._IS_TORCHAUDIO_EXT_AVAILABLE = module._IS_ALIGN_AVAILABLE = False
     module._load_lib = lambda name: False
     module.fail_if_no_align = lambda function: functools.wraps(function)(absent)

@@ -92,7 +92,8 @@ def load_model(model: nn.Module, state: Mapping[str, Any], path: Path) -> None:
 
 def rng_state() -> dict[str, Any]:
     """The states of all global random generators, as tensors and plain values."""
-    name, keys, *rest = np.random.get_state()
+    numpy_state: Any = np.random.get_state()
+    name, keys, *rest = numpy_state
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,

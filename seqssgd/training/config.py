@@ -336,7 +336,7 @@ def _keys(config_class: type, prefix: str = "") -> list[str]:
     keys = []
     for field in dataclasses.fields(config_class):
         keys.append(prefix + field.name)
-        if dataclasses.is_dataclass(field.type):
+        if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
             keys.extend(_keys(field.type, f"{prefix}{field.name}."))
     return keys
 

@@ -104,7 +104,7 @@ def parallel(model: nn.Module) -> nn.Module:
     return nn.parallel.DistributedDataParallel(model, device_ids=ids)
 
 
-def _reduce(value: float, operation: dist.ReduceOp) -> float:
+def _reduce(value: float, operation: dist.ReduceOp.RedOpType) -> float:
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
     tensor = torch.tensor(float(value), dtype=torch.float64, device=device)
     dist.all_reduce(tensor, operation)

@@ -9,11 +9,11 @@ from . import distributed
 
 
 class Console:
-    """Shows progress towards ``total`` steps. Processes other than the main one are silent."""
+    """Shows progress towards ``total`` steps (None: only lines). Processes other than the main one are silent."""
 
-    def __init__(self, total: int, step: int):
+    def __init__(self, total: float | None = None, step: int = 0):
         self._bar: tqdm | None = None
-        if distributed.is_main() and sys.stderr.isatty():
+        if total is not None and distributed.is_main() and sys.stderr.isatty():
             self._bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True, smoothing=0.1)
 
     def __enter__(self) -> "Console":

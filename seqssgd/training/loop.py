@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ..errors import UserError
+from ..optim import MultiPassOptimizer
 from . import checkpoint, distributed
 from .config import TrainingConfig
 from .logs import Console
@@ -23,7 +24,7 @@ from .task import Progress, Task
 
 def fit(
     task: Task,
-    optimizer: torch.optim.Optimizer,
+    optimizer: MultiPassOptimizer,
     schedulers: Sequence[tuple[Any, str]],
     config: TrainingConfig,
     run: RunDirectory,
@@ -54,7 +55,7 @@ def fit(
             loop.say(f"{run.path}: already finished at step {result['steps']}; nothing to do")
             return {**result, "finished": True, "exit_code": 0}
         loop.resume()
-        with _StopSignals() as loop.signals, Console(loop.limit, loop.progress.step) as loop.console:
+        with loop.signals, Console(loop.limit, loop.progress.step) as loop.console:
             return loop.train()
     finally:
         run.close()
@@ -71,7 +72,7 @@ class _Loop:
         self.limit = min(math.inf if max_steps is None else max_steps, config.epochs * task.steps_per_epoch)
         self.max_seconds = math.inf if max_minutes is None else 60 * max_minutes
         self.began = self.clock = self.last_save = time.monotonic()
-        self.signals = self.console = None
+        self.signals, self.console = _StopSignals(), Console()
 
     # ---- the loop --------------------------------------------------------------------------------------------------
 
@@ -194,7 +195,9 @@ class _Loop:
 
     def synchronise(self, now: bool) -> contextlib.AbstractContextManager:
         """Processes exchange gradients once per step, in its last backward pass."""
-        return contextlib.nullcontext() if now or self.wrapped is self.model else self.wrapped.no_sync()
+        if now or not isinstance(self.wrapped, nn.parallel.DistributedDataParallel):
+            return contextlib.nullcontext()
+        return self.wrapped.no_sync()
 
     def autocast(self) -> torch.autocast:
         half = torch.float16 if self.config.precision == "fp16" else torch.bfloat16
@@ -231,10 +234,7 @@ class _Loop:
         return {"seconds": round(p.seconds, 3), "units_per_second": round(rate, 3)}
 
     def say(self, text: str) -> None:
-        if self.console is not None:
-            self.console.line(text)
-        elif distributed.is_main():
-            print(text, flush=True)
+        self.console.line(text)
 
     # ---- stopping, saving, resuming --------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
@@ -29,6 +29,8 @@ from ..optim.symmetric import SIGNS
 
 if TYPE_CHECKING:
     from .config import OptimConfig
+
+T = TypeVar("T")
 
 # Every base optimizer: (parameter groups, configuration) -> optimizer.
 BASES: dict[str, Callable[[Any, OptimConfig], Optimizer]] = {
@@ -70,24 +72,30 @@ def _noisy(method: Callable[..., MultiPassOptimizer], *own: str, **fixed: Any) -
     return build
 
 
+def _settled(value: T | None) -> T:
+    """A setting of the method's own: :class:`OptimConfig` leaves those null that are another method's."""
+    assert value is not None
+    return value
+
+
 def _sam(model: nn.Module, c: OptimConfig, **settings: Any) -> MultiPassOptimizer:
-    groups: Any = model.parameters()
+    groups, rho = model.parameters(), _settled(c.rho)
     if c.only is not None:
         by_role = noise_groups(model, 1.0, only=c.only)
-        groups = [{"params": group["params"], "rho": c.rho * group["noise"]} for group in by_role]
-    return SAM(BASES[c.base](groups, c), rho=c.rho, model=model, bn_stats=c.bn_stats, **settings)
+        groups = [{"params": group["params"], "rho": rho * group["noise"]} for group in by_role]
+    return SAM(BASES[c.base](groups, c), rho=rho, model=model, bn_stats=c.bn_stats, **settings)
 
 
 def _covariance(model: nn.Module, c: OptimConfig) -> MultiPassOptimizer:
     base = BASES[c.base](model.parameters(), c)
     return CovarianceNoise(
-        base, noise=c.noise, diagonal=c.diagonal, seed=c.noise_seed, model=model, bn_stats=c.bn_stats
+        base, noise=c.noise, diagonal=_settled(c.diagonal), seed=c.noise_seed, model=model, bn_stats=c.bn_stats
     )
 
 
 def _average(model: nn.Module, c: OptimConfig, decay: float | None) -> MultiPassOptimizer:
     base = BASES[c.base](model.parameters(), c)
-    return WeightAverage(base, model, decay=decay, start=c.average_start)
+    return WeightAverage(base, model, decay=decay, start=_settled(c.average_start))
 
 
 _LEVEL = {"only": None, "noise_schedule": None, "noise_ramp": None}

@@ -60,6 +60,7 @@ def load_program(path: Path) -> ModuleType:
         raise UserError(f"{path}: no such program; give the path of a recipe's train.py")
     name = f"{path.resolve().parent.name}_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None  # as for every file named *.py
     sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sys.modules[name])
     return sys.modules[name]

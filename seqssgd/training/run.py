@@ -51,7 +51,7 @@ class RunDirectory:
         self.checkpoints = self.path / "checkpoints"
         self._writer = self._lock = None
         self._metrics = self.path / "metrics.jsonl"
-        self.config = plain(dataclasses.asdict(config) if dataclasses.is_dataclass(config) else config)
+        self.config = plain(config if isinstance(config, Mapping) else dataclasses.asdict(config))
         if distributed.is_main():
             try:
                 self._open()
@@ -126,10 +126,11 @@ class RunDirectory:
             return
         with open(self._metrics, "a") as file:
             file.write(json.dumps(_finite(row)) + "\n")
-        if self._writer is not None:
-            self._show(row)
+        self._show(row)
 
     def _show(self, row: Mapping[str, Any]) -> None:
+        if self._writer is None:  # no TensorBoard is installed
+            return
         for name, value in row.items():
             if name not in ("kind", "step") and isinstance(value, (int, float)):
                 self._writer.add_scalar(f"{row['kind']}/{name}", value, row["step"])

@@ -6,6 +6,8 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from ..optim import Pass
+
 
 class Task(Protocol):
     """What a recipe gives to :func:`fit`: a model, its data, its loss and its evaluation.
@@ -27,19 +29,23 @@ class Task(Protocol):
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
         """This process's minibatches of an epoch, from number ``start`` on: a pure function of seed and epoch."""
+        ...
 
-    def loss(self, batch: Any, part: Any) -> tuple[Tensor, int]:
-        """The loss to differentiate on ``part.take(batch)``, and the units (tokens, images, …) it was taken on.
+    def loss(self, batch: Any, part: Pass) -> tuple[Tensor, float]:
+        """The loss to differentiate on ``part.take(batch)``, and the units (tokens, images, seconds) it was taken on.
 
         The loss is ``part.mean`` of the examples' losses, so that a method can weigh the examples.
         """
+        ...
 
     def evaluate(self) -> dict[str, float]:
         """Metrics on validation data, none where there is none; the model is in evaluation mode, without gradients, at
         the clean weights."""
+        ...
 
     def state_dict(self) -> dict:
         """What is carried from step to step (LSTM states): tensors and plain values."""
+        ...
 
     def load_state_dict(self, state: dict) -> None:
         """Takes back what ``state_dict`` gave."""
