@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .data.batching import SpeechBatch, by_length, collate
 from .data.speech import SpeechSet, load_speech, scaled
-from .errors import UserError
+from .errors import UserError, require
 from .metrics import RealTimeFactor
 from .models.sgcn import SimpleGatedConvNet
 from .runs import find_checkpoint, read_config, read_section
@@ -251,10 +251,7 @@ def read_wave(path: str | Path, rate: int, mix: bool = False) -> tuple[Tensor, i
     Raises:
         UserError: the file cannot be used; the message begins with its name.
     """
-    try:
-        from .data import audio
-    except ImportError as error:
-        raise UserError(f"audio files need the package {error.name}: pip install 'seqssgd[recipes]'") from None
+    audio = require("seqssgd.data.audio")
     try:
         recording = audio.read_file(path)
         channels = recording.samples.shape[1]

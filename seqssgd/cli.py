@@ -9,7 +9,8 @@ import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
-from seqssgd.errors import UserError, run_cli
+from seqssgd import __version__
+from seqssgd.errors import UserError, not_installed, run_cli
 
 
 class Command(NamedTuple):
@@ -21,12 +22,23 @@ class Command(NamedTuple):
 def main(argv: list[str] | None = None) -> int:
     """Runs ``seqssgd`` with the given arguments (default: those of the process) and returns the exit status."""
     parser = argparse.ArgumentParser(prog="seqssgd", description="Use and compare finished runs; find a noise level.")
-    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, command in COMMANDS.items():
         subparser = subparsers.add_parser(name, help=command.help, description=command.help)
         command.arguments(subparser)
     args = parser.parse_args(argv)
-    return run_cli(lambda: COMMANDS[args.command].run(args))
+    if args.command is None:
+        parser.print_help()
+        return 0
+    return run_cli(lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> int | None:
+    try:
+        return COMMANDS[args.command].run(args)
+    except ModuleNotFoundError as error:  # with torch alone, which is all that the optimizer needs
+        raise not_installed(error) from None
 
 
 command = main  # the name of the installed program's entry point
@@ -182,7 +194,3 @@ COMMANDS = {
     "noise-finder": Command("suggest a noise level for a recipe", _noise_finder_arguments, _noise_finder),
     "generate": Command("write text with a trained language model", _generate_arguments, _generate),
 }
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,9 +1,11 @@
 """The one exception for mistakes that a user can mend, and how programs report it."""
 
 import errno
+import importlib
 import os
 import sys
 from collections.abc import Callable
+from types import ModuleType
 
 _MENDABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
 
@@ -13,6 +15,29 @@ class UserError(ValueError):
 
     Command-line programs print it as ``error: …`` and exit with status 2, without a traceback.
     """
+
+
+def require(module: str, extra: str = "recipes") -> ModuleType:
+    """Imports a module of another package, or one of ours that needs others, which torch alone does not bring.
+
+    Args:
+        module: its full name.
+        extra: the part of this package's installation that has it.
+
+    Raises:
+        UserError: a package is not installed; the message says how to install it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise not_installed(error, extra) from None
+
+
+def not_installed(error: ModuleNotFoundError, extra: str = "recipes") -> Exception:
+    """What to raise in place of ``error``: itself, if a module of this package is missing, else what to install."""
+    package = (error.name or "").partition(".")[0]
+    ours = package in ("", "seqssgd")
+    return error if ours else UserError(f"the package {package} is not installed: pip install 'seqssgd[{extra}]'")
 
 
 def run_cli(main: Callable[[], int | None]) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .errors import UserError
+from .errors import UserError, require
 
 UNITS = ("word", "char")
 GAP = "***"  # as NIST's sclite prints what is missing
@@ -191,10 +191,7 @@ def score(
     if unit not in UNITS:
         raise ValueError(f"unit={unit!r} is not one of {', '.join(UNITS)}")
     _check_ids(references, hypotheses)
-    try:
-        import jiwer
-    except ImportError:
-        raise UserError("error rates need the package jiwer: pip install 'seqssgd[recipes]'") from None
+    jiwer = require("jiwer")
     if not references:
         return Score(unit, ())
     process, split = (jiwer.process_words, str.split) if unit == "word" else (jiwer.process_characters, list)

@@ -1,14 +1,22 @@
 """What an import costs, and that torch is all that ``seqssgd.optim`` and the models need."""
 
 import json
+import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+
+from seqssgd import __version__
+from seqssgd.cli import COMMANDS
+from seqssgd.errors import UserError, require
+
 ROOT = Path(__file__).parents[1]
 
-PROGRAM = """
+# What comes first in a program for which packages shall seem not to be installed.
+WITHOUT = """
 import json, sys
 
 ABSENT = set(json.loads(sys.argv[1]))
@@ -25,6 +33,9 @@ class Without:
 
 
 sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
+"""
+
+TRAINING = """
 import torch
 
 before = set(sys.modules)
@@ -62,11 +73,16 @@ def extras() -> set[str]:
     }
 
 
-def test_optim_and_models_train_with_torch_alone_and_load_nothing_else():
-    command = [sys.executable, "-c", PROGRAM, json.dumps(sorted(extras()))]
+def printed(program: str) -> str:
+    """What a program prints where only torch is installed."""
+    command = [sys.executable, "-c", WITHOUT + program, json.dumps(sorted(extras()))]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert result.returncode == 0, result.stderr
-    loaded = json.loads(result.stdout)
+    return result.stdout
+
+
+def test_optim_and_models_train_with_torch_alone_and_load_nothing_else():
+    loaded = json.loads(printed(TRAINING))
     assert loaded["alone"] == ["seqssgd"]  # costs nothing beyond torch itself
     # nor does the optimizer load more of torch than torch itself does: FSDP and DTensor would double the time
     assert all(name.startswith("seqssgd.") for name in loaded["with_optim"]), loaded["with_optim"]
@@ -74,3 +90,48 @@ def test_optim_and_models_train_with_torch_alone_and_load_nothing_else():
     packages = {name.split(".")[1] for name in loaded["with_optim"]}
     assert packages == {"optim", "models"}
     assert loaded["absent"] == []
+
+
+def test_every_command_says_in_one_line_what_to_install():
+    arguments = {
+        "perplexity": ["--run", "run", "text.txt"],
+        "generate": ["--run", "run"],
+        "transcribe": ["--run", "run", "wave.wav"],
+        "compare": ["run"],
+        "noise-finder": ["--config", "x.yaml", "--data", "data", "--out", "out"],
+    }
+    assert set(arguments) == set(COMMANDS)
+    program = """
+import contextlib, io
+from seqssgd.cli import main
+
+for arguments in json.loads(%r):
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        status = main(arguments)
+    print(json.dumps([status, said.getvalue()]))
+"""
+    commands = [[name, *options] for name, options in arguments.items()]
+    lines = printed(program % json.dumps(commands)).splitlines()
+    assert len(lines) == len(commands)
+    for line in lines:
+        status, said = json.loads(line)
+        assert status == 2
+        *before, last = said.splitlines()  # torch warns once that there is no numpy
+        assert re.fullmatch(r"error: the package \w+ is not installed: pip install 'seqssgd\[recipes\]'", last), said
+        assert "Traceback" not in said and all("seqssgd" not in line for line in before), said
+
+
+def test_a_module_of_ours_that_is_missing_is_a_bug_and_no_package_to_install():
+    with pytest.raises(ModuleNotFoundError, match="seqssgd.nothing"):
+        require("seqssgd.nothing")
+    with pytest.raises(UserError, match=r"the package nothing_at_all is not installed: pip install 'seqssgd\[beam\]'"):
+        require("nothing_at_all.inside", "beam")
+
+
+def test_the_command_alone_shows_its_help_and_it_has_a_version():
+    def run(*arguments: str) -> str:
+        command = [sys.executable, "-m", "seqssgd", *arguments]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=100).stdout
+
+    assert run() == run("--help") and all(name in run() for name in COMMANDS)
+    assert run("--version") == f"seqssgd {__version__}\n"

@@ -161,7 +161,7 @@ def test_the_filter_of_wsj_is_applied_to_both_sides():
 
 def test_without_jiwer_the_pip_command_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "jiwer", None)
-    with pytest.raises(UserError, match=r"jiwer: pip install 'seqssgd\[recipes\]'"):
+    with pytest.raises(UserError, match=r"jiwer is not installed: pip install 'seqssgd\[recipes\]'"):
         score({"a": "x"}, {"a": "x"})
 
 

@@ -40,7 +40,10 @@ def test_a_torchaudio_that_is_missing_or_broken_is_one_error_that_says_what_to_i
     def broken(name):
         raise OSError("libfoo.so: cannot open\nmore")
 
-    for failure, reason in ((absent, "needs the package torchaudio"), (broken, r"cannot be imported .*libfoo\.so")):
+    for failure, reason in (
+        (absent, "torchaudio is not installed"),
+        (broken, r"cannot be imported .*libfoo\.so"),
+    ):
         with monkeypatch.context() as patch:
             for name in [name for name in sys.modules if name.partition(".")[0] == "torchaudio"]:
                 patch.delitem(sys.modules, name)

@@ -17,7 +17,7 @@ from torch import Tensor
 from seqssgd.data.images import Normalization, ShuffledBatches
 from seqssgd.data.pictures import ImageError, decode_rgb
 from seqssgd.data.prefetching import prefetch
-from seqssgd.errors import UserError
+from seqssgd.errors import UserError, require
 
 if TYPE_CHECKING:
     import datasets
@@ -144,13 +144,9 @@ def load_encoded(folder: str | Path) -> EncodedDataset:
     Raises:
         UserError: no such folder, or one that was not prepared, or a file is missing or has changed.
     """
-    try:
-        from seqssgd.data.image_rows import KIND
-        from seqssgd.data.parquet_folder import read_info
-    except ImportError as error:
-        raise UserError(f"prepared images need the package {error.name}: pip install 'seqssgd[recipes]'") from None
+    kind = require("seqssgd.data.image_rows").KIND
     folder = Path(folder)
-    info = read_info(folder, KIND)
+    info = require("seqssgd.data.parquet_folder").read_info(folder, kind)
     if info is None or not {"train", "valid"} <= set(info["sets"]) or "classes" not in info:
         what = "does not exist" if not folder.exists() else "holds no prepared images"
         raise UserError(f"{folder} {what}; write it with: python data_prep/imagenet.py --source DIR --out {folder}")

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from seqssgd.errors import UserError
+from seqssgd.errors import UserError, require
 
 if TYPE_CHECKING:
     import datasets
@@ -19,10 +19,7 @@ def load_hub(name: str, config: str | None = None) -> Mapping:
     Raises:
         UserError: the package datasets is not there, or the data set cannot be loaded.
     """
-    try:
-        import datasets
-    except ImportError:
-        raise UserError("--hub needs the package datasets: pip install 'seqssgd[recipes]'") from None
+    datasets = require("datasets")
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     try:

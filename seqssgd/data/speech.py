@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from seqssgd.errors import UserError
+from seqssgd.errors import UserError, require
 
 if TYPE_CHECKING:  # the packages of the extra are imported where they are needed, by _packages()
     import datasets
@@ -236,10 +236,5 @@ def _decode(cell: dict | None) -> "Recording":
 
 def _packages() -> tuple[ModuleType, ModuleType]:
     """The package datasets and the module that decodes, or one error that says what to install."""
-    try:
-        import datasets
-
-        from seqssgd.data import audio, speech_writer  # noqa: F401  (imports what else the extra brings)
-    except ImportError as error:
-        raise UserError(f"prepared speech needs the package {error.name}: pip install 'seqssgd[recipes]'") from None
-    return datasets, audio
+    require("seqssgd.data.speech_writer")  # imports what else the extra brings
+    return require("datasets"), require("seqssgd.data.audio")

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seqssgd.errors import UserError
+from seqssgd.errors import UserError, require
 from seqssgd.files import atomic_path
 
 EOS, UNK = "<eos>", "<unk>"
@@ -107,8 +107,7 @@ class SentencePieceTokenizer:
     file = "tokenizer.model"
 
     def __init__(self, model: bytes, lowercase: bool = False) -> None:
-        import sentencepiece
-
+        sentencepiece = require("sentencepiece")
         self.model = model
         self.lowercase = lowercase
         try:
@@ -200,8 +199,7 @@ def train_sentencepiece(text: list[str], vocab_size: int, name: str, setting: st
     Raises:
         UserError: the text allows no such number of pieces; the message names the ``setting``, text and limit.
     """
-    import sentencepiece
-
+    sentencepiece = require("sentencepiece")
     model = io.BytesIO()
     settings: dict[str, Any] = {"bos_id": -1, "eos_id": -1, "pad_id": -1} | options
     try:

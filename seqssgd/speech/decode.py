@@ -6,7 +6,6 @@ come with ``pip install 'seqssgd[beam]'``.
 
 import copy
 import gzip
-import importlib
 import itertools
 import math
 import os
@@ -18,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, require
 from ..metrics import score
 from ..models.sgcn import frame_mask
 from .ngram import SEPARATOR
@@ -102,7 +101,7 @@ class BeamSearch:
                 raise ValueError(f"{name}={value}: it must be at least 1")
         if not threshold > 0:
             raise ValueError(f"threshold={threshold}: it must be greater than 0")
-        self._flashlight = _import("flashlight.lib.text.decoder", "flashlight-text")
+        self._flashlight = require("flashlight.lib.text.decoder", "beam")
         self.tokenizer, self.blank = tokenizer, tokenizer.blank_id
         self.beam, self.threshold = beam, threshold
         self.space = tokenizer.labels.index(" ") if " " in tokenizer.labels else None
@@ -290,7 +289,7 @@ def _read_lm(path: str | os.PathLike, names: Sequence[str], over_labels: bool):
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: there is no such language model; it should be {LM_FILE}")
-    kenlm = _import("kenlm", "kenlm")
+    kenlm = require("kenlm", "beam")
     with open(path, "rb") as file:
         begin = file.read(200).lstrip().lower()
     if begin.startswith((b"<!doctype", b"<html", b"<?xml")):
@@ -313,13 +312,6 @@ def _read_lm(path: str | os.PathLike, names: Sequence[str], over_labels: bool):
         what = "labels of the tokenizer" if over_labels else "words of the lexicon"
         raise UserError(f"{path}: knows none of the {what}, such as {names[-1]!r}; upper and lower case may differ")
     del model  # flashlight reads the file itself
-    wrapper = _import("flashlight.lib.text.decoder.kenlm", "flashlight-text")
-    dictionary = _import("flashlight.lib.text.dictionary", "flashlight-text")
+    wrapper = require("flashlight.lib.text.decoder.kenlm", "beam")
+    dictionary = require("flashlight.lib.text.dictionary", "beam")
     return wrapper.KenLM(str(path), dictionary.Dictionary(list(names)))
-
-
-def _import(module: str, package: str):
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        raise UserError(f"beam search needs the package {package}: pip install 'seqssgd[beam]'") from None

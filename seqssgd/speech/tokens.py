@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from seqssgd.data.tokenizers import damage_noticed, read_tokenizer, save_tokenizer, train_sentencepiece
-from seqssgd.errors import UserError
+from seqssgd.errors import UserError, require
 
 BLANK, SPACE, UNKNOWN = "<blank>", "<space>", "<unknown>"
 CASES = {"upper": str.upper, "lower": str.lower, "keep": str}
@@ -178,10 +178,7 @@ class PieceTokenizer(LabelTokenizer):
     file = "tokenizer.model"
 
     def __init__(self, model: bytes, case: str = "upper", drop: str = "") -> None:
-        try:
-            import sentencepiece
-        except ImportError:
-            raise UserError("word pieces need the package sentencepiece: pip install 'seqssgd[recipes]'") from None
+        sentencepiece = require("sentencepiece")
         try:
             self.processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         except RuntimeError:
@@ -205,11 +202,7 @@ class PieceTokenizer(LabelTokenizer):
         if not lines:
             raise UserError("word pieces cannot be found in transcripts without text")
         special = {"pad_id": 0, "pad_piece": BLANK, "unk_id": 1, "unk_piece": UNKNOWN}
-        try:
-            model = train_sentencepiece(lines, vocab_size, "the transcripts", "vocab_size", **special)
-        except ImportError:
-            raise UserError("word pieces need the package sentencepiece: pip install 'seqssgd[recipes]'") from None
-        return cls(model, case, drop)
+        return cls(train_sentencepiece(lines, vocab_size, "the transcripts", "vocab_size", **special), case, drop)
 
     def decode(self, labels: Iterable[int]) -> str:
         """The text of labels, blanks and the unknown piece left out, words separated by single spaces."""

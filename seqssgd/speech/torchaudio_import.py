@@ -12,9 +12,7 @@ from typing import Any
 
 import torch
 
-from ..errors import UserError
-
-INSTALL = "pip install 'seqssgd[recipes]'"
+from ..errors import UserError, not_installed
 
 
 @functools.cache
@@ -28,7 +26,7 @@ def import_torchaudio() -> ModuleType:
         return importlib.import_module("torchaudio")
     except ModuleNotFoundError as error:
         if error.name == "torchaudio":
-            raise UserError(f"speech needs the package torchaudio: {INSTALL}") from None
+            raise not_installed(error) from None
     except (ImportError, OSError, RuntimeError):  # a library that is missing, or made for another CUDA or torch
         pass
     for name in [name for name in sys.modules if name.partition(".")[0] == "torchaudio"]:
@@ -39,7 +37,7 @@ def import_torchaudio() -> ModuleType:
     except (ImportError, OSError, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"torchaudio cannot be imported beside torch {torch.__version__} ({reason}): {INSTALL}"
+            f"torchaudio cannot be imported beside torch {torch.__version__} ({reason}): pip install 'seqssgd[recipes]'"
         ) from None
 
 
