@@ -12,6 +12,7 @@ from .peers import MRWP, NSO, OneSidedNoise, SinglePass
 from .sam import SAM
 from .schedules import LambdaNoise
 from .symmetric import SymmetricNoise
+from .together import Together
 
 __all__ = [
     "MRWP",
@@ -26,6 +27,7 @@ __all__ = [
     "Pass",
     "SinglePass",
     "SymmetricNoise",
+    "Together",
     "WeightAverage",
     "describe",
     "noise_groups",

@@ -10,6 +10,7 @@ from torch.optim import LBFGS, Optimizer
 
 from .describe import summary_of_groups
 from .groups import check_level
+from .model_guard import guard
 from .state import StepState
 
 
@@ -118,6 +119,8 @@ class DelegatingOptimizer(Optimizer):
             if not hasattr(self.base, name):  # wrappers such as Lookahead never call Optimizer.__init__
                 setattr(self.base, name, OrderedDict())
             setattr(self, name, getattr(self.base, name))
+        if self.model is not None:
+            guard(self.model, self._run)
 
     # ---- handed on -------------------------------------------------------------------------------------------------
 

@@ -8,9 +8,10 @@ that autograd calls at every accumulation. Nothing here waits for the device, ex
 
 import threading
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -185,6 +186,37 @@ class GradientWatch:
                 del self._outside[key]
             else:
                 raise _from_outside(name_of(p))
+
+
+def norms_of(weights: Sequence[Tensor]) -> list[Tensor]:
+    """The norm of each of ``weights``, to compare with :func:`check_still` later on."""
+    return list(torch._foreach_norm(weights))
+
+
+def check_still(
+    weights: Sequence[Tensor], writes: Sequence[int], norms: Sequence[Tensor] | None, name_of: Callable[[int], str]
+) -> None:
+    """Checks that ``weights`` are where they were moved to.
+
+    Args:
+        writes: how often each had been written to (its ``_version``).
+        norms: what their norms were, or None: writes through ``.data`` are not counted, so that the first loop looks
+            at the values too.
+        name_of: the name of a weight, by its number.
+
+    Raises:
+        RuntimeError: a weight was changed meanwhile.
+    """
+    changed = [i for i, (w, count) in enumerate(zip(weights, writes, strict=True)) if w._version != count]
+    if not changed and norms is not None:
+        now = norms_of(weights)
+        changed = [i for i, (a, b) in enumerate(zip(norms, now, strict=True)) if a != b and not a.isnan()]
+    if changed:
+        raise RuntimeError(
+            f"{name_of(changed[0])} was changed inside a pass, so that its gradient is not that at w+n or w-n: "
+            "the model writes to it itself (nn.Embedding(max_norm=...), a clamp in forward), or somebody else does. Do "
+            'that after step(), or give the weight a group of its own with "noise": 0'
+        )
 
 
 def _from_outside(name: str) -> RuntimeError:

@@ -17,6 +17,7 @@ from . import gradients
 from .batchnorm import BNStats, RunningStatistics
 from .delegate import DelegatingOptimizer
 from .groups import check_trainable
+from .guards import check_still, norms_of
 from .halves import Halves
 from .part import Pass
 from .sharding import gathering_modules, local
@@ -107,10 +108,12 @@ class MultiPassOptimizer(DelegatingOptimizer):
             run.watch.check_outside(self._name_of)
         run.phase = "running"
         try:
+            run.training = self.model is not None and self.model.training
             run.watch.start_loop(clearing=run.closure)
             yield from self._passes()
             run.watch.check_passes()
             run.phase = "complete"
+            run.first_loop = run.first_loop and not any(g.get(self.level_key) for g in self.param_groups)
         finally:  # also a second chance, should Ctrl-C hit the restoring itself
             self._restore()
             run.watch.end_loop()
@@ -159,11 +162,17 @@ class MultiPassOptimizer(DelegatingOptimizer):
 
     @torch.no_grad()
     def _move(self, part: Pass) -> None:
-        self._perturb(part, *self._run.saved)
+        run = self._run
+        self._perturb(part, *run.saved)
         self._drop_stale_copies()
+        run.moved = part.sign != 0
+        run.writes = [w._version for w in run.saved[0]]
+        run.norms = norms_of(run.saved[0]) if run.first_loop else None
 
     @torch.no_grad()
     def _finish_pass(self, part: Pass) -> None:
+        run = self._run
+        check_still(run.saved[0], run.writes, run.norms, lambda i: self._name_of(self._perturbed()[i][1]))
         self._finish(part, *self._run.saved)
 
     def _drop_stale_copies(self) -> None:
@@ -178,6 +187,7 @@ class MultiPassOptimizer(DelegatingOptimizer):
             torch._foreach_copy_(weights, saved)
             self._drop_stale_copies()
             self._run.saved = [], []
+            self._run.moved = False
 
     def _perturbed(self) -> list[tuple[dict[str, Any], Tensor]]:
         """The weights that are moved, in order, each with its group."""

@@ -22,6 +22,10 @@ class StepState:
         noisy: whether any weights have, had or are going to have a level above 0.
         closure: whether the passes under way are those of ``step(closure)``.
         saved: the weights and their copies, while they are moved.
+        moved: whether the weights are at another place than their own just now.
+        writes: how often each of the weights had been written to when the pass began.
+        norms: what their norms were then; taken in the first loop only.
+        training: whether the model was in training mode when the loop began.
         buffers: the one extra copy of the weights, reused from step to step.
         watch: knows where the gradients come from.
         gathering: the FSDP2 modules that must gather anew when weights move.
@@ -40,6 +44,10 @@ class StepState:
         self.closure = False
         self.watch = GradientWatch()
         self.saved: tuple[list[Tensor], list[Tensor]] = [], []
+        self.moved = self.training = False
+        self.writes: list[int] = []
+        self.norms: list[Tensor] | None = None
+        self.first_loop = True
         self.buffers: list[Tensor] = []
         self.gathering: list[FSDPModule] = []
 

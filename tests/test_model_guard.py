@@ -1,0 +1,162 @@
+"""Perturbed weights are nobody's: not saved, not evaluated, not changed by the model itself."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from peer_methods import METHODS, X, bits, losses_of, network, same_bits
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from seqssgd.optim import SymmetricNoise, noise_groups
+
+
+def make(model, **options):
+    return SymmetricNoise(torch.optim.SGD(noise_groups(model, 0.5), lr=0.1), model=model, **options)
+
+
+def evaluate(model):
+    model.eval()
+    try:
+        return model(X)
+    finally:
+        model.train()
+
+
+def without_gradients(model):
+    model.eval()
+    with torch.no_grad():
+        return model(X)
+
+
+USES = {
+    "state_dict": lambda model: model.state_dict(),
+    "wrapped": lambda model: nn.ModuleDict({"model": model}).state_dict(),
+    "save": lambda model: torch.save(model, io.BytesIO()),
+    "copy": lambda model: copy.deepcopy(model),
+    "average": lambda model: AveragedModel(model),
+    "evaluation": evaluate,
+    "no_grad": without_gradients,
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_model_is_neither_saved_nor_evaluated_inside_a_pass(use):
+    model = network()
+    optimizer = make(model)
+    clean = bits(model)
+    USES[use](model)
+    model.train()
+    for index in range(2):
+        with pytest.raises(RuntimeError, match="inside a loop over passes"):
+            for part in optimizer.passes():
+                losses_of(model).mean().backward()
+                if part.index == index:
+                    USES[use](model)
+        assert same_bits(bits(model), clean)
+        model.zero_grad()
+        model.train()
+        USES[use](model)
+        model.train()
+    for group in optimizer.param_groups:
+        group["noise"] = 0.0
+    for _ in optimizer.passes():  # nothing is perturbed
+        USES[use](model)
+
+
+def test_a_network_may_be_trained_in_evaluation_mode_and_looked_at_in_training_mode():
+    model = network().eval()
+    optimizer = make(model)
+    for _ in optimizer.passes():
+        losses_of(model).mean().backward()
+    optimizer.step()
+    model.train()
+    for _ in optimizer.passes():
+        with torch.no_grad():
+            model(X)
+
+
+def test_copies_and_saved_models_are_free_and_guards_go_with_their_optimizer():
+    model = network()
+    optimizer = make(model)
+    twin = pickle.loads(pickle.dumps(copy.deepcopy(model)))
+    for _ in optimizer.passes():
+        twin.state_dict()
+        twin.eval()(X)
+    other_model, other = copy.deepcopy((model, optimizer))
+    with pytest.raises(RuntimeError, match="inside a loop"):
+        for _ in other.passes():
+            other_model.state_dict()
+    del optimizer
+    assert not model._state_dict_pre_hooks and not model._forward_pre_hooks
+
+
+def test_scripted_models_take_no_guards():
+    with pytest.warns(DeprecationWarning, match="script"):
+        model = torch.jit.script(network())
+    optimizer = SymmetricNoise(
+        torch.optim.SGD([{"params": list(model.parameters()), "noise": 0.5}], lr=0.1), model=model
+    )
+    for _ in optimizer.passes():
+        losses_of(model).mean().backward()
+    optimizer.step()
+
+
+# ---- weights that the model changes ----------------------------------------------------------------------------------
+
+
+class Clamped(nn.Module):
+    def __init__(self, how):
+        super().__init__()
+        self.layer, self.how = nn.Linear(4, 2), how
+
+    def forward(self, x):
+        if self.how == "no_grad":
+            with torch.no_grad():
+                self.layer.weight.clamp_(-0.1, 0.1)
+        else:
+            self.layer.weight.data.clamp_(-0.1, 0.1)
+        return self.layer(x)
+
+
+@pytest.mark.parametrize("how", ["no_grad", "data"])
+@pytest.mark.parametrize("named", [False, True])
+def test_a_weight_that_the_model_clamps_is_refused_by_name(how, named):
+    model = Clamped(how)
+    optimizer = SymmetricNoise(torch.optim.SGD(noise_groups(model, 0.5), lr=0.1), model=model if named else None)
+    clean = bits(model)
+    with pytest.raises(RuntimeError, match="'layer.weight' was changed" if named else "'layer' in parameter group 0"):
+        for _ in optimizer.passes():
+            model(X.float()).sum().backward()
+    assert same_bits(bits(model), clean)
+
+
+def test_an_embedding_that_bounds_its_norms_is_refused_under_noise_and_trained_without():
+    model = nn.Sequential(nn.Embedding(6, 4, max_norm=0.5), nn.Linear(4, 2))
+    tokens = torch.arange(6)
+    optimizer = SymmetricNoise(torch.optim.SGD(noise_groups(model, 0.5), lr=0.1))
+    with pytest.raises(RuntimeError, match="max_norm"):
+        for _ in optimizer.passes():
+            model(tokens).sum().backward()
+    model.zero_grad()
+    optimizer = SymmetricNoise(torch.optim.SGD(noise_groups(model, 0.5, only={"dense"}), lr=0.1))
+    for _ in optimizer.passes():
+        model(tokens).sum().backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_weight_that_is_changed_inside_a_pass_is_refused(name):
+    for index in range(METHODS[name][2]):
+        model = network()
+        optimizer = METHODS[name][0](model, lr=0.1)
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="changed inside a pass"):
+                for part in optimizer.passes():
+                    part.mean(losses_of(model, *part.take(X, torch.ones(5, 2).double()))).backward()
+                    if part.index == index:
+                        with torch.no_grad():
+                            model[0].weight.mul_(0.5)
+            optimizer.zero_grad()
