@@ -82,6 +82,34 @@ def _cell(value: float | list[float] | None) -> str:
     return f"{value:,.0f}" if value > 100 else f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
 
 
+def coverage_table() -> str:
+    """A row for each model of other libraries: how much of its weights noise reaches, and what becomes of the rest."""
+    found = json.loads((RESULTS / "benchmarks/coverage.json").read_text())
+    rows = [
+        ["model", "from", "trained parameters", "weights perturbed", "left alone"],
+        ["---", "---", *["---:"] * 2, "---"],
+    ]
+    for name, figures in found["models"].items():
+        package = figures["package"]
+        if "missing" in figures:
+            rows.append([name, package, "", "", f"not built here: {figures['missing']}"])
+        elif "refused" in figures:
+            rows.append([name, package, "", "none", f"an error: {_code_names(figures['refused'])}"])
+        else:
+            left = [f"{kind} ({size:,}): {', '.join(map('`{}`'.format, names[:3]))}{', …' if len(names) > 3 else ''}"
+                    for kind, (size, names) in figures["left"].items()]  # fmt: skip
+            warned = ["with a warning"] if figures["warned"] else []
+            share = 100 * figures["perturbed"] / figures["weights"]
+            shown = "100 %" if share == 100 else f"{min(share, 99.99):.2f} %"
+            rows.append([name, package, f"{figures['trained']:,}", shown, "; ".join([*warned, *left])])
+    versions = ", ".join(f"{package} {version}" for package, version in found["packages"].items() if version)
+    return "\n".join(["| " + " | ".join(row) + " |" for row in rows] + ["", f"{versions}."])
+
+
+def _code_names(message: str) -> str:
+    return re.sub(r"'([^']*)'", r"`\1`", message)
+
+
 def noise_table() -> str:
     """From what level on noise costs too much of the loss of each recipe, beside the level in its configuration."""
     rows = [["configuration", "steps before", f"costs {BEARABLE:.0%} from", "in use"], ["---", "---:", "---:", "---:"]]
@@ -127,6 +155,8 @@ def tables(compared: dict[str, Comparison]) -> dict[str, tuple[Path, str]]:
     """Every table of which there are figures here, by name: the file that shows it, and its text."""
     root = RESULTS.parent
     shown = {name: (root / RUNS[name], summary(comparison)) for name, comparison in compared.items()}
+    if (RESULTS / "benchmarks/coverage.json").is_file():
+        shown["benchmarks/coverage"] = (root / "benchmarks/README.md", coverage_table())
     shown["noise_finder"] = (root / "recipes/studies/README.md", noise_table())
     measured = {name: readme for name, readme in BENCHMARKS.items() if (RESULTS / f"{name}.json").is_file()}
     return shown | {name: (root / readme, benchmark_table(name)) for name, readme in measured.items()}
