@@ -10,6 +10,7 @@ marked by ``<!-- results/NAME: begin -->`` and ``<!-- results/NAME: end -->``.
 
 import csv
 import json
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,7 +101,7 @@ def coverage_table() -> str:
                     for kind, (size, names) in figures["left"].items()]  # fmt: skip
             warned = ["with a warning"] if figures["warned"] else []
             share = 100 * figures["perturbed"] / figures["weights"]
-            shown = "100 %" if share == 100 else f"{min(share, 99.99):.2f} %"
+            shown = "100 %" if share == 100 else f"{share:.2f} %" if share < 99.99 else "> 99.99 %"
             rows.append([name, package, f"{figures['trained']:,}", shown, "; ".join([*warned, *left])])
     versions = ", ".join(f"{package} {version}" for package, version in found["packages"].items() if version)
     return "\n".join(["| " + " | ".join(row) + " |" for row in rows] + ["", f"{versions}."])

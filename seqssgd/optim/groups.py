@@ -189,8 +189,8 @@ def _warn_of_left_out(model: nn.Module, rest: Mapping[Tensor, Kind], found: Mapp
         reasons = "; ".join(f"{LEFT_ALONE[kind]}: {', '.join(dict.fromkeys(names))}" for kind, names in left.items())
         warnings.warn(
             f"noise_groups leaves {size / whole:.1%} of the weights of {type(model).__name__} alone ({size:,} of "
-            f"{whole:,}, biases and gains not counted). {reasons}. Give their names to include= to perturb them, to "
-            "exclude= if they are right as they are",
+            f"{whole:,}, biases and gains not counted). {reasons}. Give their names to include= to perturb them"
+            f"{' (complex numbers cannot be)' if 'complex' in left else ''}, to exclude= if they are right as they are",
             stacklevel=3,
         )
 
