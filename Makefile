@@ -1,12 +1,13 @@
 # make venv   .venv with everything for the recipes and tests
 # make demo   trains three small language models in a few minutes and compares them
 # make test   lint and the whole test suite
+# make test-examples   the examples in Lightning, Hugging Face's Trainer and others; installs those first
 # make docs   builds the documentation: docs/_build/index.html
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: venv demo test docs tables
+.PHONY: venv demo test test-examples docs tables
 .DELETE_ON_ERROR:
 
 venv: $(VENV)/ready
@@ -24,6 +25,12 @@ test: venv
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m pytest -q -n 2 --dist loadfile
+
+# transformers imports torchaudio, whose compiled part does not load beside a CPU-only torch, and is not needed here.
+test-examples: venv
+	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[examples]'
+	$(RUN) -c 'import torchaudio' 2>/dev/null || rm -f $(VENV)/lib/python*/site-packages/torchaudio/lib/*torchaudio*.so
+	$(RUN) -m pytest -q -n 2 --dist loadfile tests/test_examples.py tests/test_trainers.py tests/test_proxies.py
 
 tables: venv
 	$(RUN) results/tables.py

@@ -379,3 +379,20 @@ def test_an_optimizer_without_noise_is_left_alone():
             losses_of(model).mean().backward()
         losses_of(model).mean().backward()
         optimizer.step()
+
+
+def test_gradients_accumulate_without_noise_over_several_loops():
+    model = network(torch.float32)
+    for groups in (noise_groups(model, noise=0.0), noise_groups(model, noise=0.1)):
+        optimizer = SymmetricNoise(torch.optim.SGD(groups, lr=0.0))
+        gradients = []
+        for minibatches in (1, 2):
+            for _ in range(minibatches):  # the second loop finds gradients, and without noise no hook tells of more
+                for _ in optimizer.passes():
+                    losses_of(model).mean().backward()
+            gradients.append([p.grad.clone() for p in model.parameters()])
+            optimizer.step()
+            optimizer.draws = 0  # the same noise once more
+            optimizer.zero_grad()
+        for one, two in zip(*gradients, strict=True):
+            torch.testing.assert_close(2 * one, two)

@@ -60,7 +60,7 @@ def extras() -> set[str]:
     """The import names of every package that the project can use and does not require, and of what they bring along."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert [line.split(">")[0] for line in project["dependencies"]] == ["torch"]
-    import_names = {"pyyaml": "yaml", "pillow": "PIL", "flashlight-text": "flashlight"}
+    import_names = {"pyyaml": "yaml", "pillow": "PIL", "flashlight-text": "flashlight", "pytorch-ignite": "ignite"}
     lines = [line for group in project["optional-dependencies"].values() for line in group]
     names = {line.split(">")[0].split("[")[0] for line in lines}
     assert {"numpy", "datasets", "jsonargparse"} <= names

@@ -146,9 +146,13 @@ class DelegatingOptimizer(Optimizer):
         self._switch("eval")
 
     def _switch(self, mode: str) -> None:
+        if not callable(switch := getattr(self.base, mode, None)):
+            return
+        own = getattr(self.base, "train_mode", False)
+        if mode == "train" and all(group.get("train_mode", own) for group in self.param_groups):
+            return  # nothing to switch, be it within a pass: Hugging Face's Trainer calls train() at every minibatch
         self._require_idle(f"call {mode}()")
-        if callable(switch := getattr(self.base, mode, None)):
-            switch()
+        switch()
 
     # ---- checks ----------------------------------------------------------------------------------------------------
 

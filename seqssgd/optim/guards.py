@@ -107,10 +107,9 @@ class GradientWatch:
     def start_pass(self, parameters: Iterable[Tensor]) -> None:
         """From now on contributions belong to the next pass; notes the gradients of ``parameters`` as they are."""
         self._counts.append(0)
+        watched = [] if self._clearing else [p for p in parameters if id(p) in self._covered]  # none without noise
         self._marks = {
-            id(p): (p, p.grad, p.grad._version)
-            for p in parameters
-            if p.grad is not None and not self._clearing and id(p) not in self._sharded
+            id(p): (p, p.grad, p.grad._version) for p in watched if p.grad is not None and id(p) not in self._sharded
         }
 
     def end_pass(self, name_of: Callable[[Tensor], str]) -> None:

@@ -17,6 +17,9 @@ Schedule = Callable[[int], float]
 class LambdaNoise:
     """Sets every group's noise level to its initial level times a factor, as ``LambdaLR`` does for learning rates.
 
+    The initial level and the number of :meth:`step` calls are kept in the groups, so that a checkpoint of the optimizer
+    alone brings back the schedule too.
+
     Args:
         optimizer: its groups' ``"noise"`` entries, as they are now, are the initial levels (``"rho"`` of SAM).
         factor: a function of the number of :meth:`step` calls so far.
@@ -34,19 +37,24 @@ class LambdaNoise:
     """
 
     def __init__(self, optimizer: Optimizer, factor: Schedule):
-        self.optimizer, self.factor, self.time = optimizer, factor, 0
+        self.optimizer, self.factor = optimizer, factor
         self.key = getattr(optimizer, "level_key", "noise")
-        self._set()
+        self._set(0)
+
+    @property
+    def time(self) -> int:
+        """How often :meth:`step` was called."""
+        return self.optimizer.param_groups[0][f"{self.key}_time"]
 
     def step(self) -> None:
         """One more epoch (or step) is done."""
-        self.time += 1
-        self._set()
+        self._set(self.time + 1)
 
-    def _set(self) -> None:
-        factor = self.factor(self.time)
+    def _set(self, time: int) -> None:
+        factor = self.factor(time)
         for group in self.optimizer.param_groups:  # the initial level stays in the group, as LambdaLR's "initial_lr"
             group[self.key] = group.setdefault(f"initial_{self.key}", group.get(self.key, 0.0)) * factor
+            group[f"{self.key}_time"] = time
 
     def get_last_level(self) -> list[float]:
         """The level of each group."""
@@ -58,8 +66,7 @@ class LambdaNoise:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes to the time of ``state`` and sets the levels that belong there."""
-        self.time = state["time"]
-        self._set()
+        self._set(state["time"])
 
 
 def phases(text: str) -> Schedule:

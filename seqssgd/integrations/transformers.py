@@ -1,0 +1,29 @@
+"""For Hugging Face's Trainer."""
+
+from contextlib import nullcontext
+from typing import Any
+
+from torch import Tensor, nn
+
+from . import multi_pass
+
+
+class MultiPassMixin:
+    """Makes a ``transformers.Trainer`` take every training step in passes.
+
+    >>> from transformers import Trainer                                      # doctest: +SKIP
+    >>> class MultiPassTrainer(MultiPassMixin, Trainer): ...                  # doctest: +SKIP
+    >>> optimizer = SymmetricNoise(AdamW(noise_groups(model, noise=0.1)))     # doctest: +SKIP
+    >>> MultiPassTrainer(model, arguments, optimizers=(optimizer, None))      # doctest: +SKIP
+
+    The Trainer's own accumulation, clipping, mixed precision, learning-rate schedule and checkpoints work as always;
+    the loss that it logs is the mean over the passes.
+    """
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """The Trainer's ``training_step`` at the weights of each pass."""
+        losses = []
+        for part in multi_pass(self.optimizer).passes():
+            with nullcontext() if part.last else self.accelerator.no_sync(model):
+                losses.append(super().training_step(model, part.take(inputs), num_items_in_batch))
+        return sum(losses) / len(losses)
