@@ -5,6 +5,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from .sharding import local
+
 Gradients = list[tuple[Tensor, Tensor]]  # parameters, each with a gradient
 
 
@@ -30,10 +32,13 @@ def add(gradients: Gradients) -> None:
 
 
 @torch.no_grad()
-def scale(parameters: Iterable[Tensor], factor: float) -> None:
-    """Multiplies the gradients by ``factor``."""
-    gradients = [p.grad for p in parameters if p.grad is not None] if factor != 1 else []
-    if gradients:
+def scale(parameters: Iterable[Tensor], factor: float | Tensor) -> None:
+    """Multiplies the gradients by ``factor``; a tensor, of no dimensions, is not waited for."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if isinstance(factor, Tensor):
+        for gradient in map(local, gradients):
+            gradient.mul_(factor.to(gradient.device))
+    elif gradients and factor != 1:
         torch._foreach_zero_(gradients) if factor == 0 else torch._foreach_mul_(gradients, factor)
 
 

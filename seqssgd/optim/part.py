@@ -33,25 +33,53 @@ class Pass:
     def __repr__(self) -> str:
         return f"Pass(index={self.index}, sign={self.sign:+d}, last={self.last})"
 
-    def take(self, *batch: Any, dim: int = 0) -> Any:
+    def take(self, *batch: Any, dim: int | None = 0, count: Tensor | None = None) -> Any:
         """The part of a minibatch that this pass works on: all of it, or its half where the passes share it out.
 
         Args:
-            batch: tensors, or any nesting of tensors in tuples, lists and mappings, of one size along ``dim``.
-                What is not a tensor, or has no dimensions, is handed through.
-            dim: the dimension that counts examples: 0, or 1 for time-major data.
+            batch: tensors or NumPy arrays, or any nesting of them in tuples, lists, mappings (``BatchEncoding`` too)
+                and dataclasses, of one size along ``dim``. Plain values, and tensors without dimensions, are handed
+                through.
+            dim: the dimension that counts examples: 0, or 1 for time-major data. None: each argument is a sequence with
+                an entry for each example.
+            count: what the loss is the mean over, where that is not the examples: for every example the number of its
+                tokens or frames, or a mask of the tokens that count, split as the batch is. So the halves count by
+                their items, and the gradient is that of the mean over all items of the minibatch. (In data-parallel
+                training sum the losses, divide by the items of all processes, and say ``reduction="sum"``.)
 
         Returns:
             the same structure; for a single argument the argument itself, not a tuple.
+
+        Raises:
+            TypeError: where the passes share the minibatch out, what cannot be split, or not in one way only.
+            ValueError: sizes that differ, fewer than two examples.
+
+        A mean over the tokens of padded sentences:
+
+        >>> import torch
+        >>> from seqssgd.optim import SymmetricNoise, noise_groups
+        >>> model = torch.nn.Linear(3, 3)
+        >>> optimizer = SymmetricNoise(torch.optim.SGD(noise_groups(model, 0.1), lr=0.1), signs="halves")
+        >>> words, lengths = torch.ones(4, 5, 3), torch.tensor([5, 2, 3, 1])
+        >>> for part in optimizer.passes():
+        ...     x, n = part.take(words, lengths, count=lengths)
+        ...     mask = torch.arange(5) < n[:, None]
+        ...     model(x)[mask].square().mean().backward()
+        >>> optimizer.step()
         """
-        parts = batch if self._share is None else self._share.split(self.index, batch, dim)
+        parts = batch if self._share is None else self._share.split(self.index, batch, dim, count)
         return parts[0] if len(parts) == 1 else parts
 
     def mean(self, losses: Tensor) -> Tensor:
         """The mean of the examples' losses, shape (B,): what to call ``backward()`` on.
 
         Where the method weighs examples, the gradient is that of the weighted mean, and the value is the plain one.
+
+        Raises:
+            RuntimeError: the losses have been said to be sums (``reduction="sum"``).
         """
+        if self._share is not None and self._share.reduction == "sum":
+            raise RuntimeError('part.mean() gives a mean, and reduction="sum" says that the losses are sums')
         mean = losses.mean()
         if self._weigh is None:
             return mean

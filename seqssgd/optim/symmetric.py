@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from .batchnorm import BNStats
-from .halves import Halves
+from .halves import Halves, Reduction
 from .noise import Distribution, Granularity
 from .random_noise import RandomNoise
 from .sharding import is_sharded
@@ -32,6 +32,9 @@ class SymmetricNoise(RandomNoise):
             ``"steps"``: two successive minibatches, one pass each, the second with the first's n reversed.
             ``"ranks"``: one pass in each data-parallel process, +n in the even and -n in the odd ones, whose mean is
             what DDP makes of their gradients. (With the same minibatch in both of a pair it is the paper's step.)
+        reduction: what the loss is, for ``"halves"``: ``"mean"`` over the examples of a pass (or over what
+            ``part.take(..., count=)`` says: tokens, frames); ``"sum"`` over them, also a sum that is divided by a
+            number of the whole minibatch. The gradient is that of the same loss of the whole minibatch.
         distribution, granularity, seed, model, bn_stats: see :class:`RandomNoise`.
 
     Raises:
@@ -81,6 +84,7 @@ class SymmetricNoise(RandomNoise):
         base: Optimizer,
         *,
         signs: Signs = "batch",
+        reduction: Reduction = "mean",
         distribution: Distribution = "rademacher",
         granularity: Granularity = "layer",
         seed: int = 0,
@@ -92,7 +96,9 @@ class SymmetricNoise(RandomNoise):
         processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
         if signs == "ranks" and processes % 2:
             raise ValueError(f'signs="ranks" needs an even number of data-parallel processes; there are {processes}')
-        self.signs = signs
+        if reduction not in get_args(Reduction):
+            raise ValueError(f'reduction must be "mean" or "sum", not {reduction!r}')
+        self.signs, self.reduction = signs, reduction
         super().__init__(
             base, distribution=distribution, granularity=granularity, seed=seed, model=model, bn_stats=bn_stats
         )
@@ -105,7 +111,7 @@ class SymmetricNoise(RandomNoise):
         return (+1, -1)
 
     def _share(self) -> Halves | None:
-        return Halves() if self.signs == "halves" else None
+        return Halves(self.reduction) if self.signs == "halves" else None
 
     def _draw(self, index: int) -> int:
         return self.draws // 2 if self.signs == "steps" else self.draws

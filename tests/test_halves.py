@@ -1,0 +1,294 @@
+"""Halves of a minibatch: of everything that holds tensors, and with every way to reduce a loss."""
+
+import collections
+import dataclasses
+import datetime
+import types
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+from twin import scaled_noise, unit_noise
+
+from seqssgd.optim import MRWP, SymmetricNoise, noise_groups
+
+PAD = 0
+TOKENS = torch.tensor(
+    [[3, 1, 4, 1, 5], [2, 6, PAD, PAD, PAD], [5, 3, 5, PAD, PAD], [2, PAD, PAD, PAD, PAD], [6, 5, 4, 3, 2]]
+)
+
+
+class Tagger(nn.Module):
+    """Tokens (B, T) in, losses (B, T) out; float64."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.out = nn.Embedding(7, 4), nn.Linear(4, 7)
+        self.double()
+
+    def forward(self, tokens):
+        logits = self.out(torch.tanh(self.table(tokens)))
+        return nn.functional.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none").view_as(tokens)
+
+
+def make(**options):
+    torch.manual_seed(2)
+    model = Tagger()
+    return model, SymmetricNoise(torch.optim.SGD(noise_groups(model, 0.5), lr=0.1), signs="halves", **options)
+
+
+def expected(model, loss, tokens=TOKENS):
+    """d/dw of loss(all losses (B, T)) with the first half of the sentences at w+n and the others at w-n."""
+    names, weights = zip(*((name, p.detach()) for name, p in model.named_parameters()), strict=True)
+    moved = [i for i, w in enumerate(weights) if w.ndim > 1]
+    z = unit_noise([weights[i].shape for i in moved], "rademacher", 0, 0, torch.float64)
+    noise = dict(zip(moved, scaled_noise([weights[i] for i in moved], z, 0.5, "tensor", None), strict=True))
+    leaves = [w.clone().requires_grad_() for w in weights]
+    half = len(tokens) // 2
+    losses = []
+    for sign, part in ((1, tokens[:half]), (-1, tokens[half:])):
+        point = {name: p + sign * noise.get(i, 0) for i, (name, p) in enumerate(zip(names, leaves, strict=True))}
+        losses.append(functional_call(model, point, (part,)))
+    return torch.autograd.grad(loss(torch.cat(losses)), leaves)
+
+
+def assert_gradients(model, wanted):
+    for p, g in zip(model.parameters(), wanted, strict=True):
+        torch.testing.assert_close(p.grad, g, rtol=1e-10, atol=1e-13)
+
+
+def token_mean(losses):
+    return (losses * (TOKENS != PAD)).sum() / (TOKENS != PAD).sum()
+
+
+@pytest.mark.parametrize("as_what", ["mask", "lengths", "list"])
+def test_a_mean_over_tokens_is_that_over_all_tokens_of_the_minibatch(as_what):
+    model, optimizer = make()
+    mask = TOKENS != PAD
+    count = {"mask": mask, "lengths": mask.sum(1), "list": mask.sum(1).tolist()}[as_what]
+    wanted = expected(model, token_mean)
+    for part in optimizer.passes():
+        tokens = part.take(TOKENS, count=count)
+        model(tokens)[tokens != PAD].mean().backward()
+    assert_gradients(model, wanted)
+
+
+def test_without_a_count_every_sentence_counts_alike():
+    model, optimizer = make()
+    wanted = expected(model, lambda losses: losses.mean(1).mean())
+    for part in optimizer.passes():
+        model(part.take(TOKENS)).mean(1).mean().backward()
+    assert_gradients(model, wanted)
+
+
+@pytest.mark.parametrize("divisor", [1, len(TOKENS), 15], ids=["sum", "by the sentences", "num_items_in_batch"])
+def test_a_sum_is_that_over_the_whole_minibatch_whatever_it_is_divided_by(divisor):
+    model, optimizer = make(reduction="sum")
+    wanted = expected(model, lambda losses: losses.sum() / divisor)
+    for part in optimizer.passes():
+        (model(part.take(TOKENS)).sum() / divisor).backward()
+    assert_gradients(model, wanted)
+
+
+def test_time_major_tokens_are_counted_along_their_dimension():
+    model, optimizer = make()
+    wanted = expected(model, token_mean)
+    for part in optimizer.passes():
+        tokens = part.take(TOKENS.T, dim=1, count=TOKENS.T != PAD).T
+        model(tokens)[tokens != PAD].mean().backward()
+    assert_gradients(model, wanted)
+
+
+def test_micro_batches_of_a_sum_are_one_minibatch():
+    model, optimizer = make(reduction="sum")
+    for part in optimizer.passes():
+        for rows in (TOKENS[:2], TOKENS[2:4]):
+            model(part.take(rows)).sum().backward()
+    first = [p.grad.clone() for p in model.parameters()]
+    order = [0, 2, 1, 3]  # the first halves, then the second
+    assert_gradients(model, expected(model, torch.sum, TOKENS[order]))
+    optimizer.zero_grad()
+    for rows in (TOKENS[:2], TOKENS[2:4]):
+        for part in optimizer.passes():
+            model(part.take(rows)).sum().backward()
+    assert_gradients(model, first)
+
+
+def test_a_half_without_a_token_counts_for_nothing():
+    model, optimizer = make()
+    tokens = TOKENS[[0, 1]].clone()
+    tokens[1] = PAD
+    wanted = expected(model, lambda losses: losses[0].mean(), tokens)
+    for part in optimizer.passes():
+        x = part.take(tokens, count=tokens != PAD)
+        ((model(x) * (x != PAD)).sum() / (x != PAD).sum().clamp_min(1)).backward()
+    assert_gradients(model, wanted)
+
+
+def test_counts_that_say_nothing_or_contradict_are_refused():
+    for options, take, word in (
+        (dict(reduction="sum"), lambda part: part.take(TOKENS, count=TOKENS != PAD), "says it is a sum"),
+        ({}, lambda part: part.take(TOKENS, count=15), "an entry for each example"),
+        ({}, lambda part: part.take(TOKENS, count=torch.ones(3)), "one size"),
+        ({}, lambda part: (part.take(TOKENS), part.take(TOKENS, count=TOKENS != PAD)), "in every take"),
+    ):
+        _, optimizer = make(**options)
+        with pytest.raises(ValueError, match=word):
+            for part in optimizer.passes():
+                take(part)
+    _, optimizer = make(reduction="sum")
+    with pytest.raises(RuntimeError, match="says that the losses are sums"):
+        for part in optimizer.passes():
+            part.take(TOKENS)
+            part.mean(torch.ones(2))
+    with pytest.raises(ValueError, match="reduction must be"):
+        make(reduction="none")
+
+
+def test_a_whole_minibatch_needs_no_count():
+    model, optimizer = make()
+    optimizer.param_groups[0]["noise"] = 0.0
+    for part in optimizer.passes():
+        assert part.take(TOKENS, count=TOKENS != PAD) is TOKENS
+
+
+# ---- what can be split -----------------------------------------------------------------------------------------------
+
+
+class Pair(NamedTuple):
+    x: torch.Tensor
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    x: torch.Tensor
+    y: dict
+    size: int = 5
+
+
+class Encoding(collections.UserDict):
+    """As BatchEncoding of transformers: a mapping that is no dict."""
+
+    def __init__(self, data=None, encoding=None):
+        super().__init__(data)
+        self.encoding = encoding
+
+
+@dataclasses.dataclass
+class Output(collections.OrderedDict):
+    """As ModelOutput of transformers: a mapping and a dataclass whose fields and entries are the same."""
+
+    x: torch.Tensor
+
+    def __post_init__(self):
+        super().__setitem__("x", self.x)
+
+    def __setitem__(self, key, value):
+        super().__setitem__(key, value)
+        super().__setattr__(key, value)
+
+    def __reduce__(self):
+        return type(self), (self.x,)
+
+
+def taken(method=None, **keywords):
+    """What the two passes take."""
+
+    def of(*batch):
+        model = nn.Linear(2, 2)
+        base = torch.optim.SGD(noise_groups(model, 0.1), lr=0.1)
+        optimizer = MRWP(base) if method else SymmetricNoise(base, signs="halves")
+        return [part.take(*batch, **keywords) for part in optimizer.passes()]
+
+    return of
+
+
+X = torch.arange(10).view(5, 2)
+HALVES = [X[:2].tolist(), X[2:].tolist()]
+
+
+@pytest.mark.parametrize(
+    "make, x_of",
+    [
+        (lambda x: x, lambda b: b),
+        (lambda x: {"x": x, "n": 3}, lambda b: b["x"]),
+        (lambda x: Pair(x, "name"), lambda b: b.x),
+        (lambda x: Batch(x, {"y": x}), lambda b: b.x),
+        (lambda x: Batch(x, {"y": x}), lambda b: b.y["y"]),
+        (lambda x: Encoding({"x": x}, encoding="kept"), lambda b: b["x"]),
+        (lambda x: Output(x), lambda b: b.x),
+        (lambda x: Output(x), lambda b: b["x"]),
+        (lambda x: collections.defaultdict(list, x=x), lambda b: b["x"]),
+        (lambda x: types.MappingProxyType({"x": x}), lambda b: b["x"]),
+        (lambda x: [x, None, ("name", x.float())], lambda b: b[2][1]),
+        (lambda x: x.numpy(), lambda b: b),
+        (lambda x: {"x": (x.numpy(), 2.5)}, lambda b: b["x"][0]),
+    ],
+)
+def test_whatever_holds_tensors_is_halved(make, x_of):
+    batch = make(X)
+    halves = taken()(batch)
+    assert [x_of(half).tolist() for half in halves] == HALVES
+    assert all(type(half) is type(batch) or isinstance(batch, types.MappingProxyType) for half in halves)
+    assert x_of(batch).shape == (5, 2)  # which stays as it was
+    assert getattr(halves[0], "encoding", "kept") == "kept"
+
+
+@pytest.mark.parametrize(
+    "batch, word",
+    [
+        ([torch.ones(3, 8, 8), torch.ones(3, 9, 9)], "examples one by one"),
+        (tuple(torch.ones(4, 5) for _ in range(6)), "examples one by one"),
+        ([np.ones((3, 2)), np.ones((3, 4))], "examples one by one"),
+        ({"images": [torch.ones(3, 8, 8)] * 5, "labels": torch.ones(3)}, "examples one by one"),
+        (nn.utils.rnn.pack_sequence([X, X]), "PackedSequence"),
+        ((X, nn.utils.rnn.pack_sequence([X])), "PackedSequence"),
+        (X.float().to_sparse(), "sparse"),
+        (torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged), "nested"),
+        (datetime.datetime(2020, 9, 5), "datetime"),
+        (types.SimpleNamespace(x=X), "SimpleNamespace"),
+        ({1, 2}, "set"),
+    ],
+)
+@pytest.mark.parametrize("method", [None, "mrwp"])
+def test_what_can_be_split_in_no_way_or_in_two_is_refused(batch, word, method):
+    with pytest.raises(TypeError, match=word):
+        taken(method)(batch)
+
+
+def test_lists_of_examples_are_halved_by_entries():
+    images = [torch.full((3, 8, 8 + i), float(i)) for i in range(5)]
+    for (half, names, labels), where in zip(
+        taken(dim=None)(images, ("a", "b", "c", "d", "e"), torch.arange(5)), (slice(0, 2), slice(2, 5)), strict=True
+    ):
+        assert [image.shape[2] - 8 for image in half] == list(range(5))[where] == labels.tolist()
+        assert names == tuple("abcde"[where])
+    with pytest.raises(ValueError, match="one size"):
+        taken(dim=None)(images, torch.arange(4))
+    for no_sequence in (3, {"x": X}, "abcde"):
+        with pytest.raises(TypeError, match="an entry for each example"):
+            taken(dim=None)(no_sequence)
+
+
+def test_a_dimension_that_is_not_there_is_named():
+    with pytest.raises(ValueError, match=r"dim=1\): a tensor of shape \(5,\)"):
+        taken(dim=1)(X, torch.arange(5))
+    assert [half.tolist() for half in taken(dim=-2)(X)] == HALVES
+
+
+def test_the_classes_of_transformers_are_halved():
+    transformers = pytest.importorskip("transformers")
+    encoding = transformers.BatchEncoding({"input_ids": X, "attention_mask": torch.ones(5, 2)})
+    output = transformers.modeling_outputs.BaseModelOutput(last_hidden_state=X)
+    for half, where in zip(taken()(encoding), HALVES, strict=True):
+        assert (
+            type(half) is transformers.BatchEncoding and half["input_ids"].tolist() == half.input_ids.tolist() == where
+        )
+        assert set(half) == set(encoding)
+    for half, where in zip(taken()(output), HALVES, strict=True):
+        assert type(half) is type(output)
+        assert half.last_hidden_state.tolist() == half["last_hidden_state"].tolist() == half[0].tolist() == where
