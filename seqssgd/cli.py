@@ -17,6 +17,7 @@ class Command(NamedTuple):
     help: str
     arguments: Callable[[argparse.ArgumentParser], None]  # declares the command's options
     run: Callable[[argparse.Namespace], int | None]  # returns the exit status, None for 0
+    passes_on: bool = False  # whether what follows -- is for another program, and goes into the list ``options``
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -27,7 +28,12 @@ def main(argv: list[str] | None = None) -> int:
     for name, command in COMMANDS.items():
         subparser = subparsers.add_parser(name, help=command.help, description=command.help)
         command.arguments(subparser)
-    args = parser.parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    passes_on = words and words[0] in COMMANDS and COMMANDS[words[0]].passes_on
+    end = words.index("--") if passes_on and "--" in words else len(words)
+    args = parser.parse_args(words[:end])
+    if passes_on:
+        args.options = words[end + 1 :]
     if args.command is None:
         parser.print_help()
         return 0
@@ -187,7 +193,43 @@ def _noise_finder(args: argparse.Namespace) -> int:
     return 0
 
 
+def _describe_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "%(prog)s RUN_OR_CONFIG [options] [-- options of train.py]"
+    parser.add_argument("what", metavar="RUN_OR_CONFIG", help="a run directory, or a recipe's settings in YAML")
+    parser.add_argument("--checkpoint", help="of a run: best (on validation; default), last, or a file")
+    parser.add_argument("--data", metavar="DIR", help="of a configuration: the folder of prepared data")
+    parser.add_argument(
+        "--program", metavar="FILE", help="of a configuration: the recipe's program (train.py beside it)"
+    )
+    parser.add_argument("options", nargs="*", help=argparse.SUPPRESS)
+
+
+def _describe(args: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from seqssgd.describing import describe_config, describe_run
+
+    what = Path(args.what)
+    if what.is_dir():
+        if args.data or args.program or args.options:
+            raise UserError(
+                f"{what}: a run has its data and settings; --data, --program and options are for a configuration"
+            )
+        print(describe_run(what, args.checkpoint or "best"))
+    elif what.is_file():
+        if args.checkpoint:
+            raise UserError(f"{what}: a configuration has no checkpoint; give the directory of a run")
+        if not args.data:
+            raise UserError(f"{what}: the sizes of the model depend on the data; give --data")
+        print(describe_config(what, args.data, Path(args.program) if args.program else None, args.options))
+    else:
+        raise UserError(f"{what}: no such file or directory; give a run directory or a recipe's YAML file")
+
+
 COMMANDS = {
+    "describe": Command(
+        "show what noise does to each layer of a model", _describe_arguments, _describe, passes_on=True
+    ),
     "perplexity": Command("score text files with a trained language model", _perplexity_arguments, _perplexity),
     "compare": Command("average runs over seeds, set methods side by side", _compare_arguments, _compare),
     "transcribe": Command("write down what is said in audio files", _transcribe_arguments, _transcribe),

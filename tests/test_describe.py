@@ -8,6 +8,7 @@ from torch import nn
 
 from seqssgd.optim import NSO, SAM, DropConnect, OneSidedNoise, SymmetricNoise, describe, noise_groups
 from seqssgd.optim.noise import DISTRIBUTIONS, GRANULARITIES
+from seqssgd.optim.roles import LEFT_ALONE
 
 
 def model():
@@ -103,6 +104,11 @@ def test_groups_made_by_hand_are_described_as_far_as_they_tell():
     assert [(layer.name, layer.role, layer.norm) for layer in description.layers] == [("group 0, parameter 0", "", 1.0)]
     assert [(left.reason, left.names) for left in description.left] == [("level 0", ("group 1, parameter 0",))]
     assert str(describe(optimizer.base)) == str(description)
+    network = nn.Linear(2, 2)
+    network.weight, network.bias = weight, bias
+    known = describe(optimizer, network)
+    assert [(layer.name, layer.role) for layer in known.layers] == [("dense", "dense")]
+    assert [(left.reason, left.names) for left in known.left] == [(LEFT_ALONE["bias"], ("bias",))]
 
 
 def test_weights_without_values_have_no_norm():

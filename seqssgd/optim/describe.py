@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from .groups import pattern_of
 from .noise import NORMS
-from .roles import LEFT_ALONE
+from .roles import LEFT_ALONE, Kind, kinds
 from .sharding import is_sharded
 
 _STANDARD_DEVIATION = {"rademacher": 1.0, "gaussian": 1.0, "uniform": 1 / math.sqrt(3)}
@@ -101,12 +101,13 @@ class Description:
         return "\n".join(lines)
 
 
-def describe(optimizer_or_groups: Optimizer | Iterable[dict[str, Any]]) -> Description:
+def describe(optimizer_or_groups: Optimizer | Iterable[dict[str, Any]], model: nn.Module | None = None) -> Description:
     """What noise does to each layer (role, shapes, level, ‖n‖, trained or not), what it leaves alone, and why.
 
     Args:
-        optimizer_or_groups: what :func:`noise_groups` gave, or an optimizer over it. Of groups made by hand the names
-            and roles are not known. With sharded weights (FSDP2) call it on every rank: the norms are summed over all.
+        optimizer_or_groups: what :func:`noise_groups` gave, or an optimizer over it. With sharded weights (FSDP2) call
+            it on every rank: the norms are summed over all.
+        model: tells names and roles where the groups do not, which were made by hand.
 
     >>> from torch import nn
     >>> from seqssgd.optim import noise_groups
@@ -123,10 +124,11 @@ def describe(optimizer_or_groups: Optimizer | Iterable[dict[str, Any]]) -> Descr
     """
     groups = list(getattr(optimizer_or_groups, "param_groups", optimizer_or_groups))
     key = getattr(optimizer_or_groups, "level_key", "noise")
+    known = {} if model is None else kinds(model)
     layers: list[Layer] = []
     left: dict[str, list[tuple[str, Tensor]]] = {}
     for number, group in enumerate(groups):
-        rows = list(_parameters(group, number))
+        rows = list(_parameters(group, number, known))
         if group.get(key):
             together: dict[str, list[tuple[str, Tensor]]] = {}
             for _, layer, role, p in rows:
@@ -154,13 +156,17 @@ def summary_of_groups(groups: Iterable[Mapping[str, Any]], key: str) -> str:
     return summary(sum(size for _, size in noisy), sum(size for _, size in sizes), [level for level, _ in noisy])
 
 
-def _parameters(group: Mapping[str, Any], number: int) -> Iterator[tuple[str, str, str, Tensor]]:
-    """Name, layer, role and tensor of each parameter of ``group``, as far as it tells."""
+def _parameters(
+    group: Mapping[str, Any], number: int, known: Mapping[int, Sequence[Kind]]
+) -> Iterator[tuple[str, str, str, Tensor]]:
+    """Name, layer, role and tensor of each parameter of ``group``, as far as it tells or is ``known``."""
     params = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
-    unnamed = [f"group {number}, parameter {index}" for index in range(len(params))]
-    layers = group.get("layers") or unnamed
-    names = group.get("names") or (unnamed if group.get("noise") else layers)
-    roles = group.get("roles") or [""] * len(params)
+    unknown = [Kind("", f"group {number}, parameter {index}", f"group {number}, parameter {index}")
+               for index in range(len(params))]  # fmt: skip
+    places = [known.get(id(p), [place])[0] for p, place in zip(params, unknown, strict=True)]
+    layers = group.get("layers") or [place.layer for place in places]
+    names = group.get("names") or group.get("layers") or [place.name for place in places]
+    roles = group.get("roles") or [place.kind for place in places]
     return zip(names, layers, roles, params, strict=True)
 
 

@@ -5,11 +5,13 @@ import importlib.util
 import json
 import sys
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
 from ..errors import UserError, run_cli
+from ..optim import MultiPassOptimizer
 from . import distributed
 from .config import Command, build_optimizer, build_schedulers
 from .loop import fit
@@ -31,6 +33,9 @@ def train(command: Command, task: Task, about: Mapping[str, Any], begin: Callabl
     """
     config = command.config
     optimizer = build_optimizer(task.model, config.optim)
+    if (built := _built.get()) is not None:
+        built.append((task, optimizer, config))
+        return 0
     schedulers = build_schedulers(optimizer, config.optim, config.training.epochs)
     run = RunDirectory(command.out, {**dataclasses.asdict(config), **about})
     if begin is not None and distributed.is_main():
@@ -39,6 +44,29 @@ def train(command: Command, task: Task, about: Mapping[str, Any], begin: Callabl
         task, optimizer, schedulers, config.training, run, max_steps=command.max_steps, max_minutes=command.max_minutes
     )
     return result["exit_code"]
+
+
+_built: ContextVar[list[tuple[Task, MultiPassOptimizer, Any]] | None] = ContextVar("built", default=None)
+
+
+def build(program: Callable[[], int]) -> tuple[Task, MultiPassOptimizer, Any]:
+    """What a recipe's program would train, with what optimizer, and its configuration; nothing is trained or written.
+
+    Args:
+        program: calls the program's ``main`` with its arguments.
+
+    Raises:
+        UserError: the program refuses them, or trains by other means than :func:`train`.
+    """
+    built: list[tuple[Task, MultiPassOptimizer, Any]] = []
+    token = _built.set(built)
+    try:
+        program()
+    finally:
+        _built.reset(token)
+    if not built:
+        raise UserError("the program does not train by seqssgd.training.train; give a recipe's train.py")
+    return built[0]
 
 
 def run_program(main: Callable[[], int | None]) -> NoReturn:

@@ -1,0 +1,74 @@
+"""What noise does to the model of a recipe: of one of its configurations, or of a run."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from torch import nn
+
+from .errors import UserError
+from .optim import Description, describe
+from .runs import read_config, read_section
+from .training import OptimConfig, build_optimizer
+from .training.recipe import build, load_program
+
+
+def describe_config(config: Path, data: str, program: Path | None = None, options: Sequence[str] = ()) -> str:
+    """The method of a configuration and its model's layers, with the weights as training begins.
+
+    Args:
+        config: the recipe's settings, in YAML.
+        data: the folder of prepared data, on which the sizes of the model depend.
+        program: the recipe's program; None: train.py beside ``config``.
+        options: of the program.
+
+    Raises:
+        UserError: there is no such program, it trains no recipe, or it refuses the settings or the data.
+    """
+    recipe = load_program(config.parent / "train.py" if program is None else program)
+    if not hasattr(recipe, "main"):
+        raise UserError(f"{recipe.__file__}: trains no recipe (it has no main); give its train.py")
+    settings = ["--config", str(config), "--data", data, *options, "--out", "unused"]
+    task, optimizer, used = build(lambda: recipe.main(settings))
+    return _text(used.optim, describe(optimizer, task.model))
+
+
+def describe_run(run: Path, checkpoint: str = "best") -> str:
+    """The method of a run and its model's layers, with the weights of a checkpoint and the level of its configuration.
+
+    Args:
+        run: the run directory.
+        checkpoint: as in :func:`seqssgd.runs.find_checkpoint`.
+
+    Raises:
+        UserError: not a run of a recipe, no such checkpoint, or a damaged one.
+    """
+    settings = read_section(run, "optim", "a recipe")
+    model = _load_model(run, checkpoint)
+    try:
+        config = OptimConfig(**settings)
+    except TypeError as error:
+        raise UserError(f"{run / 'config.yaml'}: section 'optim' is of another version ({error})") from None
+    return _text(config, describe(build_optimizer(model, config), model))
+
+
+def _load_model(run: Path, checkpoint: str) -> nn.Module:
+    """The model of a run, whichever recipe it is of; the sections of its configuration tell."""
+    from .asr import load_recognizer
+    from .lm import load_language_model
+    from .vision import load_classifier
+
+    settings = read_section(run, "model", "a recipe")
+    if "features" in settings:
+        return load_recognizer(run, checkpoint)[0]
+    if isinstance(read_config(run).get("data"), dict) and "classes" in read_config(run)["data"]:
+        return load_classifier(run, checkpoint)
+    return load_language_model(run, checkpoint)[0]
+
+
+def _text(config: OptimConfig, description: Description) -> str:
+    schedules = {"noise_schedule": config.noise_schedule, "noise_ramp": config.noise_ramp}
+    when = "".join(f", {name} {yaml.safe_dump(value, default_flow_style=True).splitlines()[0]}"
+                   for name, value in schedules.items() if value is not None)  # fmt: skip
+    unit = f" (in {config.noise_unit}s)" if when else ""
+    return f"method {config.method}, base {config.base}{when}{unit}\n\n{description}"
