@@ -8,6 +8,7 @@ set is all utterances of some of the training speakers, so no voice is in two se
 """
 
 import argparse
+import codecs
 import hashlib
 import re
 import sys
@@ -20,6 +21,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from seqssgd.data.audio import decode, read_pcm
+from seqssgd.data.lines import split_lines
 from seqssgd.data.parquet_folder import add_arguments, why
 from seqssgd.data.shards import Rejected
 from seqssgd.data.speech_rows import Utterance
@@ -132,7 +134,7 @@ def utterances(name: str, files: Files, order: str, source: Path) -> tuple[list[
         raise _missing(source)
     recordings = {path.stem: path for path in files if FOLDERS[name] in path.parts and path.suffix in (".raw", ".sph")}
     rows, rejected, named = [], [], set()
-    for number, line in enumerate(files[listing].decode("latin-1").splitlines(), 1):
+    for number, line in enumerate(split_lines(files[listing].removeprefix(codecs.BOM_UTF8).decode("latin-1")), 1):
         where = f"{listing}:{number}"
         match = re.fullmatch(r"(.*)\(([^()\s]+)\)\s*", line)
         if match is None:

@@ -13,7 +13,7 @@ import sys
 from functools import partial
 
 from seqssgd.data.audio import read_row
-from seqssgd.data.hub import choose_splits, load_hub, sources
+from seqssgd.data.hub import as_files, choose_splits, holds_samples, load_hub, sources
 from seqssgd.data.parquet_folder import add_arguments
 from seqssgd.data.shards import Rejected
 from seqssgd.data.speech_rows import Utterance
@@ -68,15 +68,19 @@ def read_split(name: str, table, args: argparse.Namespace) -> tuple[list[Utteran
     ids = args.id_column or next((column for column in ID_COLUMNS if column in columns), None)
     speakers = args.speaker_column or next((column for column in SPEAKER_COLUMNS if column in columns), None)
     try:
-        audio = table.select_columns(args.audio_column).cast_column(args.audio_column, datasets.Audio(decode=False))
-        sizes, paths = sources(audio, args.audio_column)
+        if holds_samples(table, args.audio_column):
+            audio = table.select_columns(args.audio_column)
+            sizes, paths = [0] * len(audio), [None] * len(audio)
+        else:
+            audio = as_files(table, args.audio_column, datasets.Audio(decode=False))
+            sizes, paths = sources(audio, args.audio_column)
     except (TypeError, ValueError, KeyError, NotImplementedError) as error:  # pyarrow's errors are ValueErrors
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"--hub {args.hub}: column {args.audio_column!r} holds no audio ({reason}); --audio-column chooses another"
         ) from None
     texts = list(table[args.text_column])
-    names = list(table[ids]) if ids else [None] * len(table)
+    names = identifiers(name, list(table[ids]), ids) if ids else [None] * len(table)
     voices = list(table[speakers]) if speakers else ["unknown"] * len(table)
     utterances, rejected = [], []
     for i, (key, text, voice, path, size) in enumerate(zip(names, texts, voices, paths, sizes, strict=True)):
@@ -86,8 +90,27 @@ def read_split(name: str, table, args: argparse.Namespace) -> tuple[list[Utteran
         else:
             read = partial(read_row, audio, i, args.audio_column, args.sample_rate, args.channel)
             text = args.case(text) if args.case else text
-            utterances.append(Utterance(key, text, str(voice), path, size, read))
+            utterances.append(Utterance(key, text, None if is_nothing(voice) else str(voice), path, size, read))
     return utterances, rejected
+
+
+def identifiers(name: str, ids: list, column: str) -> list[str | None]:
+    """The ids of a column; None for those that are to be numbered: empty ones, and all if one occurs twice."""
+    found = [None if is_nothing(key) else str(key) for key in ids]
+    known = [key for key in found if key is not None]
+    if len(set(known)) < len(known):
+        print(f"note: {column!r} is no id in {name}: {len(known):,} utterances have "
+              f"{len(set(known)):,} different ones; "
+              "they are numbered instead")  # fmt: skip
+        return [None] * len(ids)
+    if len(known) < len(ids):
+        print(f"note: {len(ids) - len(known):,} utterances of {name} have no {column!r}; they are numbered instead")
+    return found
+
+
+def is_nothing(value: object) -> bool:
+    """Whether a cell is empty: null, not a number, or blank text."""
+    return value is None or value != value or not str(value).strip()
 
 
 def _list(names) -> str:

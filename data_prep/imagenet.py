@@ -4,10 +4,11 @@
     python data_prep/imagenet.py --source ILSVRC/Data/CLS-LOC --val-labels LOC_val_solution.csv --out data/imagenet
     python data_prep/imagenet.py --hub /data/my_parquet_folder --out data/mine
 
-A source has train/CLASS/FILE and val/CLASS/FILE. The validation images may also lie in val/ itself, as they come, with
-a file that gives the class of each: a line "FILE CLASS", or "FILE,CLASS …", where the class is the name of its folder,
-or its number in their order. Images are kept byte for byte, or reduced with --shortest-side. Grey, palette and CMYK
-images become RGB when they are decoded; those with more than 8 bits a channel are rejected, as those that are broken.
+A source has train/CLASS/FILE and val/CLASS/FILE, where files may lie in further folders below that of their class. The
+validation images may also lie in val/ itself, as they come, with a file that gives the class of each: a line
+"FILE CLASS", or "FILE,CLASS …", where the class is the name of its folder, or its number in their order. Images are
+kept byte for byte, or reduced with --shortest-side. Grey, palette and CMYK images become RGB when they are decoded;
+those with more than 8 bits a channel are rejected, as those that are broken, and whatever is no regular file.
 """
 
 import argparse
@@ -18,20 +19,22 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 
-from seqssgd.data.hub import choose_splits, load_hub, sources
+from seqssgd.data.hub import as_files, choose_splits, load_hub, sources
 from seqssgd.data.image_rows import KIND, LabelledImage, check_classes, image_form, read_file, read_row
-from seqssgd.data.parquet_folder import add_arguments, read_info, rejections, write_sets
+from seqssgd.data.items import printable
+from seqssgd.data.lines import read_lines
+from seqssgd.data.parquet_folder import add_arguments, allowed_share, read_info, rejections, write_sets
 from seqssgd.data.shards import Rejected
 from seqssgd.errors import UserError, run_cli
 
+NOWHERE = "is a link to nothing, as git-annex and DVC leave them; fetch its content"
 VALIDATION = ("val", "valid", "validation")
 Listing = tuple[list[str], dict[str, list[LabelledImage]], list[Rejected]]  # classes, sets, and what is left out
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
-    if not 0 <= args.most_rejected <= 1:
-        raise UserError(f"--most-rejected {args.most_rejected}: a share is a number from 0 to 1")
+    limit = allowed_share(args)
     if args.shortest_side is not None and args.shortest_side < 1:
         raise UserError(f"--shortest-side {args.shortest_side}: it must have at least 1 pixel")
     if args.val_labels is not None and args.source is None:
@@ -42,7 +45,6 @@ def main(argv: list[str] | None = None) -> None:
         check_classes(name, classes, Counter(str(image.label) for image in sets[name]))
     name, form = args.name or args.hub or args.source.resolve().name, image_form(classes, may_lack)
     info = {"classes": classes, "shortest_side": args.shortest_side}
-    limit = args.most_rejected
     if not write_sets(args.out, sets, form, name, rejected, jobs=args.jobs, info=info, most_rejected=limit):
         print(f"{args.out} is already prepared from these images with these settings; nothing to do")
     print(summary(args.out))
@@ -53,13 +55,11 @@ def parser() -> argparse.ArgumentParser:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--source", type=Path, metavar="DIR", help="folder with train/CLASS/ and val/CLASS/")
     source.add_argument("--hub", metavar="NAME", help="name of a data set on the Hugging Face hub, or a local path")
-    add_arguments(parser)
+    add_arguments(parser, most_rejected=0.001)
     parser.add_argument("--name", help="what messages call the images (default: the source's name)")
     parser.add_argument("--val-labels", type=Path, metavar="FILE", help="the classes of images that lie in val/ itself")
     parser.add_argument("--shortest-side", type=int, metavar="N",
                         help="reduce larger images to N pixels on the shorter side (default: keep all)")  # fmt: skip
-    parser.add_argument("--most-rejected", type=float, default=0.001, metavar="SHARE",
-                        help="share of a set that may be broken (default: 0.001)")  # fmt: skip
     parser.add_argument("--partial", action="store_true", help="allow classes without validation images")
     parser.add_argument("--hub-config", metavar="NAME", help="configuration of the data set")
     parser.add_argument("--splits", nargs="+", metavar="SET=SPLIT", default=[],
@@ -95,25 +95,34 @@ def read_folder(args: argparse.Namespace) -> Listing:
     if not classes:
         raise UserError(f"{folders['train']} has no folders, one for each class; give the folder above train/ and val/")
     labels = {name: label for label, name in enumerate(classes)}
-    train, rejected = list_classes(folders["train"], labels, args), []
+    train, rejected = list_classes("train", folders["train"], labels, args)
     if args.val_labels is None:
-        valid = list_classes(folders["valid"], labels, args)
+        valid, left_out = list_classes("valid", folders["valid"], labels, args)
         if not valid:
             raise UserError(f"{folders['valid']} has no images in folders, one for each class; give --val-labels FILE")
     else:
-        valid, rejected = list_flat(folders["valid"], labels, args)
-    return classes, {"train": train, "valid": valid}, rejected
+        valid, left_out = list_flat(folders["valid"], labels, args)
+    return [printable(name) for name in classes], {"train": train, "valid": valid}, rejected + left_out
 
 
-def list_classes(folder: Path, labels: dict[str, int], args: argparse.Namespace) -> list[LabelledImage]:
-    """Every file in a folder that is named after a class."""
-    images = []
-    for title in sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != "."):
-        if title not in labels:
-            raise UserError(f"{folder / title} is of a class that train/ lacks; add it there, or remove it")
-        for path, size in _files(folder / title):
-            images.append(_image(f"{title}/{path.name}", labels[title], path, size, args))
-    return images
+def list_classes(
+    name: str, folder: Path, labels: dict[str, int], args: argparse.Namespace
+) -> tuple[list[LabelledImage], list[Rejected]]:
+    """Every file at any depth of a folder that is named after a class, and what is none."""
+    images, rejected = [], []
+    for entry in sorted(folder.iterdir()):
+        if entry.name.startswith("."):
+            continue
+        if not entry.is_dir():
+            reason = NOWHERE if not entry.exists() else "lies in no folder of a class"
+            rejected.append(Rejected(name, printable(entry.name), _where(entry, args), reason))
+            continue
+        if entry.name not in labels:
+            raise UserError(f"{entry} is of a class that train/ lacks; add it there, or remove it")
+        found, left_out = _files(name, entry, args)
+        rejected += left_out
+        images += [_image(str(path.relative_to(folder)), labels[entry.name], path, size, args) for path, size in found]
+    return images, rejected
 
 
 def list_flat(
@@ -121,11 +130,13 @@ def list_flat(
 ) -> tuple[list[LabelledImage], list[Rejected]]:
     """Every file in the folder itself, with the class that the list of classes gives it."""
     known = read_labels(args.val_labels, labels)
-    images, rejected = [], []
-    for path, size in _files(folder):
+    images = []
+    found, rejected = _files("valid", folder, args)
+    for path, size in found:
         label = known.get(path.name, known.get(path.stem))
         if label is None:
-            rejected.append(Rejected("valid", path.name, str(path), f"has no class in {args.val_labels}"))
+            reason = f"has no class in {args.val_labels}"
+            rejected.append(Rejected("valid", printable(path.name), _where(path, args), reason))
         else:
             images.append(_image(path.name, label, path, size, args))
     if not images:
@@ -136,8 +147,8 @@ def list_flat(
 def read_labels(file: Path, labels: dict[str, int]) -> dict[str, int]:
     """The class of every image that a list names."""
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_lines(file)
+    except UserError as error:
         raise UserError(f"--val-labels {file} cannot be read as text ({error})") from None
     found, numbers = {}, {str(label): label for label in labels.values()}
     for number, line in enumerate(lines, 1):
@@ -151,17 +162,31 @@ def read_labels(file: Path, labels: dict[str, int]) -> dict[str, int]:
     return found
 
 
-def _files(folder: Path) -> list[tuple[Path, int]]:
-    """The files in a folder and their sizes, but for hidden ones, by name."""
-    with os.scandir(folder) as entries:
-        found = [(Path(entry.path), entry.stat().st_size) for entry in entries
-                 if entry.is_file() and not entry.name.startswith(".")]  # fmt: skip
-    return sorted(found)
+def _files(name: str, folder: Path, args: argparse.Namespace) -> tuple[list[tuple[Path, int]], list[Rejected]]:
+    """The files at any depth of a folder and their sizes, by name, but for hidden ones; and what is no regular file."""
+    found, rejected, seen = [], [], set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
+        if (here := os.path.realpath(parent)) in seen:  # a link back to a folder above
+            folders.clear()
+            continue
+        seen.add(here)
+        for path in sorted(Path(parent, name) for name in names if not name.startswith(".")):
+            if path.is_file():
+                found.append((path, path.stat().st_size))
+            else:
+                reason = NOWHERE if not path.exists() else "is no regular file"
+                rejected.append(Rejected(name, printable(path.name), _where(path, args), reason))
+    return sorted(found), rejected
+
+
+def _where(path: Path, args: argparse.Namespace) -> str:
+    return printable(str(path.relative_to(args.source)))
 
 
 def _image(key: str, label: int, path: Path, size: int, args: argparse.Namespace) -> LabelledImage:
-    where = str(path.relative_to(args.source))
-    return LabelledImage(key, label, where, size, args.shortest_side, partial(read_file, path.resolve()))
+    read = partial(read_file, path.resolve())
+    return LabelledImage(printable(key), label, _where(path, args), size, args.shortest_side, read)
 
 
 # ---- the hub ---------------------------------------------------------------------------------------------------------
@@ -200,7 +225,7 @@ def read_split(
     import datasets
 
     try:
-        images = table.select_columns(args.image_column).cast_column(args.image_column, datasets.Image(decode=False))
+        images = as_files(table, args.image_column, datasets.Image(decode=False))
         sizes, paths = sources(images, args.image_column)
     except (TypeError, ValueError, KeyError, NotImplementedError) as error:  # pyarrow's errors are ValueErrors
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

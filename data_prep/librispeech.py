@@ -15,10 +15,12 @@ from functools import partial
 from pathlib import Path
 
 from seqssgd.data.audio import read_file
+from seqssgd.data.lines import split_lines
 from seqssgd.data.parquet_folder import add_arguments, why
 from seqssgd.data.shards import Rejected
 from seqssgd.data.speech_rows import Utterance
 from seqssgd.data.speech_writer import prepare
+from seqssgd.data.transcripts import clean
 from seqssgd.errors import UserError, run_cli
 
 SIZES = {"train-clean-100": 28_539, "train-clean-360": 104_014, "train-other-500": 148_688, "dev-clean": 2_703,
@@ -82,9 +84,10 @@ def read_set(name: str, folder: Path) -> tuple[list[Utterance], list[Rejected]]:
         where = Path(path).relative_to(folder.parent)
         named = set()
         for listing in sorted(file for file in files if file.endswith(".trans.txt")):
-            lines = (Path(path) / listing).read_text(encoding="utf-8", errors="replace").splitlines()
-            for number, line in enumerate(lines, 1):
+            content = (Path(path) / listing).read_bytes().decode(errors="replace")
+            for number, line in enumerate(split_lines(content), 1):
                 key, _, text = line.strip().partition(" ")
+                text = clean(text)
                 source = str(where / audio.get(key, f"{key}.flac"))
                 wrong = sorted(set(text) - set("ABCDEFGHIJKLMNOPQRSTUVWXYZ' "))
                 named.add(key)

@@ -13,8 +13,11 @@ import sys
 from pathlib import Path
 
 from seqssgd.data import hub
+from seqssgd.data.lines import split_lines
 from seqssgd.data.text import SPLITS, load_text, read_lines, summary, write_text_dataset
 from seqssgd.errors import UserError, run_cli
+
+ENOUGH = 1000  # words from which a text is cut that has too few lines
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -68,6 +71,13 @@ def cut_tail(texts: dict[str, list[str]], fractions: dict[str, float], name: str
     lines = [line for line in texts["train"] if line.strip()]  # a fraction of the text, not of blank lines
     sizes = {split: max(1, round(fraction * len(lines))) for split, fraction in missing.items()}
     start = len(lines) - sum(sizes.values())
+    if start < 1 and len(words := " ".join(lines).split()) >= ENOUGH:  # a book on one line
+        cuts = [round(len(words) * (1 - sum(fractions[split] for split in list(missing)[i:])))
+                for i in range(len(missing) + 1)]  # fmt: skip
+        parts = {split: [" ".join(words[a:b])] for split, a, b in zip(missing, cuts, cuts[1:], strict=True)}
+        what = " and ".join(missing)
+        print(f"note: {name} has too few lines ({len(lines)}) to cut {what} from; they are cut from its words")
+        return texts | {"train": [" ".join(words[: cuts[0]])]} | parts
     if start < 1:
         raise UserError(f"{name} has too few lines ({len(lines)}) to cut {' and '.join(missing)} from; give more text")
     texts = texts | {"train": lines[:start]}
@@ -88,7 +98,7 @@ def read_hub(name: str, config: str | None, column: str) -> dict[str, list[str]]
         table = loaded[present[0]]
         if column not in table.column_names:
             raise UserError(f"--hub {name} has no column {column!r}; --text-column can be {_list(table.column_names)}")
-        texts[split] = [line for text in table[column] if text is not None for line in str(text).splitlines()]
+        texts[split] = [line for text in table[column] if text is not None for line in split_lines(str(text))]
     if "train" not in texts:
         raise UserError(f"--hub {name} has no training split; it has {_list(loaded)}")
     return texts

@@ -9,6 +9,7 @@ either case. Sets, their sizes and their transcripts are those of Kaldi's recipe
 """
 
 import argparse
+import codecs
 import os
 import re
 import sys
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from seqssgd.data.audio import read_file
+from seqssgd.data.lines import split_lines
 from seqssgd.data.parquet_folder import add_arguments, why
 from seqssgd.data.shards import Rejected
 from seqssgd.data.speech_rows import Utterance
@@ -157,7 +159,7 @@ def read_lists(corpus: Corpus, names: list[str]) -> tuple[dict[str, list[Entry]]
                 )
                 missing.setdefault(f"no {index} on disk {_disk_name(disk)}", []).append(name)
                 continue
-            for number, line in enumerate(path.read_text(encoding="latin-1").splitlines(), 1):
+            for number, line in enumerate(split_lines(_text(path)), 1):
                 match = re.fullmatch(r"(\d+_\d+_\d+):\s*/?(\S+)\s*", line)
                 if match is not None:
                     entry = mend(Entry(*match.groups()), index)
@@ -209,7 +211,7 @@ class Transcripts:
         files = self.files.get(name[:6], [])
         for path in sorted(files, key=lambda path: -len(os.path.commonprefix([str(path), str(audio)]))):
             if path not in self._read:
-                found = re.findall(r"(?m)^(.*)\((\w{8})\)\s*$", path.read_text(encoding="latin-1"))
+                found = re.findall(r"(?m)^(.*)\((\w{8})\)\s*$", _text(path))
                 self._read[path] = {uttid.lower(): text for text, uttid in found}
             if name in self._read[path]:
                 return self._read[path][name]
@@ -243,6 +245,10 @@ def utterances(
 def plain(name: str) -> str:
     """A name on a disk as indices write it; some copies have it as on the medium: ``4K0C0301.WV1;1``."""
     return name.lower().removesuffix(";1")
+
+
+def _text(path: Path) -> str:
+    return path.read_bytes().removeprefix(codecs.BOM_UTF8).decode("latin-1").replace("\r\n", "\n")
 
 
 def _disk_name(disk: str) -> str:

@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .data.batching import SpeechBatch, by_length, collate
-from .data.speech import SpeechSet, load_speech, scaled
-from .errors import UserError, require
+from .data.speech import SpeechSet, load_speech
+from .errors import UserError
 from .metrics import RealTimeFactor
 from .models.sgcn import SimpleGatedConvNet
 from .runs import find_checkpoint, read_config, read_section
-from .speech.chunks import chunked_logits, receptive_field
 from .speech.decode import greedy
 from .speech.features import LogMel
+from .speech.recordings import logits_of, open_wave, transcribed
 from .speech.tokens import LabelTokenizer, load_tokenizer
 from .training import checkpoint as checkpoints
 
@@ -251,17 +251,8 @@ def read_wave(path: str | Path, rate: int, mix: bool = False) -> tuple[Tensor, i
     Raises:
         UserError: the file cannot be used; the message begins with its name.
     """
-    audio = require("seqssgd.data.audio")
-    try:
-        recording = audio.read_file(path)
-        channels = recording.samples.shape[1]
-        if channels > 1 and not mix:
-            raise audio.AudioError(f"has {channels} channels where one is meant; --mix averages them")
-        if not len(recording.samples):
-            raise audio.AudioError("holds no samples")
-        return scaled(audio.resample(audio.mix_channels(recording), rate).samples[:, 0]), recording.rate
-    except audio.AudioError as error:
-        raise UserError(f"{path}: {error}") from None
+    with open_wave(path, rate, mix) as wave:
+        return torch.cat(list(wave.parts())), wave.own_rate
 
 
 @torch.no_grad()
@@ -273,28 +264,12 @@ def recording_logits(model: Recognizer, wave: Tensor, chunk_seconds: float = 30.
         wave: samples (N,) at the model's rate.
         chunk_seconds: audio computed at a time; bounds the memory.
     """
-    front, device = model.features, model.features.povey.device
-    total = front.frames(len(wave))
-    chunk = max(1, int(chunk_seconds * front.rate) // front.hop)  # in frames
-    parts = [torch.zeros(0, front.output_size)]
-    for first in range(0, total, chunk):
-        count = min(chunk, total - first)
-        part = wave[first * front.hop : (first + count - 1) * front.hop + front.window].to(device)
-        parts.append(front.log_mel(part[None], torch.tensor([len(part)], device=device))[0][0].cpu())
-    features = torch.cat(parts)
-    # over the whole recording; the statistics of a corpus lie on the device
-    features = front.normalize(features[None].to(device), torch.tensor([total], device=device))[0]
-    if not total:
-        return torch.zeros(0, model.network.output.out_features)
-
-    def network(part: Tensor) -> Tensor:
-        return model(part[None], torch.tensor([len(part)], device=device))[0][0]
-
-    past, future = receptive_field(model.network)
-    return chunked_logits(network, features, chunk, past, future, model.network.subsampling)
+    return torch.cat([torch.zeros(0, model.network.output.out_features), *logits_of(model, [wave], chunk_seconds)])
 
 
 def transcribe(model: Recognizer, tokenizer: LabelTokenizer, wave: Tensor, chunk_seconds: float = 30.0) -> str:
-    """What is said in one recording, greedily decoded; the arguments are as in :func:`recording_logits`."""
-    logits = recording_logits(model, wave, chunk_seconds)
-    return tokenizer.decode(greedy(logits[None], torch.tensor([len(logits)]))[0])
+    """What is said in one recording, greedily decoded; the arguments are as in :func:`recording_logits`.
+
+    :func:`seqssgd.speech.recordings.recognise` reads a file that is too long for the memory.
+    """
+    return transcribed(model, tokenizer, [wave], chunk_seconds)

@@ -105,36 +105,78 @@ def _transcribe_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mix", action="store_true", help="average the channels of recordings with several")
     parser.add_argument("--chunk-seconds", type=float, default=30.0, metavar="S",
                         help="audio recognised at a time; bounds the memory, not the result (default 30)")  # fmt: skip
+    beam_arguments(parser)
     parser.add_argument("files", nargs="+", metavar="FILE", help="audio: whatever soundfile reads, or NIST SPHERE")
+
+
+def beam_arguments(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    """Declares the options of beam search; with ``several``, those of its weights take any number of values."""
+    beam = parser.add_argument_group("beam search")
+    beam.add_argument("--beam", type=int, metavar="N", help="hypotheses kept after every frame (default: greedy)")
+    beam.add_argument("--lm", metavar="FILE", help="n-gram model over words or labels: ARPA, or KenLM binary")
+    beam.add_argument("--lexicon", metavar="FILE", help="words, one a line (default: those of an ARPA over words)")
+    nargs = "+" if several else 1
+    beam.add_argument(
+        "--alpha", type=float, nargs=nargs, default=[1.0], help="weight of the language model (default 1)"
+    )
+    beam.add_argument("--beta", type=float, nargs=nargs, default=[0.0], help="bonus of every word (default 0)")
+
+
+def check_beam_arguments(args: argparse.Namespace) -> None:
+    """Makes sure that what belongs to beam search comes with it.
+
+    Raises:
+        UserError: it does not.
+    """
+    given = (args.lm, args.lexicon, args.alpha, args.beta)
+    if args.beam is None and given != (None, None, [1.0], [0.0]):
+        raise UserError("--lm, --lexicon, --alpha and --beta are of beam search; give --beam 100 with them")
 
 
 def _transcribe(args: argparse.Namespace) -> int:
     import json
 
-    from seqssgd.asr import load_recognizer, read_wave, transcribe
+    from seqssgd.asr import load_recognizer
+    from seqssgd.data.items import printable, reason_of
     from seqssgd.runs import choose_device
+    from seqssgd.speech.decode import open_search
+    from seqssgd.speech.recordings import Wave, recognise
 
+    check_beam_arguments(args)
     if not args.chunk_seconds >= 1:
         raise UserError(f"--chunk-seconds {args.chunk_seconds:g}: it must be at least 1")
     device = choose_device(args.device)
     model, tokenizer = load_recognizer(args.run, args.checkpoint)
     model.to(device)
+    search = None
+    if args.beam is not None:
+        search = open_search(tokenizer, args.beam, args.lm, args.lexicon, args.alpha[0], args.beta[0])
+        if search.coverage:
+            print(f"note: {search.coverage}", file=sys.stderr)
     rate, failed = model.features.rate, False
     for file in args.files:
+        name = printable(file)
+
+        def notes(wave: Wave, name: str = name) -> None:
+            if wave.note:
+                print(f"note: the header of {name} {wave.note}", file=sys.stderr)
+            if wave.own_rate < rate:
+                print(f"note: {name} has {wave.own_rate:,} Hz, the model hears {rate:,} Hz; expect more errors",
+                      file=sys.stderr)  # fmt: skip
+
         try:
-            wave, own = read_wave(file, rate, args.mix)
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            text, seconds = recognise(model, tokenizer, file, args.mix, args.chunk_seconds, search, notes)
+        except Exception as error:
+            reason = reason_of(error, name, UserError)
+            text = reason if isinstance(error, UserError) else f"{name}: {reason}"
+            print(f"error: {printable(text)}", file=sys.stderr, flush=True)
             failed = True
             continue
-        if own < rate:
-            print(f"note: {file} has {own:,} Hz, the model hears {rate:,} Hz; expect more errors", file=sys.stderr)
-        text = transcribe(model, tokenizer, wave, args.chunk_seconds)
         if args.json:
-            found = {"file": file, "seconds": round(len(wave) / rate, 3), "text": text}
+            found = {"file": name, "seconds": round(seconds, 3), "text": text}
             print(json.dumps(found, ensure_ascii=False), flush=True)
         else:
-            print(f"{file}: {text}" if len(args.files) > 1 else text, flush=True)
+            print(f"{name}: {text}" if len(args.files) > 1 else text, flush=True)
     return 2 if failed else 0
 
 

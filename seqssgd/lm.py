@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from seqssgd.data.lines import split_lines
 from seqssgd.data.text import TextDataset
 from seqssgd.data.tokenizers import Tokenizer, load_tokenizer
 from seqssgd.errors import UserError
@@ -132,7 +133,7 @@ def generate(
     if not 0 <= temperature < math.inf:
         raise UserError(f"--temperature {temperature}: it must be a number from 0 up")
     # the stream that the model learned has an <eos> before every line; the prompt's last line goes on
-    ids = [tokenizer.eos_id, *tokenizer.encode(prompt.splitlines(), "the prompt")[:-1].tolist()]
+    ids = [tokenizer.eos_id, *tokenizer.encode(split_lines(prompt), "the prompt")[:-1].tolist()]
     device = model.output.weight.device
     generator = torch.Generator().manual_seed(seed)
     training = model.training

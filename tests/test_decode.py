@@ -11,7 +11,7 @@ import torch
 
 from seqssgd.errors import UserError
 from seqssgd.metrics import score
-from seqssgd.speech.decode import BeamSearch, GridPoint, arpa_words, greedy, grid_search
+from seqssgd.speech.decode import BeamSearch, GridPoint, arpa_words, greedy, grid_search, open_search
 from seqssgd.speech.ngram import BEGIN, END, NGram, characters, estimate
 from seqssgd.speech.tokens import CharacterTokenizer, PieceTokenizer
 
@@ -225,9 +225,10 @@ def test_grid_search_rates_every_pair_and_puts_the_best_first(tokenizer, models)
 def test_a_lexicon_file_has_its_words_first_on_every_line(tokenizer, tmp_path):
     file = tmp_path / "lexicon.txt"
     file.write_text("ab A B |\n\n<unk> spn\nA(2) X\n")
-    with pytest.raises(UserError, match=r"'\('.*line 4 of .*lexicon.txt"):
-        BeamSearch(tokenizer, lexicon=file)
-    file.write_text("ab A B |\n\n<unk> spn\nA\nAB A B\n")
+    search = BeamSearch(tokenizer, lexicon=file)
+    assert search.words == {"AB": [2, 3]}
+    assert search.coverage == "1 of 2 words of the lexicon are left out, which the tokenizer cannot spell ('A(2)')"
+    file.write_text("\ufeffab A B |\n\n<unk> spn\nA\nAB A B\n")
     assert BeamSearch(tokenizer, lexicon=file).words == {"AB": [2, 3], "A": [2]}
 
 
@@ -282,9 +283,33 @@ def test_a_language_model_over_other_units_than_the_search_needs_is_refused(toke
         BeamSearch(tokenizer, lower, WORDS)
 
 
+def test_a_language_model_that_knows_almost_no_word_is_refused_and_the_share_is_said(tokenizer, tmp_path):
+    """As a model in small letters, in which digits and apostrophes alone are as in the lexicon."""
+    path = tmp_path / "lm.arpa"
+    words = ["A", "B", "AB", "BA", "BB", "AA", "ABA", "BAB", "AAB", "BBA"]
+    estimate([[word.lower() for word in words], ["A", "b"]], 2).write_arpa(path)
+    with pytest.raises(
+        UserError, match="knows 1 of 10 of the words of the lexicon, such as 'BBA'; upper and lower case"
+    ):
+        BeamSearch(tokenizer, path, words)
+    estimate([words[:8]], 2).write_arpa(path)
+    assert BeamSearch(tokenizer, path, words).coverage == f"{path} knows 8 of 10 words of the lexicon (80 %)"
+
+
+def test_one_odd_word_of_a_model_is_left_out_and_counted(tokenizer, tmp_path):
+    path = tmp_path / "lm.arpa"
+    estimate([line.split() for line in [*SENTENCES, "É A ,"]], 2).write_arpa(path)
+    search = open_search(tokenizer, 10, path)
+    assert sorted(search.words) == sorted(WORDS)
+    assert search.coverage.startswith("2 of 7 words of the lexicon are left out, which the tokenizer cannot spell (")
+    assert search.coverage.endswith(f"{path} knows 5 of 5 words of the lexicon (100 %)")
+    logits = some_logits(61)
+    assert search.n_best(logits)[0].text == BeamSearch(tokenizer, path, WORDS, beam=10).n_best(logits)[0].text
+
+
 def test_wrong_arguments_are_refused(tokenizer, tmp_path):
-    with pytest.raises(UserError, match="'C' .* in the lexicon"):
-        BeamSearch(tokenizer, lexicon=["A", "CAB"])
+    with pytest.raises(UserError, match="cannot spell .'CAB', 'C', 'CC', .*: it is of another alphabet"):
+        BeamSearch(tokenizer, lexicon=["A", "CAB", "C", "CC", "CCC", "CCA"])
     with pytest.raises(UserError, match="holds no words"):
         BeamSearch(tokenizer, lexicon=["<unk>"])
     with pytest.raises(UserError, match="cannot be read as a lexicon"):

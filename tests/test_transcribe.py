@@ -2,6 +2,11 @@
 
 import dataclasses
 import json
+import os
+import struct
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +32,10 @@ from seqssgd.asr import (  # noqa: E402
     recording_logits,
     transcribe,
 )
+from seqssgd.data.containers import NO_LENGTH  # noqa: E402
+from seqssgd.speech import recordings  # noqa: E402
+from seqssgd.speech.decode import BeamSearch  # noqa: E402
+from seqssgd.speech.ngram import estimate  # noqa: E402
 
 CONFIG = RecognizerConfig(FeatureConfig(bins=20), NetworkConfig(width=8, layers=2, kernel=5, subsampling=3))
 
@@ -184,9 +193,115 @@ def test_unusable_files_take_a_line_each_and_the_others_are_written_down(run, tm
     assert capsys.readouterr().out == "\n"  # shorter than a frame
 
 
+def test_whole_numbers_of_32_bits_are_heard_like_those_of_24(run, tmp_path, capsys):
+    arguments = ["transcribe", "--run", str(run), "--device", "cpu"]
+    texts = []
+    noise = np.random.default_rng(0).integers(0, 256, len(SPEECH))
+    for name, subtype in (("a.wav", "PCM_24"), ("b.wav", "PCM_32")):
+        samples = (SPEECH.astype(np.int32) << 16) + (noise if subtype == "PCM_32" else 0)
+        assert cli.main([*arguments, str(write(tmp_path / name, samples.astype(np.int32), subtype=subtype))]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] != "\n"
+
+
+def test_a_recording_without_a_length_is_heard_to_its_end_with_a_note(run, tmp_path, capsys):
+    whole = write(tmp_path / "whole.wav", SPEECH).read_bytes()
+    (tmp_path / "piped.wav").write_bytes(whole[:40] + b"\x00\xf0\xff\x7f" + whole[44:])
+    assert cli.main(["transcribe", "--run", str(run), str(tmp_path / "whole.wav"), str(tmp_path / "piped.wav")]) == 0
+    said = capsys.readouterr()
+    first, second = (line.split(": ", 1)[1] for line in said.out.splitlines())
+    assert first == second and first
+    assert said.err == f"note: the header of {tmp_path / 'piped.wav'} {NO_LENGTH}\n"
+
+
+def test_file_names_that_are_not_utf_8_are_transcribed(run, tmp_path, capsys):
+    name = os.fsencode(tmp_path) + b"/caf\xe9.wav"
+    os.rename(write(tmp_path / "a.wav", SPEECH), name)
+    absent = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.wav")
+    assert cli.main(["transcribe", "--run", str(run), "--json", os.fsdecode(name), absent]) == 2
+    said = capsys.readouterr()
+    assert json.loads(said.out)["text"] and "caf\\udce9.wav" in json.loads(said.out)["file"]
+    assert "\\udcff.wav: there is no such file" in said.err
+
+
+def test_whatever_one_file_raises_the_others_are_transcribed(run, tmp_path, capsys, monkeypatch):
+    good, bad = write(tmp_path / "good.wav", SPEECH), write(tmp_path / "bad.wav", SPEECH)
+    real = recordings.recognise
+
+    def recognise(model, tokenizer, path, *arguments):
+        if path == str(bad):
+            raise ZeroDivisionError("by zero")
+        return real(model, tokenizer, path, *arguments)
+
+    monkeypatch.setattr(recordings, "recognise", recognise)
+    assert cli.main(["transcribe", "--run", str(run), str(bad), str(good)]) == 2
+    said = capsys.readouterr()
+    assert said.err == f"error: {bad}: cannot be used (ZeroDivisionError: by zero)\n" and said.out.startswith(str(good))
+
+
+def test_a_pipe_is_transcribed_like_a_file(run, tmp_path, capsys):
+    file = write(tmp_path / "a.wav", SPEECH)
+    os.mkfifo(tmp_path / "pipe")
+    feeder = threading.Thread(target=lambda: (tmp_path / "pipe").write_bytes(file.read_bytes()))
+    feeder.start()
+    assert cli.main(["transcribe", "--run", str(run), str(tmp_path / "pipe")]) == 0
+    feeder.join()
+    heard = capsys.readouterr().out
+    assert cli.main(["transcribe", "--run", str(run), str(file)]) == 0
+    assert capsys.readouterr().out == heard != "\n"
+
+
+MEASURE = """
+import resource, sys
+from seqssgd import cli
+assert cli.main(["transcribe", "--mix", "--run", *sys.argv[1:]]) == 0
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, file=sys.stderr)
+"""
+
+
+def test_memory_does_not_grow_with_the_length_of_a_recording_and_long_ones_show_progress(run, tmp_path):
+    peaks = []
+    for minutes in (1, 15):  # of 48 kHz stereo floats: 345 MB, of which most is a hole in the file
+        file, size = tmp_path / f"{minutes}.wav", minutes * 60 * 48_000 * 8
+        with open(file, "wb") as sparse:
+            sparse.write(b"RIFF" + struct.pack("<I", 36 + size) + b"WAVEfmt " + struct.pack("<I", 16))
+            sparse.write(struct.pack("<HHIIHH", 3, 2, 48_000, 48_000 * 8, 8, 32) + b"data" + struct.pack("<I", size))
+            sparse.write(np.repeat(SPEECH / 32_768, 6).astype("<f4").tobytes())
+            sparse.truncate(44 + size)
+        done = subprocess.run([sys.executable, "-c", MEASURE, str(run), str(file)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        *progress, peak = done.stderr.splitlines()
+        peaks.append(int(peak))
+        assert (minutes < 10) == (progress == []) or "900 s of" in done.stderr
+    assert peaks[1] < peaks[0] + 60, peaks
+
+
+def test_a_recording_in_blocks_of_any_size_gives_the_logits_of_the_whole():
+    model, wave = model_of(), torch.from_numpy(SPEECH / 32_768).float()
+    whole = recording_logits(model, wave)
+    for size in (100, 399, 4001):
+        found = torch.cat(list(recordings.logits_of(model, wave.split(size), 0.5)))
+        torch.testing.assert_close(found, whole, rtol=1e-4, atol=1e-4)
+
+
+def test_beam_search_with_a_language_model_is_that_of_evaluation(run, tmp_path, capsys):
+    pytest.importorskip("flashlight.lib.text.decoder", reason="needs pip install 'seqssgd[beam]'")
+    pytest.importorskip("kenlm", reason="needs pip install 'seqssgd[beam]'")
+    lm, file = tmp_path / "lm.arpa", write(tmp_path / "a.wav", SPEECH)
+    estimate([["ABCD", "DAB", "CABBAGE"], ["DAB", "ABCD"]], 2).write_arpa(lm)
+    model, tokenizer = load_recognizer(run)
+    logits = recording_logits(model, read_wave(file, 16_000)[0])
+    expected = BeamSearch(tokenizer, lm, ["ABCD", "DAB", "CABBAGE"], 0.7, 1.5, beam=20).n_best(logits)[0].text
+    options = ["--beam", "20", "--lm", str(lm), "--alpha", "0.7", "--beta", "1.5"]
+    assert cli.main(["transcribe", "--run", str(run), *options, str(file)]) == 0
+    said = capsys.readouterr()
+    assert said.out == f"{expected}\n" and "knows 3 of 3 words of the lexicon" in said.err
+
+
 def test_wishes_that_make_no_sense_are_refused_before_any_file_is_read(run, tmp_path, capsys):
     arguments = ["transcribe", "--run", run, tmp_path / "absent.wav"]
     assert "--chunk-seconds 0: it must be at least 1" in refused(capsys, cli.main, *arguments, "--chunk-seconds", 0)
+    assert "give --beam 100 with them" in refused(capsys, cli.main, *arguments, "--lm", "x.arpa")
     assert "--device abacus cannot be used here" in refused(capsys, cli.main, *arguments, "--device", "abacus")
     (run / "tokenizer/tokenizer.json").write_text('{"level": "character", "case": "lower", "drop": ""}')
     assert "is not the tokenizer that" in refused(capsys, cli.main, *arguments)

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from seqssgd.asr import SPLITS, Recognizer, check_same_corpus, load_for_run, load_recognizer, transcribe_set
-from seqssgd.cli import run_arguments
+from seqssgd.cli import beam_arguments, check_beam_arguments, run_arguments
 from seqssgd.data.speech_writer import read_info
 from seqssgd.data.wsj import scoring_filter
 from seqssgd.errors import UserError, run_cli
@@ -24,8 +24,7 @@ from seqssgd.files import atomic_path
 from seqssgd.metrics import RealTimeFactor, Score, score
 from seqssgd.report import record
 from seqssgd.runs import choose_device, find_checkpoint
-from seqssgd.speech.decode import BeamSearch, arpa_words, grid_search
-from seqssgd.speech.ngram import SEPARATOR
+from seqssgd.speech.decode import BeamSearch, grid_search, open_search
 from seqssgd.speech.tokens import LabelTokenizer
 
 NAMES = {"word": "WER", "char": "CER"}
@@ -40,17 +39,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--save", action="store_true", help="keep the figures in the run directory, for seqssgd compare"
     )
-    beam = parser.add_argument_group("beam search")
-    beam.add_argument("--beam", type=int, metavar="N", help="hypotheses kept after every frame (default: greedy)")
-    beam.add_argument("--lm", metavar="FILE", help="n-gram model over words or labels: ARPA, or KenLM binary")
-    beam.add_argument("--lexicon", metavar="FILE", help="words, one a line (default: those of an ARPA over words)")
-    beam.add_argument("--alpha", type=float, nargs="+", default=[1.0], help="weights of the language model (default 1)")
-    beam.add_argument("--beta", type=float, nargs="+", default=[0.0], help="bonuses of every word (default 0)")
+    beam_arguments(parser, several=True)
     args = parser.parse_args(argv)
-    if args.beam is None and any(
-        getattr(args, name) != beam.get_default(name) for name in ("lm", "lexicon", "alpha", "beta")
-    ):
-        raise UserError("--lm, --lexicon, --alpha and --beta are of beam search; give --beam 100 with them")
+    check_beam_arguments(args)
     return args
 
 
@@ -103,18 +94,11 @@ def choose_search(
     device: torch.device,
 ) -> tuple[BeamSearch, str]:
     """The beam search, with the best of the weights on the validation set, and what to call it."""
-    lexicon = args.lexicon
-    if lexicon is None and args.lm is not None and " " in tokenizer.labels:
-        try:
-            words = arpa_words(args.lm)
-            lexicon = None if SEPARATOR in words else words
-        except UserError:
-            pass  # a binary, or no model at all: the search says so
+    search = open_search(tokenizer, args.beam, args.lm, args.lexicon, args.alpha[0], args.beta[0])
+    if search.coverage:
+        print(f"note: {search.coverage}", file=sys.stderr)
     try:
-        search = BeamSearch(tokenizer, args.lm, lexicon, args.alpha[0], args.beta[0], args.beam)
         searches = [search.with_weights(alpha, beta) for alpha in args.alpha for beta in args.beta]
-    except UserError:
-        raise
     except ValueError as error:
         raise UserError(f"--{error}") from None
     chosen = ""

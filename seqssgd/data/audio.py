@@ -1,38 +1,112 @@
-"""One recording in, the bytes of a lossless FLAC out; whatever is wrong with a recording is an ``AudioError``."""
+"""One recording in, the bytes of a lossless FLAC out; whatever is wrong with a recording is an ``AudioError``.
 
+A recording is decoded a block at a time (:func:`open_audio`), and all of it or not at all: what its container says of
+its length, its checksums and its end is held against the file (see the modules ``containers``, ``ogg`` and ``mpeg``),
+and recordings that follow on each other in one file are read as one.
+"""
+
+import contextlib
+import hashlib
 import io
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import soundfile
 
-from seqssgd.data import sphere
+from seqssgd.data import flac, sphere
+from seqssgd.data.containers import Layout, Part, chunked_layout
+from seqssgd.data.mpeg import is_mpeg, mpeg_streams, skip_tags
+from seqssgd.data.ogg import ogg_links
+from seqssgd.data.resampling import resampled
 from seqssgd.data.sphere import AudioError
+from seqssgd.data.views import View, read_at, size_of
 
 # Subtypes that 16 bits hold without loss, and lossy ones, where more bits would keep nothing more.
 _16_BITS = {"PCM_16", "PCM_S8", "PCM_U8", "ULAW", "ALAW"}
 _LOSSY = {"VORBIS", "OPUS", "MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III"}
-_BLOCK = 1 << 20  # samples
+_BLOCK = 1 << 18  # samples of every channel
 
 
-class Recording(NamedTuple):
-    """Decoded audio: (N, channels) samples, int16, or int32 whose upper 24 bits are used, and the rate in Hz."""
-
+class _Fields(NamedTuple):
     samples: np.ndarray
     rate: int
-    flac: bytes | None = None  # the file itself, if that already is a FLAC
+    flac: bytes | None = None
+
+
+class Recording(_Fields):
+    """Decoded audio.
+
+    Attributes:
+        samples: (N, channels), int16, or int32 whose upper bits are used.
+        rate: in Hz.
+        flac: the file itself, if that already is a FLAC.
+        note: what is to be said about the file it was in, or None.
+    """
+
+    note: str | None = None
+
+    def changed(self, samples: np.ndarray, rate: int | None = None) -> "Recording":
+        """The recording with other samples."""
+        return noted(Recording(samples, self.rate if rate is None else rate), self.note)
+
+
+def noted(recording: Recording, note: str | None) -> Recording:
+    """The recording, with a note."""
+    recording.note = note
+    return recording
+
+
+# ---- decoding --------------------------------------------------------------------------------------------------------
+
+
+class AudioStream:
+    """An open recording; made by :func:`open_audio`.
+
+    Attributes:
+        rate: in Hz.
+        channels: of every block.
+        frames: samples of every channel as the header has it; None where that is an estimate, or not known.
+        note: what is to be said about the file, or None.
+    """
+
+    def __init__(self, rate: int, channels: int, frames: int | None, blocks: Iterator[np.ndarray], note: str | None):
+        self.rate, self.channels, self.frames, self.note, self._blocks = rate, channels, frames, note, blocks
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """The samples in order, each block (n, channels) of int16 or int32; can be read once.
+
+        Raises:
+            AudioError: the recording is damaged, or is not all there; where that shows in the end, after the last
+                block.
+        """
+        return self._blocks
+
+
+@contextlib.contextmanager
+def open_audio(source: str | Path | bytes) -> Iterator[AudioStream]:
+    """The recording in a file, or in the bytes of one: SPHERE, or whatever soundfile reads.
+
+    Raises:
+        AudioError: there is no such file, it is no recording, or not a whole one.
+    """
+    with _open(source) as file:
+        yield _stream(file)
 
 
 def read_file(path: str | Path) -> Recording:
     """The recording in a file: SPHERE, or whatever soundfile reads."""
-    try:
-        data = Path(path).read_bytes()
-    except FileNotFoundError:
-        raise AudioError("there is no such file") from None
-    except OSError as error:
-        raise AudioError(f"cannot be read ({error.strerror})") from None
-    return decode(data)
+    with _open(path) as file:
+        return _decode(file)
+
+
+def decode(data: bytes) -> Recording:
+    """The recording in the bytes of a file, all of it: one that is shorter than its own header says is an error."""
+    return _decode(io.BytesIO(data))
 
 
 def read_row(table, index: int, column: str, rate: int, channel: int | None = None) -> Recording:
@@ -41,12 +115,28 @@ def read_row(table, index: int, column: str, rate: int, channel: int | None = No
     ``channel`` (from 1) is the one to take of recordings with several.
     """
     cell = table[index][column] or {}
-    if cell.get("bytes") is None and not cell.get("path"):
+    if cell.get("array") is not None:
+        recording = _from_array(cell["array"], cell.get("sampling_rate"))
+    elif cell.get("bytes") is None and not cell.get("path"):
         raise AudioError("has no audio")
-    recording = read_file(cell["path"]) if cell.get("bytes") is None else decode(cell["bytes"])
+    else:
+        recording = read_file(cell["path"]) if cell.get("bytes") is None else decode(cell["bytes"])
     if channel is not None:
         recording = take_channel(recording, channel)
     return resample(recording, rate)
+
+
+def _from_array(samples: object, rate: object) -> Recording:
+    """The recording in samples (N,) or (channels, N): in [-1, 1], or whole numbers of 16 bits."""
+    array = np.asarray(samples)
+    if array.ndim not in (1, 2) or array.dtype.kind not in "fiu" or not isinstance(rate, int) or rate < 1:
+        raise AudioError("holds no samples with their rate")
+    columns = array.reshape(1, -1).T if array.ndim == 1 else array.T
+    if array.dtype.kind == "f":
+        return Recording(_from_floats(columns.astype(np.float64)), rate)
+    if array.size and not -(2**15) <= array.min() <= array.max() < 2**15:
+        raise AudioError("has whole-numbered samples of more than 16 bits")
+    return Recording(columns.astype(np.int16), rate)
 
 
 def read_pcm(data: bytes, rate: int, order: str) -> Recording:
@@ -56,91 +146,122 @@ def read_pcm(data: bytes, rate: int, order: str) -> Recording:
     return Recording(np.frombuffer(data, order).astype(np.int16)[:, None], rate)
 
 
-def decode(data: bytes) -> Recording:
-    """The recording in the bytes of a file, all of it: one that is shorter than its own header says is an error."""
-    if not data:
+@contextlib.contextmanager
+def _open(source: str | Path | bytes) -> Iterator[BinaryIO]:
+    """A file that can be read from any place; what comes through a pipe is written to a temporary one."""
+    if isinstance(source, bytes):
+        yield io.BytesIO(source)
+        return
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(open(source, "rb"))
+            if not file.seekable():
+                copy = stack.enter_context(tempfile.TemporaryFile())
+                shutil.copyfileobj(file, copy)
+                file = copy
+        except FileNotFoundError:
+            raise AudioError("there is no such file") from None
+        except ValueError as error:  # a name with a zero byte
+            raise AudioError(f"cannot be read ({error})") from None
+        except OSError as error:
+            raise AudioError(f"cannot be read ({error.strerror})") from None
+        yield file
+
+
+def _decode(file: BinaryIO) -> Recording:
+    stream = _stream(file)
+    blocks = list(stream.blocks())
+    samples = np.concatenate(blocks) if blocks else np.zeros((0, stream.channels), np.int16)
+    whole = read_at(file, 0, size_of(file)) if stream.note is None and flac.is_one_flac(file) else None
+    return noted(Recording(samples, stream.rate, whole), stream.note)
+
+
+def _stream(file: BinaryIO) -> AudioStream:
+    if not size_of(file):
         raise AudioError("is empty")
-    if data.startswith(sphere.MAGIC):
-        return Recording(*sphere.read_sphere(data))
-    try:
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
-            narrow = file.subtype in _16_BITS | _LOSSY
-            floats = file.subtype in ("FLOAT", "DOUBLE")
-            if file.frames >= 2**36:
-                raise AudioError("is a stream that does not say how long it is; encode it again as a file")
-            samples = _read_blocks(file, "float64" if floats else "int16" if narrow else "int32")
-            rate, kind = file.samplerate, f"{file.format} {file.subtype}"
-            frames = len(samples) if file.subtype in _LOSSY else file.frames  # theirs is an estimate
-            flac = data if file.format == "FLAC" else None
-    except soundfile.LibsndfileError as error:
-        raise AudioError(f"cannot be decoded ({error.error_string.strip().rstrip('.')})") from None
-    if len(samples) != frames:
-        raise AudioError(f"holds {len(samples):,} samples, but its header says {frames:,}")
-    if floats:
-        samples = _from_floats(samples)
-    elif not narrow and (samples & 0xFF).any():
-        raise AudioError(f"has more bits a sample ({kind}) than the 24 that FLAC keeps")
-    _check_length(data)
-    return Recording(samples, rate, flac)
+    if read_at(file, 0, len(sphere.MAGIC)) == sphere.MAGIC:
+        opened = sphere.open_sphere(file)
+        return AudioStream(opened.rate, opened.channels, opened.frames, opened.blocks, None)
+    layout = _layout(file)
+    decoders = [_Decoder(file, part) for part in layout.parts]
+    forms = {(decoder.sound.samplerate, decoder.sound.channels) for decoder in decoders}
+    if len(forms) > 1:
+        raise AudioError("holds several recordings, one after the other, with other rates or channels")
+    (rate, channels), first = forms.pop(), decoders[0]
+    frames = first.sound.frames if len(decoders) == 1 and not first.lossy else None
+    return AudioStream(rate, channels, frames, _blocks(decoders), layout.note)
 
 
-def flac_of(recording: Recording) -> tuple[bytes, float]:
-    """The FLAC of a recording that is fit for training, and its duration in seconds.
-
-    Raises:
-        AudioError: no samples, or more than one channel.
-    """
-    samples, rate, flac = recording
-    if not len(samples):
-        raise AudioError("holds no samples")
-    if samples.shape[1] != 1:
-        raise AudioError(f"has {samples.shape[1]} channels where one is meant")
-    return flac or encode_flac(samples[:, 0], rate), len(samples) / rate
-
-
-def take_channel(recording: Recording, number: int) -> Recording:
-    """Channel ``number`` (from 1) of a recording with several; one with a single channel as it is."""
-    count = recording.samples.shape[1]
-    if count == 1:
-        return recording
-    if not 1 <= number <= count:
-        raise AudioError(f"has {count} channels, and no channel {number}")
-    return Recording(recording.samples[:, number - 1 : number], recording.rate)
+def _layout(file: BinaryIO) -> Layout:
+    """The recordings in a file, by its container."""
+    size = size_of(file)
+    if layout := chunked_layout(file):
+        return layout
+    if read_at(file, 0, 4) == b"OggS":
+        return Layout([Part(*link) for link in ogg_links(file)])
+    begin = skip_tags(file, 0)
+    if read_at(file, begin, 4) == b"fLaC":
+        starts = [begin, *flac.flacs_after(file, begin)]
+        return Layout([Part(*pair) for pair in zip(starts, [*starts[1:], size], strict=True)])
+    if is_mpeg(file):
+        return Layout([Part(*stream) for stream in mpeg_streams(file)])
+    return Layout([Part(0, size)])
 
 
-def mix_channels(recording: Recording) -> Recording:
-    """The mean of all channels as one."""
-    samples, rate, _ = recording
-    if samples.shape[1] == 1:
-        return recording
-    return Recording(np.rint(samples.mean(1, keepdims=True, dtype=np.float64)).astype(samples.dtype), rate)
+def _blocks(decoders: list["_Decoder"]) -> Iterator[np.ndarray]:
+    wide = not all(decoder.narrow for decoder in decoders)
+    for decoder in decoders:
+        for block in decoder.blocks():
+            yield block.astype(np.int32) << 16 if wide and block.dtype == np.int16 else block
 
 
-def resample(recording: Recording, rate: int) -> Recording:
-    """A recording of one channel at another sample rate, by FFmpeg's resampler (PyAV); others as they are."""
-    samples = recording.samples
-    if recording.rate == rate or samples.shape[1] != 1 or not len(samples):
-        return recording
-    import av
+class _Decoder:
+    """One recording in a file, through soundfile."""
 
-    kind = "s16" if samples.dtype == np.int16 else "s32"
-    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples.T), kind, "mono")
-    frame.rate = recording.rate
-    resampler = av.AudioResampler(kind, "mono", rate)
-    parts = [part.to_ndarray()[0] for part in [*resampler.resample(frame), *resampler.resample(None)]]
-    result = np.concatenate(parts)[:, None]
-    return Recording(result if kind == "s16" else result & ~0xFF, rate)
+    def __init__(self, file: BinaryIO, part: Part) -> None:
+        view = View(file, *part)
+        self._md5 = flac.checksum(view)
+        try:
+            self.sound = soundfile.SoundFile(view)
+        except (soundfile.SoundFileError, TypeError, ValueError) as error:
+            raise AudioError(f"cannot be decoded ({_reason(error)})") from None
+        subtype = self.sound.subtype
+        self.lossy, self.floats = subtype in _LOSSY, subtype in ("FLOAT", "DOUBLE")
+        self.narrow = subtype in _16_BITS or self.lossy
+        if self.sound.frames >= 2**36:
+            raise AudioError("is a stream that does not say how long it is; encode it again as a file")
+        if self.sound.format not in ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "VOC", "CAF", "FLAC", "OGG", "MP3"):
+            _check_log(self.sound)
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """The samples, (n, channels) of int16 or int32."""
+        kind = "float64" if self.floats else "int16" if self.narrow else "int32"
+        total, digest = 0, hashlib.md5(usedforsecurity=False)
+        try:
+            while len(block := self.sound.read(_BLOCK, kind, always_2d=True)):
+                total += len(block)
+                if self._md5:
+                    digest.update(flac.packed(block, self._md5[1]))
+                yield _from_floats(block) if self.floats else block
+        except soundfile.SoundFileError as error:
+            raise AudioError(f"cannot be decoded ({_reason(error)})") from None
+        if not self.lossy and total != self.sound.frames:
+            raise AudioError(f"holds {total:,} samples, but its header says {self.sound.frames:,}")
+        if self._md5 and digest.digest() != self._md5[0]:
+            raise AudioError("is damaged: its samples have another checksum (MD5) than its header says")
 
 
-def encode_flac(samples: np.ndarray, rate: int) -> bytes:
-    """(N,) int16 samples, or int32 ones whose lowest 8 bits are 0, as a FLAC file of 16 or 24 bits."""
-    buffer = io.BytesIO()
-    subtype = "PCM_16" if samples.dtype == np.int16 else "PCM_24"
-    try:
-        soundfile.write(buffer, samples, rate, format="FLAC", subtype=subtype)
-    except (soundfile.LibsndfileError, ValueError) as error:
-        raise AudioError(f"cannot be kept as FLAC at {rate:,} Hz ({error})") from None
-    return buffer.getvalue()
+def _reason(error: Exception) -> str:
+    return getattr(error, "error_string", str(error)).strip().rstrip(".")
+
+
+def _check_log(sound: soundfile.SoundFile) -> None:
+    """Of formats that are rarely seen, libsndfile's log of the header tells what is missing."""
+    log = sound.extra_info
+    sizes = [int(size) for size in re.findall(r"\b(?:Frames|Cols)\s*:\s*(\d+)", log)]
+    other = [size for size, real in re.findall(r"(\d+) \(?should be (\d+)", log) if size != real]
+    if other or "truncated" in log or (sizes and max(sizes) not in (sound.frames, sound.frames * sound.channels)):
+        raise AudioError("is cut off, or followed by something else: its header says another number of samples")
 
 
 def _from_floats(samples: np.ndarray) -> np.ndarray:
@@ -153,25 +274,64 @@ def _from_floats(samples: np.ndarray) -> np.ndarray:
     return np.minimum(np.rint(samples * 2**23), 2**23 - 1).astype(np.int32) << 8
 
 
-def _check_length(data: bytes) -> None:
-    """libsndfile takes a WAV or AIFF file that ends early for a shorter one; the sizes in its header tell."""
-    missing = 0
-    if data[:4] == b"FORM":
-        missing = 8 + int.from_bytes(data[4:8], "big") - len(data)
-    elif data[:4] == b"RIFF":
-        position, name, size = 12, b"", 0
-        while position + 8 <= len(data) and name != b"data":
-            name, size = data[position : position + 4], int.from_bytes(data[position + 4 : position + 8], "little")
-            position += 8 + size + size % 2 * (name != b"data")
-        if name == b"data" and size < 0x7FFFFFFF:  # streams that never learnt their length have a huge one
-            missing = position - len(data)
-    if missing > 0:
-        raise AudioError(f"is cut off: {missing:,} bytes of its samples are missing")
+# ---- keeping ---------------------------------------------------------------------------------------------------------
 
 
-def _read_blocks(file: soundfile.SoundFile, dtype: Literal["int16", "int32", "float64"]) -> np.ndarray:
-    """All samples, (N, channels), of a file whose header may give any number of them."""
-    blocks = [file.read(_BLOCK, dtype, always_2d=True)]
-    while len(blocks[-1]) == _BLOCK:
-        blocks.append(file.read(_BLOCK, dtype, always_2d=True))
-    return np.concatenate(blocks)
+def flac_of(recording: Recording) -> tuple[bytes, float]:
+    """The FLAC of a recording that is fit for training, and its duration in seconds.
+
+    Raises:
+        AudioError: no samples, more than one channel, or more bits a sample than FLAC keeps.
+    """
+    samples, rate, kept = recording
+    if not len(samples):
+        raise AudioError("holds no samples")
+    if samples.shape[1] != 1:
+        raise AudioError(f"has {samples.shape[1]} channels where one is meant")
+    return kept or encode_flac(samples[:, 0], rate), len(samples) / rate
+
+
+def encode_flac(samples: np.ndarray, rate: int) -> bytes:
+    """(N,) int16 samples, or int32 ones whose lowest 8 bits are 0, as a FLAC file of 16 or 24 bits."""
+    if samples.dtype == np.int32 and (samples & 0xFF).any():
+        raise AudioError("has more bits a sample than the 24 that FLAC keeps")
+    buffer = io.BytesIO()
+    subtype = "PCM_16" if samples.dtype == np.int16 else "PCM_24"
+    try:
+        soundfile.write(buffer, samples, rate, format="FLAC", subtype=subtype)
+    except (soundfile.LibsndfileError, ValueError) as error:
+        raise AudioError(f"cannot be kept as FLAC at {rate:,} Hz ({error})") from None
+    return buffer.getvalue()
+
+
+# ---- channels and rates ----------------------------------------------------------------------------------------------
+
+
+def take_channel(recording: Recording, number: int) -> Recording:
+    """Channel ``number`` (from 1) of a recording with several; one with a single channel as it is."""
+    count = recording.samples.shape[1]
+    if count == 1:
+        return recording
+    if not 1 <= number <= count:
+        raise AudioError(f"has {count} channels, and no channel {number}")
+    return recording.changed(recording.samples[:, number - 1 : number])
+
+
+def mixed(samples: np.ndarray) -> np.ndarray:
+    """The mean of all channels of samples (n, channels) as one, (n, 1)."""
+    if samples.shape[1] == 1:
+        return samples
+    return np.rint(samples.mean(1, keepdims=True, dtype=np.float64)).astype(samples.dtype)
+
+
+def mix_channels(recording: Recording) -> Recording:
+    """The mean of all channels as one."""
+    return recording if recording.samples.shape[1] == 1 else recording.changed(mixed(recording.samples))
+
+
+def resample(recording: Recording, rate: int) -> Recording:
+    """A recording of one channel at another sample rate; others as they are."""
+    if recording.rate == rate or recording.samples.shape[1] != 1 or not len(recording.samples):
+        return recording
+    parts = list(resampled([recording.samples], recording.rate, rate))
+    return recording.changed(np.concatenate(parts), rate)

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from seqssgd.data.lines import MARK
 from seqssgd.errors import UserError, require
 
 if TYPE_CHECKING:
@@ -29,7 +30,51 @@ def load_hub(name: str, config: str | None = None) -> Mapping:
         error = error.__cause__ or error  # which datasets wraps in one that says no more than that there is one
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"--hub {name} could not be loaded: {reason}") from None
-    return loaded if isinstance(loaded, Mapping) else {"train": loaded}
+    splits = loaded if isinstance(loaded, Mapping) else {"train": loaded}
+    return {name: _without_mark(table) for name, table in splits.items()}
+
+
+def _without_mark(table):
+    """A split whose columns' names have no byte-order mark, which CSV files may begin with."""
+    marked = {name: name.removeprefix(MARK) for name in getattr(table, "column_names", []) if name.startswith(MARK)}
+    return table.rename_columns(marked) if marked else table
+
+
+def as_files(table: "datasets.Dataset", column: str, kind: "datasets.Audio | datasets.Image") -> "datasets.Dataset":
+    """One column of a data set, as files that are not decoded: their bytes, or the paths to them.
+
+    Strings and bytes may be of the forms for much text that pandas and polars write, or of a dictionary (categories).
+
+    Raises:
+        TypeError, ValueError, KeyError, NotImplementedError: the column holds no files.
+    """
+    import datasets
+
+    table = table.select_columns(column)
+    plain = _plain(table.features[column])
+    if plain != table.features[column]:
+        table = table.cast_column(column, plain)
+    elif isinstance(plain, datasets.Value) and plain.dtype.startswith("dictionary"):
+        table = table.cast_column(column, datasets.Value("string"))
+    return table.cast_column(column, kind)
+
+
+def _plain(feature):
+    """A column's type with ordinary strings and bytes in place of those for much of either."""
+    import datasets
+
+    if isinstance(feature, datasets.Value):
+        names = {"large_string": "string", "string_view": "string", "large_binary": "binary", "binary_view": "binary"}
+        return datasets.Value(names.get(feature.dtype, feature.dtype))
+    if isinstance(feature, dict):
+        return {name: _plain(entry) for name, entry in feature.items()}
+    return feature
+
+
+def holds_samples(table: "datasets.Dataset", column: str) -> bool:
+    """Whether a column has decoded recordings: ``{array, sampling_rate}``, as datasets gives them."""
+    feature = table.features[column]
+    return isinstance(feature, dict) and {"array", "sampling_rate"} <= set(feature)
 
 
 def open_parquet(title: str, files: Sequence[Path], unit: str) -> "datasets.Dataset":
@@ -56,6 +101,12 @@ def open_parquet(title: str, files: Sequence[Path], unit: str) -> "datasets.Data
         raise
     except Exception as error:  # pyarrow and datasets each raise their own
         error = error.__cause__ or error
+        if isinstance(error, OSError) and error.errno is not None:
+            cache = datasets.config.HF_DATASETS_CACHE
+            raise UserError(
+                f"{title} cannot be opened: datasets keeps a copy in its cache, {error.filename or cache} "
+                f"({error.strerror}); set HF_HOME to a folder that can be written to, with room"
+            ) from None
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{title} cannot be read as Parquet ({reason}); prepare it again") from None
 

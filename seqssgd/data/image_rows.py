@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from seqssgd.data.items import printable
 from seqssgd.data.pictures import ImageError, decode_rgb
 from seqssgd.data.shards import Form
 from seqssgd.errors import UserError
@@ -51,7 +52,7 @@ class LabelledImage:
         image = decode_rgb(content)
         if self.shortest_side and min(image.size) > self.shortest_side:
             content = _reduced(image, self.shortest_side)
-        row = {"image": {"bytes": content, "path": self.path}, "label": self.label}
+        row = {"image": {"bytes": content, "path": printable(self.path)}, "label": self.label}
         return row, {"labels": {str(self.label): 1}}
 
 

@@ -7,24 +7,40 @@ are collected in ``.NAME.partial`` beside it, where a later call finds those tha
 
 import argparse
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from seqssgd.data.shards import FORMAT, Form, Item, Rejected, Shard, cut, merge, write_shards
 from seqssgd.errors import UserError
 from seqssgd.files import atomic_path
+from seqssgd.locks import note_no_locks, try_lock
+
+SHOWN = 5  # items, or reasons, that a summary names
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser, most_rejected: float = 0.01) -> None:
     """The options that every program has that prepares such a folder."""
     parser.add_argument("--out", type=Path, required=True, help="folder to write, for example data/mine")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes that decode (default: 1)")
+    parser.add_argument("--most-rejected", type=float, default=most_rejected, metavar="SHARE",
+                        help=f"share of a set that may be left out (default: {most_rejected:g})")  # fmt: skip
+
+
+def allowed_share(args: argparse.Namespace) -> float:
+    """What ``--most-rejected`` says.
+
+    Raises:
+        UserError: it is no share.
+    """
+    if not 0 <= args.most_rejected <= 1:
+        raise UserError(f"--most-rejected {args.most_rejected}: a share is a number from 0 to 1")
+    return args.most_rejected
 
 
 def write_sets(
@@ -114,31 +130,50 @@ def read_info(folder: str | Path, kind: str) -> dict | None:
 
 
 def rejections(folder: str | Path) -> str:
-    """How much was left out of a prepared folder, and the first reasons, as lines of a summary."""
+    """How much was left out of a prepared folder and why, as lines of a summary: all of it, or how much for each reason
+    where it is more than a few lines; the whole list is in the file that is named.
+    """
     report = Path(folder) / "rejected.jsonl"
-    rejected = [Rejected(**json.loads(line)) for line in report.read_text().splitlines()]
+    rejected = [Rejected(**json.loads(line)) for line in report.read_text(encoding="utf-8").split("\n") if line]
     rows = [f"  {len(rejected):,} rejected" + (f", listed in {report}:" if rejected else "")]
-    rows += [f"    {item}" for item in rejected[:5]]
-    if len(rejected) > 5:
-        rows.append("    …")
+    if len(rejected) <= SHOWN:
+        return "\n".join([*rows, *(f"    {item}" for item in rejected)])
+    groups = by_reason(rejected)
+    rows += [f"    {count:,} × {reason}; the first: {first.name}" for reason, count, first in groups[:SHOWN]]
+    if len(groups) > SHOWN:
+        rows.append(f"    … and {len(groups) - SHOWN:,} other reasons")
     return "\n".join(rows)
 
 
+def by_reason(rejected: Iterable[Rejected]) -> list[tuple[str, int, Rejected]]:
+    """The reasons, those that differ in a number or a name alone taken together; how often each was given, the most
+    frequent first; and the first item of each."""
+    groups: dict[str, list[Rejected]] = {}
+    for item in rejected:
+        groups.setdefault(re.sub(r"\d[\d,.]*|'[^']*'|\(.*\)|, \S*[/\\]\S*", "…", item.reason), []).append(item)
+    found = [(items[0].reason, len(items), items[0]) for items in groups.values()]
+    return sorted(found, key=lambda group: -group[1])
+
+
 def why(rejected: Sequence[Rejected], report: Path | None = None) -> str:
-    """How much was rejected and the first reason, for a message."""
+    """How much was rejected, the first reason, and how much for each reason if that is much, for a message."""
     if not rejected:
         return "nothing was rejected"
-    return f"{len(rejected):,} rejected{f', listed in {report}' if report else ''}, the first: {rejected[0]}"
+    text = f"{len(rejected):,} rejected{f', listed in {report}' if report else ''}, the first: {rejected[0]}"
+    if len(rejected) > SHOWN:
+        text += "; by reason: " + ", ".join(f"{count:,} × {reason}" for reason, count, _ in by_reason(rejected)[:3])
+    return text
 
 
 @contextlib.contextmanager
 def _alone(stage: Path) -> Iterator[None]:
     """Keeps a second process out of ``stage``; the lock ends with the process, however that ends."""
-    with open(stage / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another process is writing {stage}; wait for it, or choose another --out") from None
+    with open(stage / ".lock", "wb") as lock:
+        answer = try_lock(lock.fileno())
+        if answer == "held":
+            raise UserError(f"another process is writing {stage}; wait for it, or choose another --out")
+        if answer == "none":
+            note_no_locks(stage)
         yield
 
 
@@ -174,7 +209,8 @@ def _count(name: str, form: Form, results: list[dict], rejected: list[Rejected])
 
 def _write_report(stage: Path, rejected: list[Rejected]) -> None:
     with atomic_path(stage / "rejected.jsonl") as path:
-        path.write_text("".join(json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in rejected))
+        lines = (json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in rejected)
+        path.write_text("".join(lines), encoding="utf-8", errors="backslashreplace")  # names that are not UTF-8
 
 
 def _check_counts(
@@ -216,7 +252,8 @@ def _finish(stage: Path, shards: list[Shard], info: dict) -> None:
         elif path.relative_to(stage).as_posix() not in wanted:
             path.unlink()
     with atomic_path(stage / "dataset.json") as path:
-        path.write_text(json.dumps(info, indent=2, ensure_ascii=False) + "\n")
+        text = json.dumps(info, indent=2, ensure_ascii=False) + "\n"
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _is_prepared(out: Path, fingerprint: str, kind: str) -> bool:

@@ -1,10 +1,15 @@
 """Encoded images, of any format that Pillow reads, decoded."""
 
 import io
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # Pillow belongs to an extra and is imported where it is needed
     from PIL.Image import Image as Picture
+
+
+_PNG = re.compile(rb"(?s)\x89PNG\r\n\x1a\n.{17}")
+_DEEP_DXGI = {2, 6, 10, 11, 24, 26, 94, 95, 96}  # floats, 16 or 10 bits, and BC6H, by their numbers in DXGI_FORMAT
 
 
 class ImageError(ValueError):
@@ -22,11 +27,44 @@ def decode(content: bytes) -> tuple["Picture", bool]:
     try:
         image = Image.open(io.BytesIO(content))
         image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = str(error).partition(" <")[0]  # without the address of the buffer
+    except MemoryError:
+        raise
+    except Exception as error:  # every format of Pillow raises its own, NotImplementedError and RuntimeError among them
+        reason = (str(error) or type(error).__name__).partition(" <")[0]  # without the address of the buffer
         raise ImageError(f"is a broken image ({reason})") from None
-    deep_png = image.format == "PNG" and content[24] > 8
-    return image, deep_png or image.mode == "F" or image.mode.startswith("I")
+    return image, image.mode == "F" or image.mode.startswith("I") or _bits(image, content) > 8
+
+
+def _bits(image: "Picture", content: bytes) -> int:
+    """The bits of a channel in the file, of formats that Pillow cuts to 8 without a word."""
+    format = image.format
+    if format == "PNG":
+        return content[24]
+    if format in ("ICO", "CUR", "ICNS"):  # which may hold a PNG
+        return max((content[found.start() + 24] for found in _PNG.finditer(content)), default=8)
+    if format == "PPM":
+        numbers = re.sub(rb"#[^\r\n]*", b"", content[2:1000]).split()
+        return 8 if content[:2] in (b"P1", b"P4") or len(numbers) < 3 else _width(numbers[2])
+    if format == "TIFF":
+        return max(image.tag_v2.get(258, (8,)))
+    if format == "JPEG2000":
+        size = content.find(b"\xff\x4f\xff\x51")  # the codestream's beginning and its SIZ
+        count = int.from_bytes(content[size + 40 : size + 42])
+        return max((1 + (byte & 0x7F) for byte in content[size + 42 : size + 42 + 3 * count : 3]), default=8)
+    if format == "SGI":
+        return 8 * content[3]
+    if format == "PSD":
+        return int.from_bytes(content[22:24])
+    if format == "AVIF":
+        box = content.find(b"av1C")
+        return 10 if box >= 0 and content[box + 6] & 0x40 else 8
+    if format == "DDS" and content[84:88] == b"DX10":
+        return 16 if int.from_bytes(content[128:132], "little") in _DEEP_DXGI else 8
+    return 8
+
+
+def _width(largest: bytes) -> int:
+    return int(largest).bit_length() if largest.isdigit() else 8
 
 
 def decode_rgb(content: bytes) -> "Picture":

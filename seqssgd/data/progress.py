@@ -8,13 +8,16 @@ from tqdm import tqdm
 
 
 class Progress:
-    """Counts towards ``total``, from ``done`` on; without a terminal, a line every ``interval`` seconds."""
+    """Counts towards ``total`` (0: not known), from ``done`` on; without a terminal, a line every ``interval`` seconds,
+    on standard error if ``err``."""
 
-    def __init__(self, total: int, done: int = 0, unit: str = "utterances", interval: float = 10.0) -> None:
-        self.total, self.done, self.unit, self.interval = total, done, unit, interval
+    def __init__(
+        self, total: int, done: int = 0, unit: str = "utterances", interval: float = 10.0, err: bool = False
+    ) -> None:
+        self.total, self.done, self.unit, self.interval, self.err = total, done, unit, interval, err
         self._bar = None
         if sys.stderr.isatty():
-            self._bar = tqdm(total=total, initial=done, unit=f" {unit}", dynamic_ncols=True)
+            self._bar = tqdm(total=total or None, initial=done, unit=f" {unit}", dynamic_ncols=True)
         self._said = time.monotonic()
 
     def __enter__(self) -> "Progress":
@@ -33,4 +36,5 @@ class Progress:
             self._bar.update(count)
         elif time.monotonic() - self._said >= self.interval:
             self._said = time.monotonic()
-            print(f"{self.done:,} of {self.total:,} {self.unit}", flush=True)
+            of = f" of {self.total:,}" if self.total else ""
+            print(f"{self.done:,}{of} {self.unit}", file=sys.stderr if self.err else None, flush=True)

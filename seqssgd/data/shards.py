@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from seqssgd.data.items import reason_of
 from seqssgd.data.progress import Progress
 from seqssgd.errors import UserError
 from seqssgd.files import atomic_path
@@ -39,7 +40,7 @@ class Item(Protocol):
         ...
 
     def row(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The row, and what is counted of it (see :func:`merge`); the form's error is the reason to leave it out."""
+        """The row, and what is counted of it (see :func:`merge`); whatever it raises is the reason to leave it out."""
         ...
 
 
@@ -51,7 +52,8 @@ class Form:
         kind: what messages call a prepared folder of them.
         unit: what they call a row.
         schema: of the files.
-        error: what :meth:`Item.row` raises for a row that is to be left out.
+        error: what :meth:`Item.row` raises whose message alone is the reason to leave a row out; of others the class is
+            named, too.
         total: (name of a set, its counts) -> its entries of ``dataset.json``; a ``UserError`` if it cannot be used.
     """
 
@@ -71,8 +73,13 @@ class Rejected:
     path: str
     reason: str
 
+    @property
+    def name(self) -> str:
+        """What it is, without the reason."""
+        return " ".join(filter(None, (self.set, self.id, f"({self.path})")))
+
     def __str__(self) -> str:
-        return " ".join(filter(None, (self.set, self.id, f"({self.path})", self.reason)))
+        return f"{self.name} {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -172,8 +179,10 @@ def _write_shard(stage: Path, shard: Shard, advance: Callable[[int], None] = lam
                 for item in shard.items[first : first + ROW_GROUP]:
                     try:
                         row, counts = item.row()
-                    except shard.form.error as error:
-                        result["rejected"].append(asdict(Rejected(shard.set, item.id, item.path, str(error))))
+                        pa.Table.from_pylist([row], schema)  # what cannot be written is found here, row by row
+                    except Exception as error:
+                        reason = reason_of(error, f"{item.id} ({item.path})", shard.form.error)
+                        result["rejected"].append(asdict(Rejected(shard.set, item.id, item.path, reason)))
                     else:
                         rows.append(row)
                         result["rows"] += 1
@@ -182,5 +191,5 @@ def _write_shard(stage: Path, shard: Shard, advance: Callable[[int], None] = lam
                 writer.write_table(pa.Table.from_pylist(rows, schema))
     result["bytes"] = (stage / shard.file).stat().st_size
     with atomic_path(stage / shard.done) as path:
-        path.write_text(json.dumps(result))
+        path.write_text(json.dumps(result), encoding="utf-8")
     return result

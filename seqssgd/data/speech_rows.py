@@ -8,7 +8,9 @@ from typing import Any
 import pyarrow as pa
 
 from seqssgd.data.audio import AudioError, Recording, flac_of
+from seqssgd.data.items import printable
 from seqssgd.data.shards import Form
+from seqssgd.data.transcripts import clean, no_text
 from seqssgd.errors import UserError
 
 _FEATURES = {name: {"dtype": kind, "_type": "Value"} for name, kind in
@@ -27,11 +29,12 @@ class Utterance:
     """One row to be: ``read`` gives the recording (or raises ``AudioError``) and goes to another process by pickle.
 
     ``path`` says where the audio is from, and with ``size`` (bytes) whether it is still the same one in a rerun.
+    ``speaker`` is None where it is not known.
     """
 
     id: str
     text: str
-    speaker: str
+    speaker: str | None
     path: str
     size: int
     read: Callable[[], Recording] = field(repr=False, compare=False)
@@ -42,18 +45,21 @@ class Utterance:
 
     def row(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The row and its counts, or an ``AudioError`` with the reason to leave it out."""
-        text = " ".join(self.text.split())
+        if not self.id.strip():
+            raise AudioError("has no id")
+        text = clean(self.text)
         if not text:
             raise AudioError("has an empty transcript")
-        wrong = sorted({character for character in text if not character.isprintable() or character == "\ufffd"})
-        if wrong:
+        if wrong := no_text(text):
             raise AudioError(f"has characters in its transcript that are no text: {', '.join(map(ascii, wrong))}")
-        recording = self.read()
+        recording, speaker = self.read(), self.speaker or None
         flac, duration = flac_of(recording)
-        row = {"id": self.id, "audio": {"bytes": flac, "path": self.path}, "text": text, "speaker": self.speaker,
+        row = {"id": self.id, "audio": {"bytes": flac, "path": printable(self.path)}, "text": text, "speaker": speaker,
                "duration": duration}  # fmt: skip
-        counts = {"words": len(text.split()), "seconds": duration, "speakers": {self.speaker: 1},
-                  "rates": {str(recording.rate): self.id}}  # fmt: skip
+        counts: dict[str, Any] = {"words": len(text.split()), "seconds": duration,
+                                  "speakers": {speaker: 1} if speaker else {},
+                                  "rates": {str(recording.rate): self.id},
+                                  "notes": {recording.note: 1} if recording.note else {}}  # fmt: skip
         return row, counts
 
 
@@ -67,6 +73,7 @@ def _total(name: str, counts: dict[str, Any]) -> dict[str, Any]:
         "words": counts.get("words", 0),
         "hours": counts.get("seconds", 0.0) / 3600,
         "sample_rate": next((int(rate) for rate in rates), None),
+        **({"notes": counts["notes"]} if counts.get("notes") else {}),
     }
 
 

@@ -19,6 +19,8 @@ read_info = partial(parquet_folder.read_info, kind=SPEECH.kind)
 
 def prepare(args: argparse.Namespace, sets: Mapping[str, Sequence[Utterance]], name: str, **options) -> None:
     """:func:`write_speech_dataset` with the options of ``parquet_folder.add_arguments``; prints what there is then."""
+    limit = parquet_folder.allowed_share(args)
+    options["most_rejected"] = 1.0 if getattr(args, "partial", False) else limit  # --partial takes what there is
     if not write_speech_dataset(args.out, sets, name, jobs=args.jobs, **options):
         print(f"{args.out} is already prepared from this source with these settings; nothing to do")
     print(summary(args.out))
@@ -40,4 +42,5 @@ def summary(folder: str | Path) -> str:
             f"  {name:<12}{count['utterances']:>9,} utterances {count['speakers']:>6,} speakers "
             f"{count['words']:>10,} words {count['hours']:>9.3f} hours at {count['sample_rate']:,} Hz"
         )
+        rows += [f"    {number:,} of which the header {note}" for note, number in count.get("notes", {}).items()]
     return "\n".join([*rows, rejections(folder)])

@@ -6,12 +6,14 @@ whose samples are fewer or more than its header says, or add up to another check
 
 import io
 import re
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 MAGIC = b"NIST_1A\n"
 _ORDERS = {"01": "<i2", "10": ">i2"}
+_BLOCK = 1 << 18  # samples
 _FIELDS = ("channel_count", "sample_count", "sample_rate")
 
 
@@ -58,6 +60,15 @@ def read_header(data: bytes) -> Header:
     return Header(int(size), fields)
 
 
+class Opened(NamedTuple):
+    """An open file: what its header says, and its samples in blocks (n, channels) of int16, which can be read once."""
+
+    rate: int
+    channels: int
+    frames: int
+    blocks: Iterator[np.ndarray]
+
+
 def read_sphere(data: bytes) -> tuple[np.ndarray, int]:
     """Decodes a whole file.
 
@@ -67,62 +78,99 @@ def read_sphere(data: bytes) -> tuple[np.ndarray, int]:
     Raises:
         AudioError: a damaged header, a coding that cannot be decoded, or samples that are not what the header says.
     """
-    length, fields = read_header(data)
+    opened = open_sphere(io.BytesIO(data))
+    blocks = [np.zeros((0, opened.channels), np.int16), *opened.blocks]
+    return np.concatenate(blocks), opened.rate
+
+
+def open_sphere(file: BinaryIO) -> Opened:
+    """A SPHERE file that is decoded a block at a time.
+
+    Raises:
+        AudioError: a damaged header, or a coding that cannot be decoded; while the blocks are read, samples that cannot
+            be decoded; after the last one, samples that are not what the header says.
+    """
+    file.seek(0)
+    begin = file.read(16)
+    size = begin[len(MAGIC) :].strip()
+    length, fields = read_header(begin + file.read(max(0, int(size) - 16) if size.isdigit() else 0))
     coding = str(fields.get("sample_coding", "pcm")).strip().lower()
     count, channels = fields["sample_count"], fields["channel_count"]
     if coding == "pcm":
-        samples = _pcm(data[length:], fields)
+        blocks = _coded(file, length, count * channels, _pcm_order(fields), None)
     elif coding in ("ulaw", "mu-law", "alaw"):
-        table = _ALAW if coding == "alaw" else _MULAW
-        samples = table[np.frombuffer(data, np.uint8, offset=length)[: count * channels]]
+        blocks = _coded(file, length, count * channels, "u1", _ALAW if coding == "alaw" else _MULAW)
     elif re.fullmatch(r"pcm,embedded-shorten-v\d+\.\d+", coding):
-        samples = _shorten(data, channels)
+        blocks = _shorten(file, channels)
     else:
         raise AudioError(f"the SPHERE coding {coding!r} is not supported")
-    if len(samples) != count * channels:
-        raise AudioError(f"holds {len(samples) // channels:,} samples, but its header says {count:,}")
-    _verify_checksum(samples, fields, coding)
-    return samples.reshape(count, channels), fields["sample_rate"]
+    return Opened(fields["sample_rate"], channels, count, _checked(blocks, count, channels, fields, coding))
 
 
-def _pcm(body: bytes, fields: dict) -> np.ndarray:
+def _checked(
+    blocks: Iterator[np.ndarray], count: int, channels: int, fields: dict, coding: str
+) -> Iterator[np.ndarray]:
+    """Interleaved samples as blocks (n, channels), held against the header in the end."""
+    found, rest = 0, np.zeros(0, np.int16)
+    sums = np.zeros(2, np.int64)
+    for block in blocks:
+        # writers of the other byte order are said to have summed the samples as they saw them
+        sums += [block.sum(dtype=np.int64), block.byteswap().sum(dtype=np.int64)]
+        found += len(block)
+        block = np.concatenate([rest, block])
+        whole = len(block) // channels * channels
+        rest = block[whole:]
+        yield block[:whole].reshape(-1, channels)
+    if found != count * channels:
+        raise AudioError(f"holds {found // channels:,} samples, but its header says {count:,}")
+    expected = fields.get("sample_checksum")  # the sum of the 16-bit samples modulo 65,536
+    if expected is not None and coding.startswith("pcm") and expected not in (sums % 65_536).tolist():
+        raise AudioError(f"the samples do not add up to the checksum {expected} of the header: the file is damaged")
+
+
+def _pcm_order(fields: dict) -> str:
     order = str(fields.get("sample_byte_format", "")).strip()
     if fields.get("sample_n_bytes", 2) != 2 or order not in _ORDERS:
         raise AudioError(
             f"PCM of {fields.get('sample_n_bytes')} bytes a sample in byte order {order!r} is not supported; "
             "2 bytes in order '01' or '10' are"
         )
-    size = 2 * fields["sample_count"] * fields["channel_count"]
-    body = body[:size]  # some writers pad the file to whole blocks
-    return np.frombuffer(body[: len(body) // 2 * 2], _ORDERS[order]).astype(np.int16)
+    return _ORDERS[order]
 
 
-def _shorten(data: bytes, channels: int) -> np.ndarray:
+def _coded(file: BinaryIO, begin: int, count: int, kind: str, table: np.ndarray | None) -> Iterator[np.ndarray]:
+    """``count`` samples of that kind, through a table if there is one; what follows is padding, or another file."""
+    file.seek(begin)
+    width = np.dtype(kind).itemsize
+    while count:
+        data = file.read(width * min(count, _BLOCK))
+        codes = np.frombuffer(data[: len(data) // width * width], kind)
+        if not len(codes):
+            return
+        count -= len(codes)
+        yield codes.astype(np.int16) if table is None else table[codes]
+    if file.read(len(MAGIC)) == MAGIC:
+        raise AudioError("is followed by another SPHERE file; separate the two")
+
+
+def _shorten(file: BinaryIO, channels: int) -> Iterator[np.ndarray]:
     """Interleaved samples of embedded shorten, decoded by FFmpeg (PyAV); it ends quietly where the data end."""
     import av
 
+    file.seek(0)
     try:
-        with av.open(io.BytesIO(data), "r", format="nistsphere") as container:
-            frames = [frame.to_ndarray() for frame in container.decode(audio=0)]  # each (channels, n)
+        with av.open(file, "r", format="nistsphere") as container:
+            for frame in container.decode(audio=0):
+                samples = frame.to_ndarray()  # (channels, n)
+                if samples.dtype != np.int16 or len(samples) != channels:
+                    raise AudioError(
+                        f"holds {len(samples)} channels of {samples.dtype} samples, but its header says {channels}"
+                    )
+                yield samples.T.reshape(-1)
+    except AudioError:
+        raise
     except (av.FFmpegError, IndexError, ValueError) as error:
         raise AudioError(f"the shorten data cannot be decoded ({error})") from None
-    if not frames:
-        return np.zeros(0, np.int16)
-    samples = np.concatenate(frames, axis=1)
-    if samples.dtype != np.int16 or len(samples) != channels:
-        raise AudioError(f"holds {len(samples)} channels of {samples.dtype} samples, but its header says {channels}")
-    return samples.T.reshape(-1)
-
-
-def _verify_checksum(samples: np.ndarray, fields: dict, coding: str) -> None:
-    """The checksum is the sum of the 16-bit samples modulo 65,536."""
-    expected = fields.get("sample_checksum")
-    if expected is None or not coding.startswith("pcm"):
-        return
-    # writers of the other byte order are said to have summed the samples as they saw them
-    sums = {int(array.sum(dtype=np.int64)) % 65_536 for array in (samples, samples.byteswap())}
-    if expected not in sums:
-        raise AudioError(f"the samples do not add up to the checksum {expected} of the header: the file is damaged")
 
 
 def _mulaw_table() -> np.ndarray:

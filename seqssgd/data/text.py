@@ -3,7 +3,6 @@ and ``dataset.json`` (counts, and a checksum of every file). The streams of toke
 """
 
 import hashlib
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,34 +10,12 @@ from pathlib import Path
 from torch import Tensor
 
 from seqssgd.data import prepared
+from seqssgd.data.lines import read_lines as read_lines
 from seqssgd.data.tokenizers import EOS, TOKENIZERS, UNK, Tokenizer, WordTokenizer, load_tokenizer, sentences
 from seqssgd.errors import UserError
 
 SPLITS = ("train", "valid", "test")
 ENTRIES = ("splits", "level")  # of dataset.json
-
-
-def read_lines(path: str | Path, content: bytes | None = None) -> list[str]:
-    """The lines of a UTF-8 text file, without line ends and byte-order mark; blank lines are kept, so numbers agree.
-
-    ``content`` are the bytes of the file if it is not on disk but, say, in an archive.
-
-    Raises:
-        UserError: no such file, not UTF-8 (the message gives the offset of the first wrong byte), or no text in it.
-    """
-    try:
-        text = (Path(path).read_bytes() if content is None else content).decode()
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not UTF-8 text: wrong byte 0x{error.object[error.start]:02x} at offset {error.start:,}; "
-            f"convert it, for example with: iconv -f ISO-8859-1 -t UTF-8 OLD > NEW"
-        ) from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); give the path of a text file") from None
-    lines = [line.rstrip("\n") for line in io.StringIO(text.removeprefix("\ufeff"), newline=None)]
-    if not any(line.strip() for line in lines):
-        raise UserError(f"{path} is empty; give a file with at least one line of text")
-    return lines
 
 
 class TextDataset:

@@ -20,6 +20,8 @@ from seqssgd.errors import UserError, require
 from seqssgd.files import atomic_path
 
 EOS, UNK = "<eos>", "<unk>"
+RESERVED = "\u2585"  # which sentencepiece writes for what it does not know
+_TO_SPACES = dict.fromkeys(map(ord, RESERVED), " ")
 SETTINGS = "tokenizer.json"  # beside the file with the tokens: the level, and whether text is lowercased
 
 
@@ -216,7 +218,8 @@ def train_sentencepiece(text: list[str], vocab_size: int, name: str, setting: st
     except RuntimeError as error:
         limit = re.search(r"value <= (\d+)|(\d+) vs (\d+)", str(error))
         if limit is None:
-            raise
+            reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+            raise UserError(f"sentencepiece finds no pieces in {name}: {reason}") from None
         most, _, fewest = limit.groups()
         mend = f"this text allows at most {most}" if most else f"its characters alone need more than {fewest}"
         raise UserError(f"{setting} {vocab_size} does not suit {name}: {mend}") from None

@@ -5,7 +5,7 @@ the network's receptive field these equal the logits of the whole recording, and
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -54,22 +54,35 @@ def chunked_logits(
     Raises:
         ValueError: sizes that make no sense, or a network with fewer frames than ``stride`` promises.
     """
+    return torch.cat(
+        list(logits_in_chunks(lambda first, end: network(inputs[first:end]), len(inputs), chunk, past, future, stride))
+    )
+
+
+def logits_in_chunks(
+    network: Callable[[int, int], Tensor], count: int, chunk: int, past: int, future: int, stride: int = 1
+) -> Iterator[Tensor]:
+    """The logits of :func:`chunked_logits` a chunk at a time, each (T', V), on the CPU.
+
+    Args:
+        network: from the first input, and that after the last one, to logits (T', V); the last may be beyond the end.
+        count: inputs of the recording.
+        chunk, past, future, stride: as of :func:`chunked_logits`.
+    """
     if min(chunk, stride) < 1 or min(past, future) < 0:
         raise ValueError(
             f"chunk={chunk} and stride={stride} must be at least 1, past={past} and future={future} at least 0"
         )
     chunk, past = (math.ceil(size / stride) * stride for size in (chunk, past))
-    kept = []
-    for begin in range(0, max(1, len(inputs)), chunk):
+    for begin in range(0, max(1, count), chunk):
         first, end = max(0, begin - past), begin + chunk + future
-        logits = network(inputs[first:end])[(begin - first) // stride :]
-        if end >= len(inputs):  # all that follows has been seen
-            kept.append(logits.cpu())
-            break
+        logits = network(first, end)[(begin - first) // stride :]
+        if end >= count:  # all that follows has been seen
+            yield logits.cpu()
+            return
         if len(logits) < chunk // stride:
             raise ValueError(
                 f"the network made {len(logits)} frames of what should give {chunk // stride} or more; "
                 f"stride={stride} or future={future} does not suit it"
             )
-        kept.append(logits[: chunk // stride].cpu())
-    return torch.cat(kept)
+        yield logits[: chunk // stride].cpu()

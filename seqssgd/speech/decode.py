@@ -5,14 +5,11 @@ come with ``pip install 'seqssgd[beam]'``.
 """
 
 import copy
-import gzip
 import itertools
 import math
 import os
-import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -20,10 +17,9 @@ from torch import Tensor
 from ..errors import UserError, require
 from ..metrics import score
 from ..models.sgcn import frame_mask
+from .language_models import LEAST, arpa_words, read_lexicon, read_lm
 from .ngram import SEPARATOR
 from .tokens import LabelTokenizer
-
-LM_FILE = "an ARPA file or a binary of KenLM"
 
 
 def greedy(logits: Tensor, lengths: Tensor, blank: int = 0) -> list[list[int]]:
@@ -38,7 +34,11 @@ def greedy(logits: Tensor, lengths: Tensor, blank: int = 0) -> list[list[int]]:
     >>> greedy(logits, torch.tensor([6]))
     [[3, 3, 1]]
     """
-    best = logits.argmax(-1)
+    return best_path(logits.argmax(-1), lengths, blank)
+
+
+def best_path(best: Tensor, lengths: Tensor, blank: int = 0) -> list[list[int]]:
+    """The labels of the best path, of the best label (B, T) of every frame; otherwise as :func:`greedy`."""
     keep = (best != blank) & frame_mask(lengths.to(best.device), best.shape[1])
     keep[:, 1:] &= best[:, 1:] != best[:, :-1]
     labels = best[keep].cpu().split(keep.sum(1).tolist())
@@ -108,10 +108,11 @@ class BeamSearch:
         if lexicon is not None and self.space is None:
             # flashlight ends a word with its last label, which could then not last for more than one frame
             raise UserError("a lexicon needs a model over characters; with word pieces, search without one")
-        self.words = None if lexicon is None else _lexicon(lexicon, tokenizer)
+        self.coverage = ""  # what of the lexicon and of the language model can be used, in words
+        self.words = None if lexicon is None else self._use_lexicon(lexicon)
         labels = [SEPARATOR if label == " " else label for label in tokenizer.labels]
         self._names = labels if self.words is None else list(self.words)
-        self._lm = self._flashlight.ZeroLM() if lm is None else _read_lm(lm, self._names, self.words is None)
+        self._lm = self._flashlight.ZeroLM() if lm is None else self._use_lm(lm)
         self._lm_unit = 0.0 if lm is None else math.log(10)  # KenLM's logarithms are decimal
         # Flashlight's "silence" is what may stand any number of times between words: the space. Without a lexicon its
         # only effect is to begin as if it had occurred before the first frame, and with the blank that changes nothing.
@@ -172,6 +173,32 @@ class BeamSearch:
         first, last = (spaces.index(False), spaces[::-1].index(False)) if False in spaces else (len(spaces), 0)
         return Hypothesis(text, tuple(labels[first : len(labels) - last]), result.score)
 
+    def _use_lexicon(self, lexicon: str | os.PathLike | Iterable[str]) -> dict[str, list[int]]:
+        words, skipped = read_lexicon(lexicon, self.tokenizer)
+        if skipped:
+            shown = ", ".join(repr(word) for word in skipped[:3])
+            more = ", …" if len(skipped) > 3 else ""
+            self.coverage = f"{len(skipped):,} of {len(words) + len(skipped):,} words of the lexicon are left out, "
+            self.coverage += f"which the tokenizer cannot spell ({shown}{more})"
+            if len(words) < LEAST * (len(words) + len(skipped)):
+                raise UserError(f"{self.coverage}: it is of another alphabet")
+        return words
+
+    def _use_lm(self, lm: str | os.PathLike):
+        over_labels = self.words is None
+        model, known = read_lm(lm, self._names, over_labels)
+        what = "labels of the tokenizer" if over_labels else "words of the lexicon"
+        share = known / len(self._names)
+        if share < LEAST:
+            count = f"{known:,} of {len(self._names):,}" if known else "none"
+            raise UserError(
+                f"{lm}: knows {count} of the {what}, such as {self._names[-1]!r}; upper and lower case may differ, or "
+                "the alphabet"
+            )
+        found = f"{lm} knows {known:,} of {len(self._names):,} {what} ({100 * share:.3g} %)"
+        self.coverage = "; ".join(filter(None, (self.coverage, found)))
+        return model
+
     def _make_trie(self, spellings: list[list[int]]):
         start = self._lm.start(False)
         trie = self._flashlight.Trie(self.tokenizer.vocab_size, self._silence)
@@ -200,6 +227,34 @@ class BeamSearch:
             self._decoder = self._flashlight.LexiconDecoder(
                 options, self._trie, self._lm, self._silence, self.blank, -1, [], False
             )
+
+
+def open_search(
+    tokenizer: LabelTokenizer,
+    beam: int,
+    lm: str | os.PathLike | None = None,
+    lexicon: str | os.PathLike | None = None,
+    alpha: float = 1.0,
+    beta: float = 0.0,
+) -> BeamSearch:
+    """The beam search that options of a command line ask for; the lexicon is by default that of an ARPA over words.
+
+    Raises:
+        UserError: as :class:`BeamSearch`, or for impossible numbers.
+    """
+    words: str | os.PathLike | list[str] | None = lexicon
+    if lexicon is None and lm is not None and " " in tokenizer.labels:
+        try:
+            own = arpa_words(lm)
+            words = None if SEPARATOR in own else own
+        except UserError:
+            pass  # a binary, or no model at all: the search says so
+    try:
+        return BeamSearch(tokenizer, lm, words, alpha, beta, beam)
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"--{error}") from None
 
 
 @dataclass(frozen=True)
@@ -240,78 +295,3 @@ def grid_search(
             texts = {id_: weighted.n_best(frames)[0].text for id_, frames in logits.items()}
             points.append(GridPoint(score(references, texts, unit, normalize).rate, alpha, beta))
     return sorted(points, key=lambda point: (point.rate, point.alpha, abs(point.beta)))
-
-
-def arpa_words(path: str | os.PathLike) -> list[str]:
-    """The words of an ARPA file, ``<s>``, ``</s>`` and ``<unk>`` left out.
-
-    Raises:
-        UserError: there is no such file, or it is no ARPA file.
-    """
-    path = Path(path)
-    words, inside = [], False
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
-            for line in file:
-                if line.startswith("\\"):
-                    if inside:
-                        return [word for word in words if word.lower() not in ("<s>", "</s>", "<unk>")]
-                    inside = line.strip() == "\\1-grams:"
-                elif inside and line.strip():
-                    words.append(line.split()[1])
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError, IndexError) as error:
-        raise UserError(f"{path}: cannot be read as an ARPA file ({str(error) or type(error).__name__})") from None
-    raise UserError(f"{path}: not a whole ARPA file, there is no end of its single words")
-
-
-def _lexicon(lexicon: str | os.PathLike | Iterable[str], tokenizer: LabelTokenizer) -> dict[str, list[int]]:
-    """The labels of every word, as the tokenizer writes it."""
-    if isinstance(lexicon, (str, os.PathLike)):
-        try:
-            lines = Path(lexicon).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{lexicon}: cannot be read as a lexicon ({error})") from None
-        named = [
-            (line.split()[0], f"line {number} of {lexicon}") for number, line in enumerate(lines, 1) if line.split()
-        ]
-    else:
-        named = [(word, "the lexicon") for word in lexicon]
-    words = {tokenizer.normalize(word): name for word, name in reversed(named)}
-    words = {word: name for word, name in reversed(words.items()) if word}
-    if not words:
-        raise UserError("the lexicon holds no words that the tokenizer keeps")
-    spellings = tokenizer.encode_all(words, words.values())
-    return {word: spelling.tolist() for word, spelling in zip(words, spellings, strict=True)}
-
-
-def _read_lm(path: str | os.PathLike, names: Sequence[str], over_labels: bool):
-    """Flashlight's view of an n-gram model, to which word ``i`` is ``names[i]``."""
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such language model; it should be {LM_FILE}")
-    kenlm = require("kenlm", "beam")
-    with open(path, "rb") as file:
-        begin = file.read(200).lstrip().lower()
-    if begin.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise UserError(f"{path}: this is a web page, not {LM_FILE}; download the file itself")
-    config = kenlm.Config()
-    config.show_progress, config.arpa_complain = False, kenlm.ARPALoadComplain.NONE
-    try:
-        model = kenlm.Model(str(path), config)
-    except (OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path}: not {LM_FILE}, or not all of it, or of order 1 ({reason})") from None
-    if over_labels and SEPARATOR in names and SEPARATOR not in model:
-        raise UserError(
-            f"{path}: has no {SEPARATOR!r}, the space of a model over characters; if it is over words, give a lexicon "
-            "too, such as its own words"
-        )
-    if not over_labels and SEPARATOR in model:
-        raise UserError(f"{path}: is over characters, since it has {SEPARATOR!r}; a lexicon needs one over words")
-    if not any(name in model for name in names):
-        what = "labels of the tokenizer" if over_labels else "words of the lexicon"
-        raise UserError(f"{path}: knows none of the {what}, such as {names[-1]!r}; upper and lower case may differ")
-    del model  # flashlight reads the file itself
-    wrapper = require("flashlight.lib.text.decoder.kenlm", "beam")
-    dictionary = require("flashlight.lib.text.dictionary", "beam")
-    return wrapper.KenLM(str(path), dictionary.Dictionary(list(names)))

@@ -125,6 +125,25 @@ class LogMel(nn.Module):
             features = (features - self.mean) / self.std
         return features.masked_fill(~mask, 0.0)
 
+    def statistics(self, count: int, sums: Tensor, squares: Tensor) -> tuple[Tensor, Tensor]:
+        """What is to be subtracted from the features of one utterance, and what they are then to be multiplied by, to
+        normalise them: each (F,), on the device.
+
+        Args:
+            count: frames of the utterance.
+            sums: of its features over all frames (F,), in float64, before normalisation.
+            squares: likewise of their squares.
+        """
+        device = self.povey.device
+        if self.normalization == "utterance":
+            mean = sums / count
+            variance = (squares / count - mean.square()).clamp(min=1e-10)
+            return mean.float().to(device), variance.rsqrt().float().to(device)
+        if self.normalization == "global":
+            self._check_measured()
+            return self.mean, 1 / self.std
+        return torch.zeros(self.output_size, device=device), torch.ones(self.output_size, device=device)
+
     def log_mel(self, waves: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """As ``forward``, before normalisation; whatever comes out beyond a length."""
         waves = waves.float()

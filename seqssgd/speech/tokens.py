@@ -80,6 +80,10 @@ class LabelTokenizer:
             )
         return encoded
 
+    def unknown(self, text: str) -> list[str]:
+        """The characters of a transcript that the tokenizer does not know, in order."""
+        return sorted(set(self.normalize(text)).difference(self._known))
+
     @property
     def fingerprint(self) -> str:
         """Differs between tokenizers that may give one text other labels, or one label another text."""
@@ -124,6 +128,9 @@ class CharacterTokenizer(LabelTokenizer):
         characters = list(characters)
         if " " not in characters or len({*characters}) < len(characters) or any(len(c) != 1 for c in characters):
             raise UserError("a character tokenizer needs single characters, a space among them, and none twice")
+        if wrong := [c for c in characters if c != " " and (c.isspace() or "\ud800" <= c <= "\udfff")]:
+            raise UserError(f"{ascii(wrong[0])} cannot be a symbol: transcripts are words between single spaces, in "
+                            "UTF-8; leave it out of tokens.symbols")  # fmt: skip
         super().__init__([BLANK, *characters], case, drop)
         self.ids = {character: i for i, character in enumerate(self.labels) if i}
         self._known = self.ids.keys()

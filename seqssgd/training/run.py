@@ -19,12 +19,8 @@ import yaml
 
 from ..errors import UserError
 from ..files import atomic_path
+from ..locks import note_no_locks, try_lock
 from . import distributed
-
-try:
-    import fcntl
-except ImportError:  # not a Unix: two processes in one directory then go unnoticed
-    fcntl = None
 
 PACKAGES = ("torch", "numpy", "datasets", "jsonargparse", "sentencepiece", "seqssgd")
 
@@ -89,7 +85,10 @@ class RunDirectory:
     def _take_lock(self) -> None:
         """A lock that ends with this process, however it ends, and that worker processes do not inherit."""
         self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-        if not _lock(self._lock):
+        answer = try_lock(self._lock)
+        if answer == "none":
+            note_no_locks(self.path)
+        if answer == "held":
             raise UserError(f"{self.path}: another process is training there; wait for it or stop it")
 
     # ---- metrics ---------------------------------------------------------------------------------------------------
@@ -160,21 +159,9 @@ def in_use(path: Path) -> bool:
     """Whether another process is training in a run directory; never true on a file system without locks."""
     try:
         with open(path / ".lock", "r+b") as file:
-            return not _lock(file.fileno())
+            return try_lock(file.fileno()) == "held"
     except OSError:  # there is none yet, or it is another user's
         return False
-
-
-def _lock(file: int) -> bool:
-    """Locks an open file, unless another process has it locked; true where there are no locks."""
-    try:
-        if fcntl is not None:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        pass  # a file system without locks
-    return True
 
 
 def check_same(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

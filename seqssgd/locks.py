@@ -1,0 +1,42 @@
+"""Locks of files, which end with the process that holds them, however it ends."""
+
+import errno
+import sys
+from pathlib import Path
+from typing import Literal
+
+try:
+    import fcntl
+except ImportError:  # not a Unix
+    fcntl = None
+try:
+    import msvcrt
+except ImportError:  # not Windows
+    msvcrt = None
+
+_HELD = {errno.EAGAIN, errno.EACCES, errno.EDEADLK}
+
+
+def try_lock(handle: int) -> Literal["taken", "held", "none"]:
+    """Locks an open file, which must be open for writing; does not wait.
+
+    Returns:
+        ``"taken"`` if this process has the lock now; ``"held"`` if another one has it; ``"none"`` where there are no
+        locks: some network file systems (Lustre without ``-o flock``, NFS without its lock daemon) refuse them.
+    """
+    try:
+        if fcntl is not None:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # NFS knows these better than flock's
+        elif msvcrt is not None:
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+        else:
+            return "none"
+    except OSError as error:
+        return "held" if error.errno in _HELD else "none"
+    return "taken"
+
+
+def note_no_locks(folder: str | Path) -> None:
+    """Says on standard error that a second process in this folder would not be noticed."""
+    print(f"note: {folder} is where files cannot be locked, so that a second process that writes there would not be "
+          "noticed; start only one", file=sys.stderr, flush=True)  # fmt: skip
