@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..data.progress import Progress
 from ..data.speech import scaled
 from ..errors import UserError, require
 from .chunks import logits_in_chunks, receptive_field
@@ -230,6 +229,8 @@ class _Shown:
 
     def reading(self, parts: Iterable[Tensor]) -> Iterator[Tensor]:
         """The parts of the recording."""
+        from ..data.progress import Progress
+
         rate, given = self._wave.rate, 0
         total = self._wave.seconds
         if total is None or total >= LONG:
