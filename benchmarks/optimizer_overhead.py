@@ -196,7 +196,7 @@ def peak_memory(name: str, label: str, threads: int, answer) -> None:
 def peak_of_this_process() -> int:
     """In bytes. On Linux getrusage would tell that of the process that started this one, if it is larger."""
     with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
             if line.startswith("VmHWM:"):
                 return 1024 * int(line.split()[1])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

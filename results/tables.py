@@ -63,7 +63,7 @@ def comparisons() -> dict[str, Comparison]:
 
 def benchmark_table(name: str) -> str:
     """A column for each model, a row for each figure: median (smallest to largest) of the rounds, or one number."""
-    figures = json.loads((RESULTS / f"{name}.json").read_text())
+    figures = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     models = {key: dict(value) for key, value in figures.items() if isinstance(value, dict)}
     for values in models.values():
         for label, copies in values.pop("memory", {}).items():
@@ -115,11 +115,11 @@ def noise_table() -> str:
     """From what level on noise costs too much of the loss of each recipe, beside the level in its configuration."""
     rows = [["configuration", "steps before", f"costs {BEARABLE:.0%} from", "in use"], ["---", "---:", "---:", "---:"]]
     for path in sorted((RESULTS / "noise_finder").glob("*/*.csv")):
-        with open(path, newline="") as file:
+        with open(path, newline="", encoding="utf-8") as file:
             points = [Point(*(float(row[name]) for name in Point._fields)) for row in csv.DictReader(file)]
         name, _, warmup = path.stem.partition("@")
         config = RESULTS.parent / "recipes" / path.parent.name / f"{name}.yaml"
-        used = yaml.safe_load(config.read_text())["optim"]["noise"]
+        used = yaml.safe_load(config.read_text(encoding="utf-8"))["optim"]["noise"]
         level = suggest(points)[0]
         shown = f"{level:.2g}" if level is not None else f"above {points[-1].level:.2g}"
         rows.append([f"`{path.parent.name}/{name}.yaml`", f"{int(warmup):,}", shown, f"{used:g}"])

@@ -115,11 +115,11 @@ class NoiseFinder:
         return math.gcd(self.warmup, self.steps // POINTS)
 
     def _highest(self) -> float:
-        return yaml.safe_load((self.out / "noisy" / "config.yaml").read_text())["optim"]["noise"]
+        return yaml.safe_load((self.out / "noisy" / "config.yaml").read_text(encoding="utf-8"))["optim"]["noise"]
 
     def _losses(self, name: str) -> list[float]:
         """The mean loss of each point's steps; infinite if that of one step was not finite."""
-        rows = [json.loads(line) for line in (self.out / name / "metrics.jsonl").read_text().splitlines()]
+        rows = [json.loads(line) for line in (self.out / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
         rows = [row for row in rows if row["kind"] == "train"]
         each, begin = self.steps // POINTS // self._log_every, self.warmup // self._log_every
         if len(rows) < begin + POINTS * each:
@@ -157,7 +157,7 @@ def table(points: Sequence[Point]) -> str:
 def write(points: Sequence[Point], level: float | None, out: Path) -> list[Path]:
     """Writes the curve as ``noise-finder.csv`` and ``noise-finder.png`` into ``out``, and returns the two paths."""
     paths = [out / "noise-finder.csv", out / "noise-finder.png"]
-    with atomic_path(paths[0]) as temporary, open(temporary, "w", newline="") as file:
+    with atomic_path(paths[0]) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([(*Point._fields, "cost"), *((*point, point.cost) for point in points)])
     with atomic_path(paths[1]) as temporary:
         _draw(points, level, temporary)

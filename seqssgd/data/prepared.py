@@ -89,7 +89,7 @@ def write_folder(out: Path, info: Mapping[str, Any], fill: Callable[[Path], None
         fill(temporary)
         checksums = {path.name: _checksum(path) for path in sorted(temporary.iterdir())}
         text = json.dumps({"format": FORMAT, **info, "sha256": checksums}, indent=2)
-        (temporary / "dataset.json").write_text(text + "\n")
+        (temporary / "dataset.json").write_text(text + "\n", encoding="utf-8")
         for path in temporary.iterdir():
             with open(path, "rb") as file:
                 os.fsync(file.fileno())

@@ -46,9 +46,9 @@ def read_run(path: str | Path) -> Run:
 
     path = Path(path)
     try:
-        settings = _settings(yaml.safe_load((path / "config.yaml").read_text()))
+        settings = _settings(yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")))
         # what follows the last line's end was being written when the run was killed, and goes when it is resumed
-        lines = (path / "metrics.jsonl").read_text().split("\n")[:-1]
+        lines = (path / "metrics.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
         rows = [row for row in map(_row, lines) if row["kind"] == "valid"]
         result, evaluations = (_json(path / name) for name in ("result.json", "evaluation.json"))
         if result and not (rows and rows[-1]["step"] == result["steps"] and {"stopped_early", "epochs"} <= set(result)):
@@ -92,7 +92,7 @@ def _row(line: str) -> dict[str, Any]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    found = json.loads(path.read_text()) if path.is_file() else {}
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if not isinstance(found, dict):
         raise ValueError(f"{path.name} holds no object")
     return found
@@ -108,6 +108,6 @@ def record(run: str | Path, split: str, figures: dict[str, Any]) -> None:
     try:
         evaluations = {**_json(path), split: figures}
         with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(evaluations, indent=2) + "\n")
+            temporary.write_text(json.dumps(evaluations, indent=2) + "\n", encoding="utf-8")
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be written ({error}); leave out --save") from None

@@ -58,14 +58,14 @@ def write_between(path: Path, name: str, text: str) -> None:
         UserError: the file has no such lines.
     """
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-    old = path.read_text()
+    old = path.read_text(encoding="utf-8")
     pattern = re.compile(rf"({re.escape(begin)}\n).*?({re.escape(end)})", re.DOTALL)
     new, count = pattern.subn(lambda match: f"{match[1]}{text}\n{match[2]}", old)
     if count != 1:
         raise UserError(f"{path}: needs the lines {begin} and {end} once")
     if new != old:
         with atomic_path(path) as temporary:
-            temporary.write_text(new)
+            temporary.write_text(new, encoding="utf-8")
 
 
 def _bullets(lines: list[str]) -> str:
