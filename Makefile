@@ -2,12 +2,13 @@
 # make demo   trains three small language models in a few minutes and compares them
 # make test   lint and the whole test suite
 # make test-examples   the examples in Lightning, Hugging Face's Trainer and others; installs those first
+# make beam   adds what beam search with language models needs; builds KenLM: a compiler, cmake, some minutes
 # make docs   builds the documentation: docs/_build/index.html
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: venv demo test test-examples docs tables
+.PHONY: venv demo beam test test-examples docs tables
 .DELETE_ON_ERROR:
 
 venv: $(VENV)/ready
@@ -20,6 +21,10 @@ $(VENV)/ready: pyproject.toml constraints.txt
 
 demo: venv
 	$(RUN) recipes/demo/run.py --out demo
+
+beam: venv
+	$(RUN) -c 'import kenlm, flashlight.lib.text.decoder' 2>/dev/null || \
+	    $(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[beam]'
 
 test: venv
 	$(RUN) -m ruff check .

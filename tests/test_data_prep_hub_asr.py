@@ -149,12 +149,13 @@ def test_broken_rows_are_reported_and_the_others_prepared(tmp_path):
              {"bytes": encoded("a", channels=2), "path": "d"}, {"bytes": None, "path": "/nowhere.wav"},
              {"bytes": b"<html>", "path": "f"}, {"bytes": encoded("a"), "path": "g"}, {"bytes": b"", "path": "h"},
              {"bytes": encoded("a"), "path": "i"}]  # fmt: skip
-    columns = {"audio": audio, "text": ["x", "x", "x", "x", "x", "x", None, "x", " "], "id": list("abcdefgha")}
-    rows = prepare(write_parquet(tmp_path / "set", {"train": columns}), tmp_path / "out")["train"]
+    columns = {"audio": audio, "text": ["x", "x", "x", "x", "x", "x", None, "x", " "], "id": list("abcdefghi")}
+    source = write_parquet(tmp_path / "set", {"train": columns})
+    rows = prepare(source, tmp_path / "out", "--most-rejected", 1)["train"]
     assert [row["id"] for row in rows] == ["a"]
     reasons = rejections(tmp_path / "out")
-    assert set(reasons) == set("abcdefgh")
-    wanted = {"a": "earlier utterance", "b": "9 bytes", "c": "has no audio", "d": "2 channels", "e": "no such file",
+    assert set(reasons) == set("bcdefghi")
+    wanted = {"i": "empty transcript", "b": "9 bytes", "c": "has no audio", "d": "2 channels", "e": "no such file",
               "f": "cannot be decoded", "g": "has no transcript", "h": "is empty"}  # fmt: skip
     assert all(wanted[name] in reason for name, reason in reasons.items()), reasons
 
