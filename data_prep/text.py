@@ -74,7 +74,7 @@ def cut_tail(texts: dict[str, list[str]], fractions: dict[str, float], name: str
     if start < 1 and len(words := " ".join(lines).split()) >= ENOUGH:  # a book on one line
         cuts = [round(len(words) * (1 - sum(fractions[split] for split in list(missing)[i:])))
                 for i in range(len(missing) + 1)]  # fmt: skip
-        parts = {split: [" ".join(words[a:b])] for split, a, b in zip(missing, cuts, cuts[1:], strict=True)}
+        parts = {split: [" ".join(words[a:b])] for split, a, b in zip(missing, cuts[:-1], cuts[1:], strict=True)}
         what = " and ".join(missing)
         print(f"note: {name} has too few lines ({len(lines)}) to cut {what} from; they are cut from its words")
         return texts | {"train": [" ".join(words[: cuts[0]])]} | parts

@@ -119,7 +119,9 @@ class NoiseFinder:
 
     def _losses(self, name: str) -> list[float]:
         """The mean loss of each point's steps; infinite if that of one step was not finite."""
-        rows = [json.loads(line) for line in (self.out / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        rows = [
+            json.loads(line) for line in (self.out / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
         rows = [row for row in rows if row["kind"] == "train"]
         each, begin = self.steps // POINTS // self._log_every, self.warmup // self._log_every
         if len(rows) < begin + POINTS * each:

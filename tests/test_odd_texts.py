@@ -1,6 +1,11 @@
 """Texts as people have them: in UTF-16, on one line, with marks, separators and characters that are not seen."""
 
+import ast
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import datasets
 import pytest
@@ -134,13 +139,13 @@ def test_every_label_set_that_is_accepted_comes_back(tmp_path):
 
 
 def test_sentencepiece_learns_from_lines_with_its_own_mark_for_the_unknown(tmp_path):
-    lines = [f"rare{number % 7} word \u2585 here" for number in range(50)] + ["common words"] * 50
-    tokenizer = SentencePieceTokenizer.train(lines, 40, False, "the text")
+    lines = [f"rare{number % 7} \u2585 here {'abcdefg'[number % 7]}zu" for number in range(50)] + ["common words"] * 50
+    tokenizer = SentencePieceTokenizer.train(lines, 30, False, "the text")
     stream = tokenizer.encode(lines)
     assert not bool((stream == tokenizer.unk_id).any())  # every character is covered: h occurs with U+2585 alone
     tokenizer.save(tmp_path)
     assert load_tokenizer(tmp_path).encode(lines).tolist() == stream.tolist()
-    labels = PieceTokenizer.train(lines, 40, "keep")
+    labels = PieceTokenizer.train(lines, 30, "keep")
     assert all((labels.encode(line) > 1).all() for line in lines)
     assert labels.decode(labels.encode(lines[0])) == lines[0]
 
@@ -154,16 +159,49 @@ def test_impossible_numbers_of_pieces_are_refused_in_one_line(size, tmp_path, ca
         PieceTokenizer.train(["some words"], size)
 
 
-def test_what_is_written_is_utf_8_in_every_locale(tmp_path):
-    import os
-    import subprocess
-    import sys
-    from pathlib import Path
+IN_ASCII = r"""
+import sys
+from pathlib import Path
+from seqssgd.data.parquet_folder import rejections
+from seqssgd.data.shards import Rejected
+sys.path.insert(0, sys.argv[2])
+from test_speech_writer import SETS
+from seqssgd.data.speech_writer import write_speech_dataset
+out = Path(sys.argv[1])
+assert open(out.parent / "probe", "w").encoding.lower() not in ("utf-8", "utf8")
+left_out = [Rejected("train", "\u65e5", "Gr\xf6\xdfe\u2028", "is no \u672c")]
+write_speech_dataset(out, SETS, "Gr\xf6\xdfe", left_out)
+assert "is no \u672c" in rejections(out)
+"""
 
-    (tmp_path / "a.txt").write_text("größe ß 日本\n" * 40, encoding="utf-8")
-    environment = {**os.environ, "PYTHONUTF8": "0", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": ""}
-    program = Path(__file__).parents[1] / "data_prep/text.py"
-    command = [sys.executable, program, "--train", tmp_path / "a.txt", "--name", "Größe", "--out", tmp_path / "out"]
+
+def test_what_is_written_is_utf_8_in_every_locale(tmp_path):
+    environment = {**os.environ, "PYTHONUTF8": "0", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-c", IN_ASCII, str(tmp_path / "out"), str(Path(__file__).parent)]
     done = subprocess.run(command, env=environment, capture_output=True)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "out/dataset.json").read_bytes().decode("utf-8"))["name"] == "Größe"
+    assert "日" in (tmp_path / "out/rejected.jsonl").read_bytes().decode("utf-8")
+
+
+def test_no_program_leaves_the_encoding_of_a_text_file_to_the_locale():
+    """open, read_text and write_text say it, or read bytes."""
+    root, found = Path(__file__).parents[1], []
+    for folder in ("seqssgd", "data_prep", "recipes", "benchmarks", "results"):
+        for path in sorted((root / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if not isinstance(node, ast.Call):
+                    continue
+                name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+                given = [
+                    a.value for a in [*node.args, *(k.value for k in node.keywords)] if isinstance(a, ast.Constant)
+                ]
+                if name == "open" and isinstance(node.func, ast.Name):
+                    binary = any(isinstance(value, str) and "b" in value for value in given)
+                elif name in ("read_text", "write_text") and isinstance(node.func, ast.Attribute):
+                    binary = False
+                else:
+                    continue
+                if not binary and "encoding" not in [keyword.arg for keyword in node.keywords]:
+                    found.append(f"{path.relative_to(root)}:{node.lineno}")
+    assert found == []

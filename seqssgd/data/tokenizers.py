@@ -202,6 +202,12 @@ def train_sentencepiece(text: list[str], vocab_size: int, name: str, setting: st
         UserError: the text allows no such number of pieces; the message names the ``setting``, text and limit.
     """
     sentencepiece = require("sentencepiece")
+    if vocab_size < 3:
+        raise UserError(f"{setting} {vocab_size}: word pieces need at least 3, two of which are special")
+    reserved = [character for character in RESERVED if any(character in line for line in text)]
+    if reserved:  # lines that hold these would be left out; as pieces of their own they need not be learned
+        options["user_defined_symbols"] = reserved
+        text = [part for line in text if (part := " ".join(line.translate(_TO_SPACES).split()))] or text
     model = io.BytesIO()
     settings: dict[str, Any] = {"bos_id": -1, "eos_id": -1, "pad_id": -1} | options
     try:

@@ -71,13 +71,13 @@ class RunDirectory:
         self.checkpoints.mkdir(exist_ok=True)
         now, file = environment(self.config.get("seed")), self.path / "environment.json"
         if file.is_file():
-            _warn_of_changes(json.loads(file.read_text()), now)
+            _warn_of_changes(json.loads(file.read_text(encoding="utf-8")), now)
         else:
             _write(file, json.dumps(now, indent=2))
 
     def _compare(self, known: Path) -> None:
         try:
-            old = flatten(yaml.safe_load(known.read_text()))
+            old = flatten(yaml.safe_load(known.read_text(encoding="utf-8")))
         except (yaml.YAMLError, ValueError, AttributeError) as error:
             raise UserError(f"{known}: not the configuration of a run; choose another --out") from error
         check_same(self.path, old, flatten(self.config))
@@ -107,7 +107,7 @@ class RunDirectory:
             return
         # TensorBoard forgets all from ``step`` on, of which some belongs to a future that is now trained once more
         self._writer = SummaryWriter(self.path / "tensorboard", purge_step=step)
-        for row in map(json.loads, self._metrics.read_text().splitlines()):
+        for row in map(json.loads, self._metrics.read_text(encoding="utf-8").splitlines()):
             if row["step"] == step:
                 self._show(row)
 
@@ -123,7 +123,7 @@ class RunDirectory:
         """Adds a row: ``kind``, ``step`` and named values. Infinite and undefined values become null."""
         if not distributed.is_main():
             return
-        with open(self._metrics, "a") as file:
+        with open(self._metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(_finite(row)) + "\n")
         self._show(row)
 
@@ -147,7 +147,7 @@ class RunDirectory:
     def result(self) -> dict[str, Any] | None:
         """What result.json holds; None if the run never finished."""
         file = self.path / "result.json"
-        return json.loads(file.read_text()) if file.is_file() else None
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Writes result.json."""
@@ -221,7 +221,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 def _cpu_name() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -241,7 +241,7 @@ def _is_leftover(path: Path) -> bool:
 
 def _write(path: Path, text: str) -> None:
     with atomic_path(path) as temporary:
-        temporary.write_text(text + ("" if text.endswith("\n") else "\n"))
+        temporary.write_text(text + ("" if text.endswith("\n") else "\n"), encoding="utf-8")
 
 
 def plain(value: Any) -> Any:
