@@ -3,12 +3,13 @@
 # make test   lint and the whole test suite
 # make test-examples   the examples in Lightning, Hugging Face's Trainer and others; installs those first
 # make beam   adds what beam search with language models needs; builds KenLM: a compiler, cmake, some minutes
+# make wheel  builds wheel and sdist in dist/, and trains with the wheel in an environment with torch alone
 # make docs   builds the documentation: docs/_build/index.html
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: venv demo beam test test-examples docs tables
+.PHONY: venv demo beam test test-examples wheel docs tables
 .DELETE_ON_ERROR:
 
 venv: $(VENV)/ready
@@ -29,6 +30,7 @@ beam: venv
 test: venv
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(RUN) -m pyright --pythonpath $(RUN)
 	$(RUN) -m pytest -q -n 2 --dist loadfile
 
 # transformers imports torchaudio, whose compiled part does not load beside a CPU-only torch, and is not needed here.
@@ -36,6 +38,12 @@ test-examples: venv
 	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[examples]'
 	$(RUN) -c 'import torchaudio' 2>/dev/null || rm -f $(VENV)/lib/python*/site-packages/torchaudio/lib/*torchaudio*.so
 	$(RUN) -m pytest -q -n 2 --dist loadfile tests/test_examples.py tests/test_trainers.py tests/test_proxies.py
+
+# with another Python than that of .venv: .venv/bin/python tests/wheel_check.py dist --python python3.13
+wheel: venv
+	rm -rf dist
+	$(RUN) -m hatchling build -d dist
+	$(RUN) tests/wheel_check.py dist --constraint constraints.txt
 
 tables: venv
 	$(RUN) results/tables.py
