@@ -4,8 +4,9 @@
 
 A sub-folder holds the run directories of one comparison, without their checkpoints; ``reports`` has the tables and
 curves of each. ``benchmarks`` holds what the benchmarks wrote with ``--json``, ``noise_finder`` the curves that
-``seqssgd noise-finder`` wrote for RECIPE/CONFIGURATION@STEPS of warm-up. The place of each table in a README file is
-marked by ``<!-- results/NAME: begin -->`` and ``<!-- results/NAME: end -->``.
+``seqssgd noise-finder`` wrote for RECIPE/CONFIGURATION@STEPS of warm-up, ``escape`` what the study of escape wrote.
+The place of each table in a README file is marked by ``<!-- results/NAME: begin -->`` and ``<!-- results/NAME: end
+-->``.
 """
 
 import csv
@@ -22,6 +23,7 @@ from seqssgd.noise_finder import BEARABLE, Point, suggest
 from seqssgd.report import Comparison, compare, read_run, summary, write_between, write_report
 from seqssgd.report.baselines import EQUAL_PASSES
 from seqssgd.report.plots import COLOURS, forest, new_figure, picture_files
+from seqssgd.training.recipe import load_program
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -152,6 +154,12 @@ def _form(settings: dict[str, Any]) -> tuple[str, str]:
     return method, "phases" if signs == "batch" and settings["optim.noise_schedule"] else signs
 
 
+def escape_tables() -> str:
+    """The tables of the study of escape, as the study itself writes them."""
+    program = load_program(RESULTS.parent / "recipes/studies/escape_tables.py")
+    return program.markdown(json.loads((RESULTS / "escape/escape.json").read_text()))
+
+
 def tables(compared: dict[str, Comparison]) -> dict[str, tuple[Path, str]]:
     """Every table of which there are figures here, by name: the file that shows it, and its text."""
     root = RESULTS.parent
@@ -159,6 +167,7 @@ def tables(compared: dict[str, Comparison]) -> dict[str, tuple[Path, str]]:
     if (RESULTS / "benchmarks/coverage.json").is_file():
         shown["benchmarks/coverage"] = (root / "benchmarks/README.md", coverage_table())
     shown["noise_finder"] = (root / "recipes/studies/README.md", noise_table())
+    shown["escape"] = (root / "recipes/studies/README.md", escape_tables())
     measured = {name: readme for name, readme in BENCHMARKS.items() if (RESULTS / f"{name}.json").is_file()}
     return shown | {name: (root / readme, benchmark_table(name)) for name, readme in measured.items()}
 

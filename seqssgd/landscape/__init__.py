@@ -1,0 +1,1 @@
+"""How flat a minimum is, and where it lies: curvature, sharpness and surfaces of a loss."""
