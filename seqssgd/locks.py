@@ -28,7 +28,7 @@ def try_lock(handle: int) -> Literal["taken", "held", "none"]:
         if fcntl is not None:
             fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # NFS knows these better than flock's
         elif msvcrt is not None:
-            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # pyright: ignore[reportAttributeAccessIssue]
         else:
             return "none"
     except OSError as error:

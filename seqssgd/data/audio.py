@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import soundfile
@@ -219,7 +219,7 @@ class _Decoder:
     """One recording in a file, through soundfile."""
 
     def __init__(self, file: BinaryIO, part: Part) -> None:
-        view = View(file, *part)
+        view: Any = View(file, *part)  # as much of a file as its readers ask for
         self._md5 = flac.checksum(view)
         try:
             self.sound = soundfile.SoundFile(view)

@@ -5,7 +5,7 @@ interest. Here the sizes in the headers are held against the file.
 """
 
 from collections.abc import Callable
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, Literal, NamedTuple
 
 from seqssgd.data.sphere import AudioError
 from seqssgd.data.views import read_at, size_of
@@ -77,7 +77,7 @@ def _is_unknown(size: int) -> bool:
 def _wave(file: BinaryIO, start: int, size: int) -> _Found | None:
     order = "big" if read_at(file, start, 4) == b"RIFX" else "little"
     total = int.from_bytes(read_at(file, start + 4, 4), order)
-    position, long_total, long_data = start + 12, None, None
+    position, long_total, long_data = start + 12, 0, None
     while len(head := read_at(file, position, 8)) == 8:
         name, length = head[:4], int.from_bytes(head[4:], order)
         begin = position + 8
@@ -193,7 +193,7 @@ def _end_of_chunks(file: BinaryIO, end: int, total: int, size: int) -> int:
     return min(end, size)
 
 
-def _u32(value: int, order: str) -> bytes:
+def _u32(value: int, order: Literal["little", "big"]) -> bytes:
     return min(value, 0xFFFFFFFF).to_bytes(4, order)
 
 

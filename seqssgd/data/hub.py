@@ -89,6 +89,7 @@ def open_parquet(title: str, files: Sequence[Path], unit: str) -> "datasets.Data
         UserError: there are no rows, or the files cannot be read.
     """
     import datasets
+    import datasets.config
     import pyarrow.parquet
 
     if not sys.stderr.isatty():

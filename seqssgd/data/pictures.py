@@ -2,7 +2,7 @@
 
 import io
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # Pillow belongs to an extra and is imported where it is needed
     from PIL.Image import Image as Picture
@@ -46,7 +46,8 @@ def _bits(image: "Picture", content: bytes) -> int:
         numbers = re.sub(rb"#[^\r\n]*", b"", content[2:1000]).split()
         return 8 if content[:2] in (b"P1", b"P4") or len(numbers) < 3 else _width(numbers[2])
     if format == "TIFF":
-        return max(image.tag_v2.get(258, (8,)))
+        tiff: Any = image
+        return max(tiff.tag_v2.get(258, (8,)))
     if format == "JPEG2000":
         size = content.find(b"\xff\x4f\xff\x51")  # the codestream's beginning and its SIZ
         count = int.from_bytes(content[size + 40 : size + 42])

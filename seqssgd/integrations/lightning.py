@@ -3,14 +3,19 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 try:
-    from lightning.pytorch import Callback
+    from lightning.pytorch import Callback  # pyright: ignore[reportMissingImports]
 except ImportError:
-    from pytorch_lightning import Callback
+    from pytorch_lightning import Callback  # pyright: ignore[reportMissingImports]
 
 from . import multi_pass
+
+if TYPE_CHECKING:
+    Loop = Any  # of a package that need not be there
+else:
+    Loop = object
 
 
 class MultiPass(Callback):
@@ -43,7 +48,7 @@ class MultiPass(Callback):
         loop.__class__ = type("MultiPass" + type(loop).__name__, (_Passes, type(loop)), {})
 
 
-class _Passes:
+class _Passes(Loop):
     """Mixed into Lightning's loop: what is one forward and backward pass there becomes a loop over passes."""
 
     def _make_closure(self, kwargs: dict[str, Any], optimizer: Any, batch_idx: int) -> Callable[[], Any]:

@@ -1,14 +1,19 @@
 """For Hugging Face's Trainer."""
 
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from . import multi_pass
 
+if TYPE_CHECKING:
+    Trainer = Any  # of a package that need not be there
+else:
+    Trainer = object
 
-class MultiPassMixin:
+
+class MultiPassMixin(Trainer):
     """Makes a ``transformers.Trainer`` take every training step in passes.
 
     >>> from transformers import Trainer                                      # doctest: +SKIP
@@ -26,4 +31,5 @@ class MultiPassMixin:
         for part in multi_pass(self.optimizer).passes():
             with nullcontext() if part.last else self.accelerator.no_sync(model):
                 losses.append(super().training_step(model, part.take(inputs), num_items_in_batch))
-        return sum(losses) / len(losses)
+        mean: Any = sum(losses) / len(losses)
+        return mean

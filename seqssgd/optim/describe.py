@@ -122,7 +122,8 @@ def describe(optimizer_or_groups: Optimizer | Iterable[dict[str, Any]], model: n
     left alone:
       10  biases, also those of positions and of experts: *.bias
     """
-    groups = list(getattr(optimizer_or_groups, "param_groups", optimizer_or_groups))
+    given: Any = optimizer_or_groups
+    groups = list(getattr(given, "param_groups", given))
     key = getattr(optimizer_or_groups, "level_key", "noise")
     known = {} if model is None else kinds(model)
     layers: list[Layer] = []

@@ -180,8 +180,7 @@ class GradientWatch:
         """
         for key, (parameter, gradient, version) in list(self._outside.items()):
             p, g = parameter(), gradient()
-            cleared = p is None or g is None or p.grad is not g
-            if cleared or (g._version != version and not g.any()):  # cleared in place
+            if p is None or g is None or p.grad is not g or (g._version != version and not g.any()):  # cleared
                 del self._outside[key]
             else:
                 raise _from_outside(name_of(p))
@@ -189,7 +188,7 @@ class GradientWatch:
 
 def norms_of(weights: Sequence[Tensor]) -> list[Tensor]:
     """The norm of each of ``weights``, to compare with :func:`check_still` later on."""
-    return list(torch._foreach_norm(weights))
+    return list(torch._foreach_norm(list(weights)))
 
 
 def check_still(

@@ -79,6 +79,9 @@ class SymmetricNoise(RandomNoise):
     torch.Size([])
     """
 
+    signs: Signs
+    reduction: Reduction
+
     def __init__(
         self,
         base: Optimizer,

@@ -44,7 +44,7 @@ def read_lexicon(
     """The labels of every word, as the tokenizer writes it, and the words that it cannot spell."""
     if isinstance(lexicon, (str, os.PathLike)):
         try:
-            given = [line.split()[0] for line in read_lines(lexicon) if line.split()]
+            given = [line.split()[0] for line in read_lines(Path(lexicon)) if line.split()]
         except UserError as error:
             raise UserError(f"{lexicon}: cannot be read as a lexicon ({error})") from None
     else:
