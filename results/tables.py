@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from seqssgd.errors import run_cli
-from seqssgd.noise_finder import BEARABLE, Point, suggest
+from seqssgd.optim.finder import BEARABLE, NoiseCurve, Point
 from seqssgd.report import Comparison, compare, read_run, summary, write_between, write_report
 from seqssgd.report.baselines import EQUAL_PASSES
 from seqssgd.report.plots import COLOURS, forest, new_figure, picture_files
@@ -87,7 +87,7 @@ def _cell(value: float | list[float] | None) -> str:
 
 def coverage_table() -> str:
     """A row for each model of other libraries: how much of its weights noise reaches, and what becomes of the rest."""
-    found = json.loads((RESULTS / "benchmarks/coverage.json").read_text())
+    found = json.loads((RESULTS / "benchmarks/coverage.json").read_text(encoding="utf-8"))
     rows = [
         ["model", "from", "trained parameters", "weights perturbed", "left alone"],
         ["---", "---", *["---:"] * 2, "---"],
@@ -122,7 +122,7 @@ def noise_table() -> str:
         name, _, warmup = path.stem.partition("@")
         config = RESULTS.parent / "recipes" / path.parent.name / f"{name}.yaml"
         used = yaml.safe_load(config.read_text(encoding="utf-8"))["optim"]["noise"]
-        level = suggest(points)[0]
+        level = NoiseCurve(points).level
         shown = f"{level:.2g}" if level is not None else f"above {points[-1].level:.2g}"
         rows.append([f"`{path.parent.name}/{name}.yaml`", f"{int(warmup):,}", shown, f"{used:g}"])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)

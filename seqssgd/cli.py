@@ -207,7 +207,8 @@ def _noise_finder_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="DIR", help="for the two runs and what they find")
     parser.add_argument("--program", metavar="FILE", help="the recipe's program (default: train.py beside --config)")
     parser.add_argument("--highest", type=float, metavar="C",
-                        help="noise level at the end (default: three times the recipe's, or 1.5)")  # fmt: skip
+                        help="noise level at the end (default: three times the recipe's, or 1.5); "
+                        "a search that ended at a lower one goes on")  # fmt: skip
     parser.add_argument("--warmup", type=int, default=200, metavar="N", help="steps without noise (default 200)")
     parser.add_argument("--steps", type=int, default=400, metavar="N", help="steps of rising noise (default 400)")
     parser.add_argument("options", nargs="*", help=argparse.SUPPRESS)
@@ -216,7 +217,7 @@ def _noise_finder_arguments(parser: argparse.ArgumentParser) -> None:
 def _noise_finder(args: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from seqssgd.noise_finder import NoiseFinder, suggest, table, write
+    from seqssgd.noise_finder import NoiseFinder
 
     config, out = Path(args.config), Path(args.out)
     program = config.parent / "train.py" if args.program is None else Path(args.program)
@@ -224,14 +225,8 @@ def _noise_finder(args: argparse.Namespace) -> int:
     finder = NoiseFinder(program, options, out, args.highest, args.warmup, args.steps)
     if status := finder.train():
         return status
-    points = finder.curve()
-    level, reason = suggest(points)
-    paths = write(points, level, out)
-    print(f"\n{table(points)}\n\n{out}: {', '.join(path.name for path in paths)}")
-    if level is None:
-        print(f"no level to suggest: {reason}")
-    else:
-        print(f"try optim.noise from {level / 4:.2g} to {level:.2g}, and choose by validation: {reason}")
+    curve = finder.curve()
+    print(f"\n{out}: {', '.join(path.name for path in curve.save(out))}\n\n{curve}")
     return 0
 
 

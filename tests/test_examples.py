@@ -38,8 +38,8 @@ def test_an_example_takes_the_steps_that_the_twin_takes(label, name, tmp_path):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
 def test_an_example_is_short_and_says_how_it_is_run(path):
-    assert len(path.read_text().splitlines()) <= 70
-    assert path.stem == "tiny" or f"    python examples/{path.name} [gpt2|lstm]\n" in path.read_text()
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 70
+    assert path.stem == "tiny" or f"    python examples/{path.name} [gpt2|lstm]\n" in path.read_text(encoding="utf-8")
 
 
 def test_a_program_runs_beside_the_others():

@@ -1,51 +1,65 @@
 """The noise finder: where it sees the price of noise, and its two trainings."""
 
+import copy
 import csv
 import json
 import math
 
 import pytest
+import torch
 import yaml
 from programs import ROOT, generated_lines, load, outcome, refused
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from seqssgd import cli
 from seqssgd.data.text import write_text_dataset
 from seqssgd.errors import UserError
-from seqssgd.noise_finder import BEARABLE, NoiseFinder, Point, suggest, table, write
+from seqssgd.noise_finder import NoiseFinder
+from seqssgd.optim import NoiseCurve, OneSidedNoise, SymmetricNoise, noise_finder, noise_groups
+from seqssgd.optim.finder import BEARABLE, Point
 
 CONFIG = ROOT / "recipes/ptb_lstm/small_cpu_ssgd.yaml"
 TINY = ["--model.hidden_size", "6", "--batch_size", "5", "--sequence_length", "4", "--training.threads", "1"]
 
 
-def points_of(costs):
-    return [Point(0.1 * (index + 1), 2.0, 2.0 * (1 + cost)) for index, cost in enumerate(costs)]
+def curve_of(costs):
+    return NoiseCurve([Point(0.1 * (index + 1), 2.0, 2.0 * (1 + cost)) for index, cost in enumerate(costs)], "--{}")
 
 
 # ---- the suggestion --------------------------------------------------------------------------------------------------
 
 
 def test_the_suggested_level_is_where_noise_begins_to_cost_too_much():
-    level, reason = suggest(points_of([0.0, 0.04, 0.2, 0.5]))
-    assert level == pytest.approx(0.2 + 0.1 * 3 / 8)
-    assert reason == f"from 0.24 on noise costs more than {BEARABLE:.0%} of the loss"
+    curve = curve_of([0.0, 0.04, 0.2, 0.5])
+    assert curve.level == pytest.approx(0.2 + 0.1 * 3 / 8)
+    assert curve.advice == (
+        "try noise levels from 0.059 to 0.24, and choose by validation: "
+        "from 0.24 on noise costs more than 10% of the loss"
+    )
     # one costly minibatch before a cheap one is no limit
-    assert suggest(points_of([0.0, 0.12, 0.06, 0.14, 0.5]))[0] == pytest.approx(0.3 + 0.1 / 2)
+    assert curve_of([0.0, 0.12, 0.06, 0.14, 0.5]).level == pytest.approx(0.3 + 0.1 / 2)
     # a loss that was not finite at the level after the last cheap one
-    assert suggest(points_of([0.0, 0.04, math.inf]))[0] == pytest.approx(0.2)
+    assert curve_of([0.0, 0.04, math.inf]).level == pytest.approx(0.2)
 
 
-def test_a_curve_without_that_level_suggests_another_highest():
-    level, reason = suggest(points_of([0.0, 0.02, 0.04]))
-    assert level is None and reason == "up to 0.3 noise costs less than 10% of the loss; raise --highest"
-    level, reason = suggest(points_of([0.12, 0.5, math.inf]))
-    assert level is None and reason == "at 0.1 noise costs more than 10% of the loss already; lower --highest"
+def test_a_curve_without_that_level_names_the_remedy():
+    curve = curve_of([0.0, 0.02, 0.04])
+    assert curve.level is None and curve.advice == (
+        "no level to suggest: up to 0.3 noise costs less than 10% of the loss. A network that has learned little bears "
+        "any noise: lengthen --warmup (language models need thousands of steps); if it has learned, raise --highest"
+    )
+    curve = curve_of([0.12, 0.5, math.inf])
+    assert curve.level is None and curve.advice == (
+        "no level to suggest: at 0.1 noise costs more than 10% of the loss already; lower --highest"
+    )
 
 
 def made_runs(folder, noisy_loss, warmup=20, steps=100):
     """The two trainings' metrics: a loss that falls, and the same times what noise of up to 1 does to it."""
     for name, highest in (("plain", 0.0), ("noisy", 1.0)):
         (folder / name).mkdir()
-        (folder / name / "config.yaml").write_text(yaml.safe_dump({"optim": {"noise": highest}}))
+        (folder / name / "config.yaml").write_text(yaml.safe_dump({"optim": {"noise": highest / steps * 1_000_000}}))
         rows, losses, nonfinite = [{"kind": "valid", "step": 0}], [], 0
         for step in range(1, warmup + steps + 1):
             factor = noisy_loss(highest * max(0.0, (step - 1 - warmup) / steps))
@@ -60,24 +74,24 @@ def made_runs(folder, noisy_loss, warmup=20, steps=100):
 
 
 def test_a_known_price_is_found(tmp_path):
-    points = made_runs(tmp_path, lambda level: 1 + level**2).curve()
-    assert len(points) == 10 and [p.level for p in points] == pytest.approx([0.045 + 0.1 * i for i in range(10)])
-    assert suggest(points)[0] == pytest.approx(math.sqrt(BEARABLE), rel=0.03)
+    curve = made_runs(tmp_path, lambda level: 1 + level**2).curve()
+    assert [p.level for p in curve.points] == pytest.approx([0.045 + 0.1 * i for i in range(10)])
+    assert curve.level == pytest.approx(math.sqrt(BEARABLE), rel=0.03)
 
 
 def test_steps_that_do_not_divide_into_points_are_left_over_at_the_end(tmp_path):
     finder = made_runs(tmp_path, lambda level: 1 + level**2, steps=107)
-    points = finder.curve()
-    assert points[-1].level == pytest.approx(94.5 / 107)
-    assert suggest(points)[0] == pytest.approx(math.sqrt(BEARABLE), rel=0.03)
+    curve = finder.curve()
+    assert curve.points[-1].level == pytest.approx(94.5 / 107)
+    assert curve.level == pytest.approx(math.sqrt(BEARABLE), rel=0.03)
 
 
 def test_a_loss_that_is_not_finite_is_an_infinite_price(tmp_path):
-    points = made_runs(tmp_path, lambda level: 1 + level**2 if level < 0.75 else None).curve()
-    assert [math.isinf(p.cost) for p in points] == [False] * 7 + [True] * 3  # the first of them in part
-    assert suggest(points)[0] == pytest.approx(math.sqrt(BEARABLE), rel=0.03)
-    assert table(points).splitlines()[-1].split()[2:] == ["inf", "+inf%"]
-    paths = write(points, 0.2, tmp_path)
+    curve = made_runs(tmp_path, lambda level: 1 + level**2 if level < 0.75 else None).curve()
+    assert [math.isinf(p.cost) for p in curve.points] == [False] * 7 + [True] * 3  # the first of them in part
+    assert curve.level == pytest.approx(math.sqrt(BEARABLE), rel=0.03)
+    assert str(curve).splitlines()[-3].split()[2:] == ["inf", "+inf%"]
+    paths = curve.save(tmp_path)
     assert paths[1].read_bytes().startswith(b"\x89PNG")
 
 
@@ -97,7 +111,7 @@ def find(data, out, *options, config=CONFIG, epochs=20):
 
 
 def steps_of(run):
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return [(row["noise"], row["loss"]) for row in rows if row["kind"] == "train"]
 
 
@@ -123,10 +137,7 @@ def test_both_trainings_are_the_recipes_own_and_part_where_noise_begins(data, tm
     assert level == pytest.approx(32.5)
     assert without == pytest.approx((plain[11][1] + plain[12][1]) / 2) and cost == with_noise / without - 1
     assert f"{level:11.4g}" in said and "noise-finder.png" in said
-    ceiling, reason = suggest([Point(*map(float, row[:3])) for row in rows])
-    assert said.endswith(
-        f"try optim.noise from {ceiling / 4:.2g} to {ceiling:.2g}, and choose by validation: {reason}\n"
-    )
+    assert said.endswith(NoiseCurve([Point(*map(float, row[:3])) for row in rows], "--{}").advice + "\n")
 
     before = outcome(out / "noisy")
     assert find(data, out, "--warmup", "5", "--steps", "20", "--highest", "100") == 0
@@ -143,7 +154,24 @@ def test_the_highest_level_follows_the_recipes_own(data, tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[-1].startswith("no level to suggest: up to 1.9 ")
     assert find(data, tmp_path / "b", *short, config=CONFIG.parent / "small_cpu.yaml") == 0  # symmetric noise up to 1.5
     assert steps_of(tmp_path / "b/noisy")[-1][0] == pytest.approx(1.5 * 19 / 20)
-    assert "method: ssgd" in (tmp_path / "b/noisy/config.yaml").read_text()
+    assert "method: ssgd" in (tmp_path / "b/noisy/config.yaml").read_text(encoding="utf-8")
+
+
+def test_a_search_for_higher_levels_goes_on_from_the_one_before(data, tmp_path, capsys):
+    short = ("--warmup", "3", "--steps", "20")
+    assert find(data, tmp_path / "a", *short, "--highest", "1") == 0
+    before = steps_of(tmp_path / "a/noisy")
+    assert find(data, tmp_path / "a", *short, "--highest", "2.5") == 0
+    said = capsys.readouterr().out
+    for name in ("plain", "noisy"):
+        assert f"resuming at step 23 from {tmp_path / 'a' / name}" in said
+    after = steps_of(tmp_path / "a/noisy")
+    assert len(before) == 23 and after[:23] == before and len(after) == len(steps_of(tmp_path / "a/plain")) == 3 + 50
+    assert [level for level, _ in after[3:]] == pytest.approx([i / 20 for i in range(50)])  # as steep as before
+    assert find(data, tmp_path / "b", *short[:2], "--steps", "50", "--highest", "2.5") == 0
+    assert steps_of(tmp_path / "b/noisy") == after  # as if it had been asked for at once
+    curves = [(tmp_path / name / "noise-finder.csv").read_text(encoding="utf-8") for name in "ab"]
+    assert curves[0] == curves[1]
 
 
 def test_a_signal_ends_the_search_with_its_status(data, tmp_path, monkeypatch):
@@ -183,3 +211,78 @@ def test_a_training_that_ends_too_soon_is_refused(data, tmp_path, capsys):
 def test_a_loss_that_noise_has_no_share_of_is_refused(tmp_path):
     with pytest.raises(UserError, match="plain: the loss without noise is 0, not > 0"):
         made_runs(tmp_path, lambda level: 0.0).curve()
+
+
+# ---- in a loop of one's own ------------------------------------------------------------------------------------------
+
+
+def test_a_known_price_is_found_exactly():
+    """‖w+n‖² and ‖w-n‖² have the mean ‖w‖²(1 + c²), which a learning rate of 0 leaves alone."""
+    model = nn.Linear(10, 10, bias=False)
+    optimizer = SymmetricNoise(torch.optim.SGD(noise_groups(model, noise=0.01), lr=0.0))
+    curve = noise_finder(model, optimizer, [None], lambda model, _: model.weight.square().sum(), highest=1.0, warmup=3)
+    assert [p.level for p in curve.points] == pytest.approx([(40 * (i + 0.5) - 0.5) / 400 for i in range(10)])
+    mean_squares = [sum((step / 400) ** 2 for step in range(40 * i, 40 * i + 40)) / 40 for i in range(10)]
+    assert [p.cost for p in curve.points] == pytest.approx(mean_squares, rel=1e-5, abs=1e-6)
+    assert curve.level == pytest.approx(math.sqrt(BEARABLE), rel=0.02)  # between two points the curve is a line
+
+
+def test_the_search_trains_copies_on_the_same_minibatches():
+    model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Tanh(), nn.Linear(8, 1))
+    inputs = torch.randn(64, 4)
+    loader = DataLoader(TensorDataset(inputs, inputs.sum(1, keepdim=True) + 1), batch_size=8, shuffle=True)
+    optimizer = SymmetricNoise(torch.optim.Adam(noise_groups(model, noise=0.1), lr=0.01))
+    before, rng, state = copy.deepcopy(model.state_dict()), torch.get_rng_state(), optimizer.state_dict()
+    seen = []
+
+    def loss_fn(trained, batch):
+        loss = nn.functional.mse_loss(trained(batch[0]), batch[1])
+        seen.append((trained, batch[0], loss.item()))
+        return loss
+
+    curve = noise_finder(model, optimizer, loader, loss_fn, highest=0.5, warmup=5, steps=20)
+    assert torch.equal(torch.get_rng_state(), rng) and optimizer.state_dict() == state
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    after = seen[5:]
+    (plain, *_), (noisy, *_) = after[0], after[1]
+    assert plain is not noisy and model not in (plain, noisy)
+    assert after[0][2] == after[1][2]  # the level begins at 0: the same minibatch, weights and dropout
+    of_plain = [(x, loss) for trained, x, loss in after if trained is plain]
+    of_noisy = [(x, loss) for trained, x, loss in after if trained is noisy]
+    assert len(of_plain) == 20 and len(of_noisy) == 1 + 2 * 19
+    assert all(torch.equal(of_plain[i][0], of_noisy[2 * i][0]) for i in range(1, 20))
+    assert curve.points[3].plain == pytest.approx((of_plain[6][1] + of_plain[7][1]) / 2)
+    assert curve.points[3].noisy == pytest.approx(sum(loss for _, loss in of_noisy[11:15]) / 4)
+
+
+def test_a_search_that_cannot_find_anything_is_refused():
+    model = nn.Linear(2, 2)
+    optimizer = SymmetricNoise(torch.optim.SGD(noise_groups(model, noise=0.1), lr=0.1))
+
+    batch = torch.ones(3, 2)
+
+    def search(batches=(batch,), loss_fn=lambda model, batch: model(batch).square().mean(), **settings):
+        return noise_finder(model, optimizer, batches, loss_fn, **{"steps": 10, "warmup": 0, **settings})
+
+    for settings in ({"highest": 0.0}, {"highest": math.nan}, {"warmup": -1}, {"steps": 9}):
+        with pytest.raises(ValueError, match="highest must be above 0, warmup at least 0, steps at least 10"):
+            search(**settings)
+    with pytest.raises(ValueError, match="no minibatch left; give a list or a DataLoader"):
+        search(iter([batch]))
+    with pytest.raises(ValueError, match="the loss without noise is 0, not > 0"):
+        search(loss_fn=lambda model, batch: 0 * model(batch).mean())
+    optimizer.param_groups[0]["noise"] = 0.0
+    with pytest.raises(ValueError, match="no parameter group has a noise level above 0"):
+        search()
+
+
+def test_a_loss_that_noise_makes_infinite_costs_all():
+    model = nn.Linear(2, 2, bias=False)
+    optimizer = OneSidedNoise(torch.optim.SGD(noise_groups(model, noise=0.1), lr=0.0))
+    size = model.weight.norm().item()
+
+    def loss_fn(model, batch):
+        return model.weight.norm() if model.weight.norm() < 1.2 * size else model.weight.norm() / 0
+
+    points = noise_finder(model, optimizer, [None], loss_fn, highest=2.0, warmup=0, steps=20).points
+    assert not math.isinf(points[0].cost) and math.isinf(points[-1].cost)

@@ -6,9 +6,12 @@ from .batchnorm import recalibrate_bn
 from .covariance import CovarianceNoise
 from .describe import Description, describe
 from .dropconnect import DropConnect
+from .finder import NoiseCurve, noise_finder
 from .groups import noise_groups
+from .noise import NoiseSource
 from .passes import MultiPassOptimizer, Pass
 from .peers import MRWP, NSO, OneSidedNoise, SinglePass
+from .random_noise import RandomNoise
 from .sam import SAM
 from .schedules import LambdaNoise
 from .symmetric import SymmetricNoise
@@ -23,13 +26,17 @@ __all__ = [
     "DropConnect",
     "LambdaNoise",
     "MultiPassOptimizer",
+    "NoiseCurve",
+    "NoiseSource",
     "OneSidedNoise",
     "Pass",
+    "RandomNoise",
     "SinglePass",
     "SymmetricNoise",
     "Together",
     "WeightAverage",
     "describe",
+    "noise_finder",
     "noise_groups",
     "recalibrate_bn",
     "schedules",

@@ -35,7 +35,17 @@ class SymmetricNoise(RandomNoise):
         reduction: what the loss is, for ``"halves"``: ``"mean"`` over the examples of a pass (or over what
             ``part.take(..., count=)`` says: tokens, frames); ``"sum"`` over them, also a sum that is divided by a
             number of the whole minibatch. The gradient is that of the same loss of the whole minibatch.
-        distribution, granularity, seed, model, bn_stats: see :class:`RandomNoise`.
+        distribution: of the elements of n: ``"rademacher"`` (all of one size, with random signs), ``"gaussian"``,
+            ``"uniform"``.
+        granularity: what the size of n is measured by. ‖n‖ = c‖w‖ exactly over each ``"layer"`` (an LSTM layer's input
+            and recurrent kernels together), each ``"tensor"`` or each ``"filter"`` (slice along dimension 0); or each
+            element is drawn with c times the norm of its filter (``"filter_std"``) or with c itself (``"absolute"``).
+        seed: of the noise; optimizers and processes with the same seed draw the same.
+        model, bn_stats: see :class:`MultiPassOptimizer`.
+
+    Which ``signs``: ``"batch"`` where noise, not the minibatch, makes the gradient's variance (large minibatches, late
+    in training), and to reproduce the paper; ``"halves"`` where passes are what a training costs; ``"steps"`` where
+    minibatches cannot be split; ``"ranks"`` with DDP.
 
     Raises:
         ValueError: an unknown choice, no group with a ``"noise"`` entry, an impossible level; ``"ranks"`` without an
