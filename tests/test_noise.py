@@ -8,6 +8,7 @@ import copy
 import itertools
 import math
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -250,3 +251,32 @@ def test_unknown_choices_are_refused(options):
         NoiseSource(**options)
     with pytest.raises(ValueError, match="is not one of"):
         SymmetricNoise(torch.optim.SGD([{"params": [nn.Parameter(torch.ones(2))], "noise": 0.1}], lr=0.1), **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("granularity", ["layer", "tensor", "filter"])
+def test_weights_too_coarse_for_their_level_are_told_of_once(dtype, granularity):
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.randn(64, 64).to(dtype))
+    group = {"params": [weight], "noise": 0.3}
+    optimizer = SymmetricNoise(torch.optim.SGD([group], lr=0.1), granularity=granularity)
+    clean = weight.detach().float().clone()
+    told = []
+    for level in (0.3, 0.2, 0.01, 0.001, 0.0001, 0.00001):  # as it falls
+        optimizer.param_groups[0]["noise"] = level
+        for _ in range(2):
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                for part in optimizer.passes():
+                    if part.index == 0:
+                        n = weight.detach().float() - clean
+                optimizer.step()
+            norm, still = (n.norm() / clean.norm() / level).item(), (n == 0).float().mean().item()
+            told += [(level, str(warning.message)) for warning in caught]
+            if caught:
+                assert abs(norm - 1) > 0.05 or still > 0.2
+                assert f"{level:g}, {still:.0%} of the {str(dtype)[6:]} weights stay" in told[-1][1]
+                assert f"has {norm:.0%} of its norm" in told[-1][1]
+            else:
+                assert abs(norm - 1) <= 0.05 and still <= 0.2 or told
+    assert [level for level, _ in told] == {torch.bfloat16: [0.001], torch.float16: [0.0001], torch.float32: []}[dtype]

@@ -1,6 +1,7 @@
 """Two base optimizers under one noise, two optimizers with noise of one model."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -184,3 +185,25 @@ def test_loops_over_two_models_may_lie_inside_each_other():
     alone = network()
     train(alone, SymmetricNoise(make(alone)))
     assert same_bits(bits(model), bits(alone))
+
+
+@pytest.mark.parametrize("seeds", [(0, 0), (0, 1)])
+def test_two_optimizers_of_one_loss_with_the_same_seed_are_told_of(seeds):
+    generator, judge = network(), nn.Linear(2, 1).double()
+    first, second = (
+        SymmetricNoise(torch.optim.SGD(noise_groups(net, 0.1), lr=0.1), seed=seed)
+        for net, seed in zip((generator, judge), seeds, strict=True)
+    )
+
+    def step():
+        for net, optimizer in ((generator, first), (judge, second)):
+            judge.zero_grad()
+            for _ in optimizer.passes():
+                judge(generator(X) if net is generator else generator(X).detach()).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        step()
+    assert [("the same seed (0)" in str(warning.message)) for warning in caught] == [True] * (seeds[0] == seeds[1])

@@ -12,7 +12,15 @@ from torch import nn
 
 from seqssgd.errors import UserError, run_cli
 from seqssgd.optim import SinglePass, SymmetricNoise
-from seqssgd.training import OptimConfig, TrainingConfig, build_optimizer, build_schedulers, parse_recipe, setup
+from seqssgd.training import (
+    OptimConfig,
+    TrainingConfig,
+    build_optimizer,
+    build_schedulers,
+    parse_recipe,
+    setup,
+    unused,
+)
 
 PTB_TRAIN = Path(__file__).parents[1] / "recipes/ptb_lstm/train.py"
 
@@ -75,6 +83,7 @@ YAML = """
 model: {size: 7}
 optim:
   method: ssgd
+  noise: 0.5
   lr: 1e-3  # YAML 1.1 itself takes this for a string
   betas: [0.8, 0.9]
   only: [recurrent, dense]
@@ -89,6 +98,7 @@ def test_a_file_is_read_and_options_go_before_it(parse):
     command = parse("--optim.lr", "0.5", "--seed=9", "--max-steps", "12", "--training.clip=null", yaml=YAML)
     optim = OptimConfig(
         method="ssgd",
+        noise=0.5,
         lr=0.5,
         betas=(0.8, 0.9),
         only=["recurrent", "dense"],
@@ -105,7 +115,7 @@ def test_a_file_is_read_and_options_go_before_it(parse):
 
 def test_an_option_wins_wherever_it_stands(parse, tmp_path):
     first, second = tmp_path / "1.yaml", tmp_path / "2.yaml"
-    first.write_text("optim: {lr: 0.1, momentum: 0.1, noise: 0.1}\nseed: 1")
+    first.write_text("optim: {lr: 0.1, momentum: 0.1, method: ssgd, noise: 0.1}\nseed: 1")
     second.write_text("optim: {lr: 0.2, momentum: 0.2}\nseed: 2")
     for options in (
         ["--optim.lr", "0.9", "--config", str(first), "--config", str(second)],
@@ -114,6 +124,50 @@ def test_an_option_wins_wherever_it_stands(parse, tmp_path):
     ):
         config = parse(*options).config
         assert (config.optim.lr, config.optim.momentum, config.optim.noise, config.seed) == (0.9, 0.2, 0.1, 2)
+
+
+# ---- settings that would do nothing ----------------------------------------------------------------------------------
+
+
+NOISY, PLAIN, UNNAMED = "optim: {method: ssgd, noise: 0.3}", "optim: {method: none}", "optim: {lr: 0.2}"
+
+
+@pytest.mark.parametrize(
+    "yaml, options, message",
+    [
+        (PLAIN, ["--optim.noise", "0.3"], "optim.noise: 0.3 does nothing, as optim.method is none"),
+        (UNNAMED, ["--optim.noise=0.3"], "optim.noise: 0.3 does nothing, as optim.method is none"),
+        (None, ["--optim", "{noise: 0.3}"], "optim.noise: 0.3 does nothing, as optim.method is none"),
+        (NOISY, ["--optim.method", "none", "--optim.noise", "0.3"], "optim.noise: 0.3 does nothing, after"),
+        (PLAIN, ["--optim.signs", "halves"], "optim.signs: 'halves' does nothing"),
+        (PLAIN, ["--optim.rho", "0.1"], "optim.rho: 0.1 does nothing"),
+        (PLAIN, ["--optim.noise_schedule", "1-1S"], "optim.noise_schedule: '1-1S' does nothing"),
+        ("optim: {noise: 0.3}", [], "optim.noise: 0.3 does nothing, as there is no optim.method"),
+        (PLAIN, ["--optim.method", "ssgd"], "optim.noise: ssgd without a level is sgd alone"),
+        (NOISY, ["--optim.noise", "0"], "optim.noise: ssgd without a level is sgd alone"),
+        ("optim: {method: covariance}", [], "optim.noise: covariance without a level"),
+    ],
+)
+def test_settings_that_do_nothing_are_refused(parse, yaml, options, message):
+    with pytest.raises(UserError) as error:
+        parse(*options, yaml=yaml)
+    assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    "yaml, options, left_out",
+    [
+        (NOISY, ["--optim.method", "none"], {"optim.noise": 0.3}),
+        (NOISY, ["--optim.noise", "0.5", "--optim.method=none"], {"optim.noise": 0.5}),
+        ("optim: {method: none, noise: 0.3, signs: halves}", [], {"optim.noise": 0.3, "optim.signs": "halves"}),
+        (NOISY, ["--optim.method", "sam", "--optim.noise", "0"], {}),
+        (PLAIN, ["--optim.noise", "0", "--optim.noise_seed", "3"], {}),
+        (PLAIN, ["--optim.method", "ssgd", "--optim.noise", "0.2"], {}),
+        (None, [], {}),
+    ],
+)
+def test_no_method_makes_a_file_its_baseline_and_tells_what_that_leaves_out(parse, yaml, options, left_out):
+    assert unused.left_out(parse(*options, yaml=yaml).config.optim) == left_out
 
 
 # ---- what is refused, in one line that names the key -----------------------------------------------------------------

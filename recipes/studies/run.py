@@ -215,7 +215,7 @@ def build(
     def settle(options: Sequence[str]) -> Any:
         return parse_recipe(train.Config, [*options, "--out", str(out)]).config
 
-    base = settle(common)
+    base = settle([*common, "--optim.method", "none"])  # whose level is what the arms take multiples of
     tuned = study.get("tuned", False)
     found: list[tuple[str, str, list[str], dict[str, Any]]] = []
     for arm, name, settings in alternatives(study["arms"], recipe["roles"], trials_first=tuned):

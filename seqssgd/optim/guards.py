@@ -19,7 +19,9 @@ from .sharding import is_sharded
 
 
 class _Loops(threading.local):
-    """The pass loops that are under way in this thread, outermost first."""
+    """The pass loops that are under way in this thread, outermost first; and the last one to begin in any."""
+
+    latest: "weakref.ref[GradientWatch] | None" = None
 
     def __init__(self) -> None:
         self.running: list[GradientWatch] = []
@@ -39,6 +41,8 @@ class GradientWatch:
         # Of each gradient from outside: the parameter, the gradient, and how often this had been written to.
         self._outside: dict[int, tuple[weakref.ref[Tensor], weakref.ref[Tensor], int]] = {}
         self._running = False
+        self.seed: int | None = None  # of the noise, where there is any
+        self._beside: weakref.WeakSet[GradientWatch] = weakref.WeakSet()
         self._start(clearing=False)
         weakref.finalize(self, _remove, self._handles).atexit = False
 
@@ -70,6 +74,8 @@ class GradientWatch:
             return
         if not self._running:
             self._outside[key] = weakref.ref(p), weakref.ref(gradient), gradient._version
+            if _loops.latest is not None and (other := _loops.latest()) is not None and other._running:
+                self._beside.add(other)
             return
         if self._counts:
             self._counts[-1] += 1
@@ -94,6 +100,7 @@ class GradientWatch:
         for outer in self._outer:
             outer._nested += 1
         _loops.running.append(self)
+        _Loops.latest = weakref.ref(self)
 
     def end_loop(self) -> None:
         """The loop has ended, well or not."""
@@ -159,6 +166,12 @@ class GradientWatch:
         for p in parameters:
             if p.grad is not None:
                 self._outside[id(p)] = weakref.ref(p), weakref.ref(p.grad), p.grad._version
+
+    def draws_as_another(self) -> bool:
+        """Whether another optimizer with this one's seed takes gradients of the same losses; true once."""
+        found = any(other.seed == self.seed for other in self._beside)
+        self._beside.clear()
+        return found
 
     def check_closure(self, copies: list[tuple[Tensor, Tensor]], name_of: Callable[[Tensor], str]) -> None:
         """Checks what a closure has made of the gradients that it found, ``copies`` of what was there before.

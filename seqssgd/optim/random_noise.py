@@ -1,5 +1,6 @@
 """What the methods share that take gradients at random perturbations of the weights."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .batchnorm import BNStats
-from .noise import Distribution, Granularity, NoiseSource
+from .noise import NORMS, Distribution, Granularity, NoiseSource, are_too_coarse
 from .passes import MultiPassOptimizer, Pass
 
 
@@ -23,7 +24,7 @@ class RandomNoise(MultiPassOptimizer):
         distribution: of the elements: ``"rademacher"`` (± the same magnitude), ``"gaussian"``, ``"uniform"``.
         granularity: what the size of n is measured by: ``"tensor"``, ``"layer"``, ``"filter"`` (exact norms),
             ``"filter_std"``, ``"absolute"``; see :class:`NoiseSource`.
-        seed: of the noise. Ranks with the same seed draw the same noise.
+        seed: of the noise. Ranks with the same seed draw the same noise, and so do two optimizers.
         model, bn_stats: see :class:`MultiPassOptimizer`.
 
     Raises:
@@ -47,6 +48,7 @@ class RandomNoise(MultiPassOptimizer):
 
     def _perturb(self, part: Pass, weights: list[Tensor], saved: list[Tensor]) -> None:
         if part.sign > 0 or (part.sign < 0 and part.index == 0):
+            self._warn_of_twins()
             params, levels, layers = [], [], []
             for number, group in enumerate(self.param_groups):
                 names = group.get("layers") or range(len(group["params"]))
@@ -56,8 +58,19 @@ class RandomNoise(MultiPassOptimizer):
                         levels.append(float(group[self.level_key]))
                         layers.append(f"{number}.{name}")  # groups of two models may name different layers alike
             self.source.add_(params, saved, levels, layers, self._draw(part.index))  # w + n
+            if self.source.granularity in NORMS and min(levels) < self._run.checked / 2:  # seldom, as it waits
+                self._run.checked = 0.0 if are_too_coarse(params, saved, levels) else min(levels)
         if part.sign < 0:
             torch._foreach_lerp_(weights, saved, 2.0)  # the reflection 2w - (w+n) = w - n
+
+    def _warn_of_twins(self) -> None:
+        self._run.watch.seed = self.source.seed
+        if self._run.watch.draws_as_another():
+            warnings.warn(
+                f"two optimizers with noise of the same seed ({self.source.seed}) train networks with a common loss, "
+                "so that they draw the same numbers; give one of them another seed=",
+                stacklevel=2,
+            )
 
     def _draw(self, index: int) -> int:
         """Which perturbation of the stream is added in pass ``index`` of this step."""

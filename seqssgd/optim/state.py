@@ -1,5 +1,6 @@
 """Where an optimizer stands between and within its steps."""
 
+import math
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
@@ -25,6 +26,7 @@ class StepState:
         moved: whether the weights are at another place than their own just now.
         writes: how often each of the weights had been written to when the pass began.
         norms: what their norms were then; taken in the first loop only.
+        checked: the smallest level at which the weights were seen to move as they should; 0: they did not.
         training: whether the model was in training mode when the loop began.
         buffers: the one extra copy of the weights, reused from step to step.
         watch: knows where the gradients come from.
@@ -48,6 +50,7 @@ class StepState:
         self.writes: list[int] = []
         self.norms: list[Tensor] | None = None
         self.first_loop = True
+        self.checked = math.inf
         self.buffers: list[Tensor] = []
         self.gathering: list[FSDPModule] = []
 

@@ -20,6 +20,7 @@ from ..optim import schedules as schedule
 from ..optim.groups import HIGHEST_LEVEL
 from ..optim.roles import Role
 from .methods import BASES, LIMITS, METHODS, SETTINGS
+from .unused import check_used
 
 
 def _require(condition: bool, key: str, value: Any, wanted: str) -> None:
@@ -289,7 +290,7 @@ def parse_recipe(config_class: type, argv: Sequence[str] | None = None, descript
         argv: the arguments; None: those of the program.
 
     Raises:
-        UserError: an unknown key, a wrong value, a missing or empty data folder.
+        UserError: an unknown key, a wrong value, a setting that does nothing, a missing or empty data folder.
     """
     from jsonargparse import ArgumentParser, Namespace  # here: a program with a configuration of its own needs none
 
@@ -312,6 +313,9 @@ def parse_recipe(config_class: type, argv: Sequence[str] | None = None, descript
         raise UserError(_one_line(str(error), _keys(config_class), files)) from error
     names = [field.name for field in dataclasses.fields(config_class)]
     config = config_class(**{name: settings[name] for name in names})
+    if isinstance(getattr(config, "optim", None), OptimConfig):
+        paths = [word.removeprefix("--config=") for word in files if word != "--config"]
+        check_used(config.optim, paths, options)
     for key in ("max_steps", "max_minutes"):
         _require(_positive(settings[key]), f"--{key.replace('_', '-')}", settings[key], "a number > 0")
     data = Path(settings.data)

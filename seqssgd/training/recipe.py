@@ -17,6 +17,7 @@ from .config import Command, build_optimizer, build_schedulers
 from .loop import fit
 from .run import RunDirectory
 from .task import Task
+from .unused import left_out
 
 
 def train(command: Command, task: Task, about: Mapping[str, Any], begin: Callable[[Path], None] | None = None) -> int:
@@ -38,8 +39,12 @@ def train(command: Command, task: Task, about: Mapping[str, Any], begin: Callabl
         return 0
     schedulers = build_schedulers(optimizer, config.optim, config.training.epochs)
     run = RunDirectory(command.out, {**dataclasses.asdict(config), **about})
-    if begin is not None and distributed.is_main():
-        begin(run.path)
+    if distributed.is_main():
+        if unused := left_out(config.optim):
+            settings = ", ".join(f"{key} {value}" for key, value in unused.items())
+            print(f"{run.path}: optim.method none leaves out {settings}", flush=True)
+        if begin is not None:
+            begin(run.path)
     result = fit(
         task, optimizer, schedulers, config.training, run, max_steps=command.max_steps, max_minutes=command.max_minutes
     )
