@@ -139,6 +139,23 @@ def test_a_row_that_cannot_be_written_is_its_own_rejection(tmp_path):
     assert read_info(tmp_path)["sets"]["train"]["utterances"] == 2
 
 
+def test_a_set_from_elsewhere_names_every_row_that_fails_for_whatever_reason(tmp_path, monkeypatch):
+    write_parquet(tmp_path / "set", {"train": table(id=NAMES)})
+    (tmp_path / "set/train-00000-of-00001.parquet").rename(tmp_path / "set/train.parquet")
+    from seqssgd.data import audio
+
+    real = audio.decode
+
+    def fail(data):
+        if data == encoded("b"):
+            raise ZeroDivisionError("by zero")
+        return real(data)
+
+    monkeypatch.setattr(audio, "decode", fail)
+    with pytest.raises(UserError, match=r"1 of 3 utterances .*: b cannot be used \(ZeroDivisionError: by zero\)"):
+        load_speech(tmp_path / "set", "train")
+
+
 @pytest.mark.parametrize("error, said", [
     (MemoryError(), "there is no memory left for bad"), (OSError(errno.ENOSPC, "No space left on device"), "No space"),
     (ModuleNotFoundError("No module named 'av'", name="av"), "the package av is not installed"),

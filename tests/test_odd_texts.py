@@ -99,6 +99,15 @@ def test_text_in_utf_16_gets_the_recipe_for_it(encoding, named, tmp_path, capsys
     assert "a zero byte" in refused(capsys, TEXT.main, "--train", tmp_path / "b.txt", "--out", tmp_path / "out")
 
 
+def test_a_zero_byte_of_a_data_set_is_named_before_anything_is_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.DatasetDict({"train": datasets.Dataset.from_dict({"text": ["a b"] * 50 + ["c\0d"]})}).save_to_disk(
+        tmp_path / "set"
+    )
+    said = refused(capsys, TEXT.main, "--hub", tmp_path / "set", "--out", tmp_path / "out")
+    assert "holds a zero byte" in said and not (tmp_path / "out").exists()
+
+
 def test_a_book_on_one_line_is_cut_by_its_words(tmp_path, capsys):
     words = [f"w{number % 97}" for number in range(20_000)]
     (tmp_path / "text8").write_text(" ".join(words))

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from seqssgd.data.items import reason_of
+from seqssgd.data.items import printable, reason_of
 from seqssgd.data.progress import Progress
 from seqssgd.errors import UserError
 from seqssgd.files import atomic_path
@@ -76,10 +76,10 @@ class Rejected:
     @property
     def name(self) -> str:
         """What it is, without the reason."""
-        return " ".join(filter(None, (self.set, self.id, f"({self.path})")))
+        return printable(" ".join(filter(None, (self.set, self.id, f"({self.path})"))))
 
     def __str__(self) -> str:
-        return f"{self.name} {self.reason}"
+        return f"{self.name} {printable(self.reason)}"
 
 
 @dataclass(frozen=True)

@@ -86,12 +86,15 @@ class SpeechSet:
         """
         samples = self._cache.get(index)
         if samples is None:
+            from seqssgd.data.items import reason_of
+
             _, audio = _packages()
             try:
                 recording = audio.resample(_decode(self._audio[index]["audio"]), self.rate)
                 samples = self._fitted(recording.samples[:, 0], index)
-            except audio.AudioError as error:
-                raise UserError(f"{self.name}: {self.ids[index]} {error}; prepare the corpus again") from None
+            except Exception as error:
+                reason = reason_of(error, self.ids[index], audio.AudioError)
+                raise UserError(f"{self.name}: {self.ids[index]} {reason}; prepare the corpus again") from None
             if self.caches:
                 self._cache[index] = samples
         return scaled(samples)
@@ -203,6 +206,7 @@ def _open(title: str, files: Sequence[Path]) -> "datasets.Dataset":
 
 def _decode_all(title: str, table: "datasets.Dataset", ids: Sequence) -> tuple[list[int], list[int], list[str]]:
     """The sample rates and lengths of all recordings, and what is wrong with them."""
+    from seqssgd.data.items import reason_of
     from seqssgd.data.progress import Progress
 
     _, audio = _packages()
@@ -214,8 +218,9 @@ def _decode_all(title: str, table: "datasets.Dataset", ids: Sequence) -> tuple[l
                 recording = _decode(row["audio"])
                 rates.append(recording.rate)
                 counts.append(len(recording.samples))
-            except audio.AudioError as error:
-                problems.append(f"{ids[progress.done]} {error}")
+            except Exception as error:
+                key = str(ids[progress.done])
+                problems.append(f"{key} {reason_of(error, key, audio.AudioError)}")
             progress.advance()
     return rates, counts, problems
 

@@ -183,12 +183,14 @@ def sentences(lines: Iterable[str], lowercase: bool, name: str = "text") -> Iter
     Byte-order marks are dropped: they lie within a text that was joined from several files.
 
     Raises:
-        UserError: a line holds ``<eos>``.
+        UserError: a line holds ``<eos>``, or a zero byte.
     """
     for number, line in enumerate(lines, 1):
         line = " ".join((line.lower() if lowercase else line).replace("\ufeff", "").split())
         if EOS in line:
             raise UserError(f"{name}, line {number}: {EOS} stands for the end of a line; remove it from the text")
+        if "\0" in line:
+            raise UserError(f"{name}, line {number}: it holds a zero byte, which is no text; remove it")
         if line:
             yield number, line
 
