@@ -1,0 +1,223 @@
+"""Products of the Hessian of a loss, or of its Gauss-Newton part, with vectors."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .depthwise import FastDepthwise
+from .objective import Objective, weights_restored
+
+KINDS = ("hessian", "gauss_newton")
+METHODS = ("auto", "exact", "differences")
+# The step of central differences over the norm of the weights, where rounding and curvature of the third order are in
+# balance for smooth networks. An absolute step would be spread over millions of weights.
+STEP = {torch.float64: 1e-5, torch.float32: 3e-3}
+# Functions whose slope jumps: between two points there are kinks, and differences see them while derivatives do not.
+_KINKED = re.compile(
+    r"(Relu|LeakyRelu|Prelu|Rrelu|Threshold|Hardtanh|Hardswish|Hardsigmoid|Hardshrink|Softshrink|Abs|Clamp|Maximum|"
+    r"Minimum|MaxPool|AdaptiveMaxPool|FractionalMaxPool|Max|Min|Amax|Amin)(?![a-z])"
+)
+
+
+class CurvatureOperator:
+    """A symmetric matrix over the weights, known by its products with vectors.
+
+    Args:
+        objective: the loss L.
+        params: the weights that the matrix is over; None: all that the objective has.
+        kind: ``"hessian"``: ∂²L/∂w². ``"gauss_newton"``: Jᵀ (∂²L/∂z²) J with the model's outputs z and J = ∂z/∂w, what
+            the Hessian is without the curvature of the outputs; never negative where the loss is convex in z.
+        method: ``"exact"``: by differentiating twice. ``"differences"``: (∇L(w + εv) - ∇L(w - εv)) / 2ε with ε from
+            :data:`STEP`, for smooth networks. ``"auto"``: exact, or else, if the network is smooth, differences.
+        keep_graph: whether the graphs of the gradients stay in memory, so that a product costs one backward pass in
+            place of two and a forward pass; None: if there is a single batch. Then the weights must not be written to
+            while the operator is in use.
+
+    Attributes:
+        method: the one in use, ``"exact"`` or ``"differences"``.
+        reason: why it is not exact, or None.
+        products: how many there were.
+
+    Raises:
+        ValueError: an unknown choice.
+        RuntimeError: the network cannot be differentiated twice, and central differences are no way out.
+
+    Source: B. Pearlmutter, Neural Computation 6 (1994); Schraudolph, Neural Computation 14 (2002) for Gauss-Newton.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        params: Sequence[Tensor] | None = None,
+        kind: str = "hessian",
+        method: str = "auto",
+        keep_graph: bool | None = None,
+    ):
+        for name, value, known in (("kind", kind, KINDS), ("method", method, METHODS)):
+            if value not in known:
+                raise ValueError(f"{name}={value!r} is not one of {', '.join(known)}")
+        if kind == "gauss_newton" and method == "differences":
+            raise ValueError("the Gauss-Newton matrix is not to be had by differences of gradients; use exact")
+        self.objective, self.kind = objective, kind
+        self.params = objective.params if params is None else list(params)
+        self.keep_graph = len(objective.batches) == 1 if keep_graph is None else keep_graph
+        self.size = sum(p.numel() for p in self.params)
+        self.dtype, self.device = self.params[0].dtype, self.params[0].device
+        self.products, self.reason, self._graphs = 0, None, {}
+        self.method = method if method == "differences" else self._probe(method)
+
+    def __repr__(self) -> str:
+        graphs = ", graphs kept" if self.method == "exact" and self.keep_graph else ""
+        how = "exact" if self.method == "exact" else f"central differences of {STEP[self.dtype]:g} ‖w‖"
+        return f"{self.kind} of {self.size:,} weights over {self.objective.terms:,} loss terms, {how}{graphs}"
+
+    # ---- products ------------------------------------------------------------------------------------------------
+
+    def matvec(self, vector: Tensor) -> Tensor:
+        """The product with a vector (size,), in the same order as ``params``."""
+        self.products += 1
+        pieces = [part.view_as(p) for part, p in zip(vector.split([p.numel() for p in self.params]), self.params,
+                                                     strict=True)]  # fmt: skip
+        total = torch.zeros(self.size, dtype=self.dtype, device=self.device)
+        if self.method == "differences":
+            self._add_differences(pieces, total)
+            return total
+        with self.objective.frozen():
+            for index in range(len(self.objective.batches)):
+                self._add(self._product(index, pieces), total)
+        return total
+
+    def _product(self, index: int, pieces: list[Tensor]) -> Sequence[Tensor | None]:
+        graph = self._graphs.get(index)
+        if graph is None:
+            batch = self.objective.batches[index]
+            graph = self._hessian_graph(batch) if self.kind == "hessian" else self._gauss_newton_graph(batch)
+            if self.keep_graph:
+                self._graphs[index] = graph
+        if self.kind == "hessian":
+            return self._grad(graph, self.params, pieces)
+        outputs, of_leaf, leaf, transposed, dual = graph
+        moved = self._grad(transposed, [dual], pieces, keep=True)[0]  # J v
+        weighed = None if moved is None else self._grad([of_leaf], [leaf], [moved])[0]  # ∂²L/∂z² J v
+        return [None] * len(self.params) if weighed is None else self._grad([outputs], self.params, [weighed])
+
+    def _grad(
+        self, outputs: Sequence[Tensor | None], inputs: Sequence[Tensor], vectors: Sequence[Tensor], keep: bool = False
+    ) -> Sequence[Tensor | None]:
+        pairs = [(o, v) for o, v in zip(outputs, vectors, strict=True) if o is not None and o.requires_grad]
+        if not pairs:
+            return [None] * len(inputs)
+        at, along = zip(*pairs, strict=True)
+        return torch.autograd.grad(at, inputs, along, retain_graph=self.keep_graph or keep, allow_unused=True)
+
+    def _hessian_graph(self, batch: Any) -> tuple[Tensor | None, ...]:
+        """The gradient of the batch's share of L, with its graph."""
+        objective = self.objective
+        with FastDepthwise():
+            loss = objective.losses(objective.outputs(batch), batch).sum() / objective.terms
+        return torch.autograd.grad(loss, self.params, create_graph=True, allow_unused=True)
+
+    def _gauss_newton_graph(self, batch: Any) -> tuple:
+        """z, ∂L/∂z as a function of a copy of z, and Jᵀu as a function of u, whose derivative along v is J v."""
+        objective = self.objective
+        with FastDepthwise():
+            outputs = objective.outputs(batch)
+        leaf = outputs.detach().requires_grad_()
+        loss = objective.losses(leaf, batch).sum() / objective.terms
+        (of_leaf,) = torch.autograd.grad(loss, leaf, create_graph=True)
+        dual = torch.zeros_like(outputs, requires_grad=True)
+        transposed = torch.autograd.grad(outputs, self.params, dual, create_graph=True, allow_unused=True)
+        return outputs, of_leaf, leaf, transposed, dual
+
+    def _add(self, gradients: Sequence[Tensor | None], total: Tensor, scale: float = 1.0) -> None:
+        parts = total.split([p.numel() for p in self.params])
+        for part, gradient in zip(parts, gradients, strict=True):
+            if gradient is not None:
+                part.add_(gradient.detach().reshape(-1), alpha=scale)
+
+    @torch.no_grad()
+    def _add_differences(self, pieces: list[Tensor], total: Tensor) -> None:
+        norm = torch.cat([piece.reshape(-1) for piece in pieces]).norm()
+        weights = torch.cat([p.reshape(-1) for p in self.params]).norm()
+        if norm == 0:
+            return
+        step = (STEP.get(self.dtype, STEP[torch.float32]) * weights / norm).item()
+        chosen = {id(p) for p in self.params}
+        with weights_restored(self.params) as saved:
+            for sign in (1, -1):
+                for p, w, piece in zip(self.params, saved, pieces, strict=True):
+                    torch.add(w, piece, alpha=sign * step, out=p)
+                with torch.enable_grad():
+                    gradients = self.objective.gradient()
+                mine = [g for p, g in zip(self.objective.params, gradients, strict=True) if id(p) in chosen]
+                self._add(mine, total, sign / (2 * step))
+
+    # ---- whether it can be done ------------------------------------------------------------------------------------
+
+    def _probe(self, method: str) -> str:
+        """Tries a product on the batch with the fewest numbers in it."""
+        batch = min(self.objective.batches, key=_numbers)
+        single = Objective.__new__(Objective)
+        single.__dict__.update(self.objective.__dict__, batches=[batch])
+        if len(self.objective.batches) == 1:
+            trial = self  # the graph is needed anyway
+        else:
+            trial = CurvatureOperator.__new__(CurvatureOperator)
+            trial.__dict__.update(self.__dict__, objective=single, keep_graph=False, _graphs={})
+        try:
+            with self.objective.frozen():
+                self._check_differentiable(batch)
+                trial._product(0, [torch.ones_like(p) for p in self.params])
+            return "exact"
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, NotImplementedError) as error:
+            self._graphs = {}
+            found = re.search(r"derivative for '?(\S+?)'? is not implemented", str(error))
+            self.reason = f"no second derivative of {found[1]}" if found else str(error).splitlines()[0]
+        kinks = self._kinks(batch)
+        if method == "exact" or self.kind == "gauss_newton" or kinks:
+            why = f"; differences of gradients would be wrong, as the network has kinks ({kinks})" if kinks else ""
+            hint = "; take seqssgd.landscape.ctc_loss" if "ctc" in self.reason else ""
+            raise RuntimeError(f"{type(self.objective.model).__name__}: {self.reason}{why}{hint}")
+        return "differences"
+
+    def _check_differentiable(self, batch: Any) -> None:
+        """Autograd takes what was marked as differentiable once for a constant, without a word."""
+        loss = self.objective.losses(self.objective.outputs(batch), batch).sum()
+        gradients = torch.autograd.grad(loss, self.params, create_graph=True, allow_unused=True)
+        if any(node.name() == "torch::autograd::Error" for node in _nodes(gradients)):
+            own = {
+                node.name() for node in _nodes([loss]) if isinstance(node, torch.autograd.function.BackwardCFunction)
+            }
+            raise RuntimeError(
+                f"no second derivative of a function that is differentiable once ({', '.join(sorted(own))})"
+            )
+
+    def _kinks(self, batch: Any) -> str:
+        """The names of functions with kinks between weights and loss; empty if it is smooth."""
+        with self.objective.frozen():
+            loss = self.objective.losses(self.objective.outputs(batch), batch).sum()
+        found = [_KINKED.match(node.name()) for node in _nodes([loss])]
+        return ", ".join(sorted({match[0] for match in found if match}))
+
+
+def _nodes(tensors: Sequence[Tensor | None]) -> set[Any]:
+    """The nodes of the graphs of some tensors."""
+    seen: set[Any] = set()
+    waiting = [tensor.grad_fn for tensor in tensors if tensor is not None]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            waiting += [following for following, _ in node.next_functions]
+    return seen
+
+
+def _numbers(batch: Any) -> int:
+    if isinstance(batch, Tensor):
+        return batch.numel()
+    return sum(map(_numbers, batch)) if isinstance(batch, (tuple, list)) else 0
