@@ -188,16 +188,70 @@ def _compare_arguments(parser: argparse.ArgumentParser) -> None:
                         help="method (as the table names it) or run directory to hold all others against "
                         "(default: the base optimizer alone, at equal epochs)")  # fmt: skip
     parser.add_argument("--partial", action="store_true", help="take unfinished runs in, as far as they are")
+    parser.add_argument("--landscape", metavar="DIR", help="a section of the report about what seqssgd landscape wrote")
 
 
 def _compare(args: argparse.Namespace) -> None:
     from seqssgd.report import compare, read_run, summary, write_report
 
     comparison = compare([read_run(path) for path in args.runs], args.metric, args.baseline, args.partial)
-    paths = write_report(comparison, args.out) if args.out else []
+    sections = []
+    if args.landscape:
+        from seqssgd.landscape.section import section
+
+        sections = [section(args.landscape)]
+    paths = write_report(comparison, args.out, sections=sections) if args.out else []
     print(summary(comparison))
     if paths:
         print(f"\n{args.out}: {', '.join(path.name for path in paths)}")
+
+
+def _landscape_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run directories of one recipe, model and data")
+    parser.add_argument("--out", required=True, metavar="DIR", help="for landscape.json, figures, surfaces and a page")
+    parser.add_argument("--max-minutes", type=float, metavar="M", help="begin nothing after so many; repeat to go on")
+    parser.add_argument("--data", metavar="DIR", help="the prepared data (default: where the runs had them)")
+    parser.add_argument("--checkpoint", default="best", help="best (on validation; default) or last")
+    parser.add_argument("--split", default="test", help="the data beside the training set: test (default) or valid")
+    parser.add_argument("--terms", type=int, metavar="N",
+                        help="tokens, utterances or images for curvature (default 4000, 48 or 512)")  # fmt: skip
+    parser.add_argument("--levels", type=float, nargs="+", default=[0.1, 0.2, 0.3, 0.5], metavar="C",
+                        help="noise levels (default 0.1 0.2 0.3 0.5)")  # fmt: skip
+    parser.add_argument("--points", type=int, default=21, help="points of a line (default 21)")
+    parser.add_argument("--side", type=int, default=9, help="points along a side of a plane or slice (default 9)")
+    parser.add_argument("--processes", type=int, help="that share the work (default 2, or 1 on a single core)")
+    parser.add_argument("--device", help="cpu, cuda, … (default: cuda if there is one)")
+
+
+def _landscape(args: argparse.Namespace) -> None:
+    import math
+    import time
+    from functools import partial
+    from pathlib import Path
+
+    from seqssgd.landscape.section import curvature_table, notes, section
+    from seqssgd.landscape.study import Spec, Study, default_processes
+    from seqssgd.report.writing import write_section
+    from seqssgd.runs import choose_device
+
+    for name, least in (("terms", 2), ("points", 3), ("side", 3), ("processes", 1)):
+        if (value := getattr(args, name)) is not None and value < least:
+            raise UserError(f"--{name} {value}: it must be at least {least}")
+    if not all(math.isfinite(level) and level > 0 for level in args.levels):
+        raise UserError(f"--levels {' '.join(map(str, args.levels))}: they must be numbers > 0")
+    if args.max_minutes is not None and not args.max_minutes > 0:
+        raise UserError(f"--max-minutes {args.max_minutes:g}: it must be a number > 0")
+    deadline = math.inf if args.max_minutes is None else time.time() + 60 * args.max_minutes
+    device = choose_device(args.device)
+    processes = args.processes or (default_processes() if device.type == "cpu" else 1)
+    specs = [Spec(run, args.data, args.checkpoint, str(device)) for run in args.runs]
+    study = Study(specs, Path(args.out), args.split, args.terms, args.points, args.side, tuple(args.levels), processes,
+                  deadline, partial(print, flush=True))  # fmt: skip
+    found = study.run()
+    paths = write_section(section(args.out), args.out, "landscape")
+    print(f"\n{curvature_table(found).markdown()}\n")
+    print("\n".join(f"- {note}" for note in notes(found)))
+    print(f"\n{args.out}: landscape.json, {', '.join(path.name for path in paths)}")
 
 
 def _noise_finder_arguments(parser: argparse.ArgumentParser) -> None:
@@ -270,6 +324,7 @@ COMMANDS = {
     "perplexity": Command("score text files with a trained language model", _perplexity_arguments, _perplexity),
     "compare": Command("average runs over seeds, set methods side by side", _compare_arguments, _compare),
     "transcribe": Command("write down what is said in audio files", _transcribe_arguments, _transcribe),
+    "landscape": Command("how flat minima are, and where they lie", _landscape_arguments, _landscape),
     "noise-finder": Command("suggest a noise level for a recipe", _noise_finder_arguments, _noise_finder),
     "generate": Command("write text with a trained language model", _generate_arguments, _generate),
 }

@@ -1,6 +1,7 @@
 """A comparison as one HTML page that needs nothing but itself."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 
 from .plots import PICTURES
@@ -44,8 +45,48 @@ svg {{ display: block; width: 100%; height: auto; min-width: 32rem; max-width: 5
 """
 
 
-def html_page(title: str, tables: Mapping[str, Table], notes: list[str], pictures: Mapping[str, str]) -> str:
-    """The page: the first table, the notes, the pictures, the other tables.
+@dataclass
+class Section:
+    """A part of a page with tables, notes and pictures of its own.
+
+    Attributes:
+        heading: of the section.
+        tables: by heading.
+        notes: one paragraph each.
+        parts: as :data:`seqssgd.report.plots.PICTURES`.
+        pictures: those named there, each as ``"png"`` and ``"svg"``.
+    """
+
+    heading: str
+    tables: dict[str, Table]
+    notes: list[str]
+    parts: dict[str, tuple[str, dict[str, str]]]
+    pictures: dict[str, dict[str, bytes]]
+
+    def html(self) -> str:
+        """The section as a part of a page."""
+        body = [f"<h2>{escape(self.heading)}</h2>", _list(self.notes)]
+        body += [f"<h3>{escape(heading)}</h3>\n{_table(heading, table)}" for heading, table in self.tables.items()]
+        drawn = {name: files["svg"].decode() for name, files in self.pictures.items()}
+        return "\n".join(body + _pictures(self.parts, drawn, "h3"))
+
+    def markdown(self) -> str:
+        """The same in Markdown, with the pictures as PNG files beside it."""
+        body = [f"## {self.heading}", "\n".join(f"- {note}" for note in self.notes)]
+        body += [f"### {heading}\n\n{table.markdown()}" for heading, table in self.tables.items()]
+        for heading, (caption, shown) in self.parts.items():
+            body += [f"### {heading}", caption, *(f"![{shows}]({name}.png)" for name, shows in shown.items())]
+        return "\n\n".join(body)
+
+
+def html_page(
+    title: str,
+    tables: Mapping[str, Table],
+    notes: list[str],
+    pictures: Mapping[str, str],
+    sections: Sequence[Section] = (),
+) -> str:
+    """The page: the first table, the notes, the pictures, the other tables, further sections.
 
     Args:
         title: of the page.
@@ -53,16 +94,30 @@ def html_page(title: str, tables: Mapping[str, Table], notes: list[str], picture
         notes: one paragraph each.
         pictures: SVG elements, by their names in :data:`seqssgd.report.plots.PICTURES`.
     """
-    first, *others = (f"<h2>{escape(heading)}</h2>\n{_table(heading, table)}" for heading, table in tables.items())
-    body = [first, "<ul>", *(f"<li>{escape(note)}</li>" for note in notes), "</ul>"]
-    for heading, (caption, shown) in PICTURES.items():
-        body += [f"<h2>{heading}</h2>", f"<p>{caption}</p>", '<div class="plots">']
+    first, *others = [f"<h2>{escape(heading)}</h2>\n{_table(heading, table)}" for heading, table in tables.items()]
+    body = [first, _list(notes), *_pictures(PICTURES, pictures, "h2"), *others]
+    return plain_page(title, [*body, *(section.html() for section in sections)])
+
+
+def plain_page(title: str, body: Sequence[str]) -> str:
+    """A page of parts that are HTML already."""
+    return _PAGE.format(title=escape(title), body="\n".join(body))
+
+
+def _list(notes: Sequence[str]) -> str:
+    return "\n".join(["<ul>", *(f"<li>{escape(note)}</li>" for note in notes), "</ul>"])
+
+
+def _pictures(parts: Mapping[str, tuple[str, Mapping[str, str]]], pictures: Mapping[str, str], level: str) -> list[str]:
+    body = []
+    for heading, (caption, shown) in parts.items():
+        body += [f"<{level}>{heading}</{level}>", f"<p>{caption}</p>", '<div class="plots">']
         body += [
-            f'<figure role="img" aria-label="{shows}">\n{pictures[name]}</figure>' for name, shows in shown.items()
+            f'<figure role="img" aria-label="{escape(shows)}">\n{pictures[name]}</figure>'
+            for name, shows in shown.items()
         ]
         body += ["</div>"]
-    body += others
-    return _PAGE.format(title=escape(title), body="\n".join(body))
+    return body
 
 
 def _table(heading: str, table: Table) -> str:

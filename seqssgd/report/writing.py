@@ -1,12 +1,13 @@
 """The files of a report, and the tables within documents."""
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..errors import UserError
 from ..files import atomic_path
 from .comparison import Comparison
-from .page import html_page
+from .page import Section, html_page, plain_page
 from .plots import PICTURES, draw
 from .tables import Table, notes, results_csv, results_table, runs_table, settings_table
 
@@ -16,8 +17,12 @@ def summary(comparison: Comparison) -> str:
     return "\n\n".join([results_table(comparison).markdown(), _bullets(notes(comparison))])
 
 
-def write_report(comparison: Comparison, folder: str | Path, page: bool = True) -> list[Path]:
+def write_report(
+    comparison: Comparison, folder: str | Path, page: bool = True, sections: Sequence[Section] = ()
+) -> list[Path]:
     """Writes report.md, report.csv and pictures as PNG, for a ``page`` report.html and SVG too; returns their paths.
+
+    Further ``sections`` go to the end of it.
 
     Nothing is written before all is made, and each file is replaced as a whole.
 
@@ -36,11 +41,30 @@ def write_report(comparison: Comparison, folder: str | Path, page: bool = True) 
     for part, (caption, shown) in PICTURES.items():
         markdown += [f"## {part}", caption, *(f"![{shows}]({name}.png)" for name, shows in shown.items())]
     markdown += [f"## {name}\n\n{table.markdown()}" for name, table in list(tables.items())[1:]]
+    markdown += [section.markdown() for section in sections]
     drawn = {name: files["svg"].decode() for name, files in pictures.items()}
-    files = {"report.html": html_page(heading, tables, notes(comparison), drawn).encode()} if page else {}
+    files = {"report.html": html_page(heading, tables, notes(comparison), drawn, sections).encode()} if page else {}
+    for section in sections:
+        pictures |= section.pictures
     files |= {"report.md": ("\n\n".join(markdown) + "\n").encode(), "report.csv": results_csv(comparison).encode()}
     kinds = ("png", "svg") if page else ("png",)
     files |= {f"{name}.{kind}": made[kind] for name, made in pictures.items() for kind in kinds}
+    return _write(files, folder)
+
+
+def write_section(section: Section, folder: str | Path, name: str) -> list[Path]:
+    """Writes a section as a page of its own, NAME.html and NAME.md, with its pictures; returns their paths.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+    files = {f"{name}.html": plain_page(section.heading, [section.html()]).encode()}
+    files |= {f"{name}.md": f"{section.markdown()}\n".encode()}
+    files |= {f"{key}.{kind}": made[kind] for key, made in section.pictures.items() for kind in ("png", "svg")}
+    return _write(files, Path(folder))
+
+
+def _write(files: Mapping[str, bytes], folder: Path) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in files.items():

@@ -1,0 +1,134 @@
+"""What was measured in words, tables and pictures: a section of the comparison page."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..report.page import Section
+from ..report.tables import Table
+from .figures import draw
+from .study import FILE, file_name, read
+from .surface import Surface, read_surface
+
+# The parts of the section: heading, caption, and how the names of its pictures begin.
+_PARTS = {
+    "Sharpness": (
+        "By how much noise of level c raises the training loss (95 % bands over the draws); dashed: what the trace "
+        "predicts, ½c²R. They part where the fourth order or kinks count.",
+        "sharpness",
+    ),
+    "Relative trace by layer": ("‖w‖²/N · tr H of every layer that noise may perturb, with 95 % intervals.", "layers"),
+    "Spectral density": (
+        "How the eigenvalues of the Hessian are spread: one Lanczos run from a random vector, every node a Gaussian.",
+        "density",
+    ),
+    "Robustness": ("Loss and error rate under noise of the weights; 95 % bands over the draws.", "robustness"),
+    "Lines": (
+        "From one solution to another through the weights in between; dotted: the two. Batch-norm statistics are taken "
+        "anew at every point, here and below.",
+        "lines",
+    ),
+    "Planes": ("The plane through three solutions, in an orthonormal basis: distances are those of weights.", "plane"),
+    "Slices": (
+        "Two random directions, every filter as long as the filter of the weights at 1; one colour scale for all runs.",
+        "slice",
+    ),
+}
+
+
+def section(folder: str | Path) -> Section:
+    """The section about what ``seqssgd landscape`` has left in a folder.
+
+    Raises:
+        UserError: there is no landscape, or it is damaged.
+    """
+    folder = Path(folder)
+    found = read(folder / FILE)
+    surfaces = surfaces_of(found, folder)
+    pictures = {f"landscape_{name}": files for name, files in draw(found, surfaces).items()}
+    parts = {}
+    for heading, (caption, start) in _PARTS.items():
+        shown = {name: _shows(name) for name in pictures if name.startswith(f"landscape_{start}")}
+        if shown:
+            parts[heading] = caption, shown
+    tables = {"Curvature and sharpness": curvature_table(found)}
+    if any("barriers" in surface for surface in found["surfaces"].values()):
+        tables["Barriers"] = barrier_table(found)
+    return Section("Landscape", tables, notes(found), parts, pictures)
+
+
+def surfaces_of(found: Mapping[str, Any], folder: Path) -> dict[str, Surface]:
+    """The surfaces that a landscape.json names, as far as they were begun."""
+    return {name: read_surface(folder / f"{file_name(name)}.npz") for name in found["surfaces"]}
+
+
+def curvature_table(found: Mapping[str, Any]) -> Table:
+    """One row per run: what says how flat it is."""
+    levels = [f"{level:g}" for level in found["settings"]["levels"]]
+    head = ["run", "loss", "λ_max", "of two halves", "tr H", "R"]
+    head += [f"rise at c = {level} / ½c²R" for level in levels] + ["Keskar", "SAM"]
+    rows = []
+    for name, run in found["runs"].items():
+        traces, top, sharp = (run.get(stage, {}) for stage in ("traces", "eigenvalues", "sharpness"))
+        measured = {f"{row['level']:g}": row["increase"][0] for row in sharp.get("noise", [])}
+        predicted = {level: value[0] for level, value in traces.get("predicted_sharpness", {}).items()}
+        cells = [name, _number(top.get("loss")), _number(top.get("lambda_max"))]
+        cells += [" / ".join(map(_number, top.get("of_halves", []))) or "–"]
+        cells += [_with_interval(traces.get("trace")), _with_interval(traces.get("relative_trace"))]
+        cells += [f"{_number(measured.get(level))} / {_number(predicted.get(level))}" for level in levels]
+        rows.append([*cells, _number(sharp.get("keskar")), _number(sharp.get("sam"))])
+    return Table(head, rows)
+
+
+def barrier_table(found: Mapping[str, Any]) -> Table:
+    """One row per line: how far each figure rises above the straight line between its ends."""
+    lines = {name: surface["barriers"] for name, surface in found["surfaces"].items() if "barriers" in surface}
+    keys = list(dict.fromkeys(key for barriers in lines.values() for key in barriers))
+    rows = [
+        [name.removeprefix("line "), *(_number(barriers.get(key)) for key in keys)] for name, barriers in lines.items()
+    ]
+    return Table(["line", *keys], rows)
+
+
+def notes(found: Mapping[str, Any]) -> list[str]:
+    """What a reader has to know: on what data, at which checkpoints, how exact, and what is missing."""
+    settings, runs = found["settings"], found["runs"]
+    first = next(iter(runs.values()))
+    said = [
+        f"Curvature and sharpness on about {settings['terms']:,} {first['terms_are']} of the training data, without "
+        f"augmentation and dropout; losses and error rates ({first['errors_are']}) on about "
+        f"{settings['figure_terms']:,} of each split.",
+        "R = Σ ‖w‖²/N · tr H over the layers that noise may perturb: noise of level c raises the loss by ½c²R, to "
+        "second order. ± is half of a 95 % interval. Keskar: the largest rise within |Δw| ≤ 0.001 (|w| + 1), in "
+        "percent of 1 + L. SAM: the rise at a distance of 0.05 along the gradient.",
+        "Checkpoints: " + "; ".join(f"{name}: {run['checkpoint']}" for name, run in runs.items()) + ".",
+    ]
+    for name, run in runs.items():
+        for stage, result in run.items():
+            if isinstance(result, dict) and (why := result.get("left_out")):
+                said.append(f"{name}: no {stage}: {why}.")
+            elif isinstance(result, dict) and (warning := result.get("warning")):
+                said.append(f"{name}: {warning}.")
+    for name, surface in found["surfaces"].items():
+        if surface["done"] < surface["points"]:
+            said.append(f"{name}: {surface['done']} of {surface['points']} points so far.")
+        if surface["not_finite"]:
+            said.append(f"{name}: not finite at {surface['not_finite']} points, which are missing (red crosses).")
+    if not found.get("complete"):
+        said.append("Not all is measured yet; the same command goes on.")
+    return said
+
+
+def _shows(name: str) -> str:
+    return name.removeprefix("landscape_").replace("_", " ")
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"
+
+
+def _with_interval(estimate: list[float | None] | None) -> str:
+    if estimate is None or estimate[0] is None:
+        return "–"
+    value, low, high = estimate
+    return f"{value:.3g}" if low is None or high is None else f"{value:.3g} ± {(high - low) / 2:.2g}"

@@ -1,0 +1,170 @@
+"""What is measured of a single run, each stage for itself: opened subject and settings in, plain numbers out."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .curvature import CurvatureOperator
+from .sharpness import (
+    Increase,
+    WeightNoise,
+    keskar_sharpness,
+    noise_sharpness,
+    predicted_sharpness,
+    sam_sharpness,
+    under_noise,
+)
+from .spectrum import Estimate, layer_traces, spectral_density, top_eigenvalues
+from .subjects import Subject
+
+UNSTABLE = 0.2  # difference of λ_max between two halves of the data, over their mean, that deserves a warning
+
+
+@dataclass(frozen=True)
+class StageSettings:
+    """How much is spent on a run.
+
+    Attributes:
+        terms: loss terms that curvature and sharpness are measured on.
+        figure_terms: loss terms of each split that losses and error rates are measured on.
+        levels: of the noise.
+        draws: pairs of perturbations of each level.
+        probes: products for the traces.
+        steps: products for the density.
+        split: beside the training set.
+    """
+
+    terms: int
+    figure_terms: int
+    levels: tuple[float, ...] = (0.1, 0.2, 0.3, 0.5)
+    draws: int = 4
+    probes: int = 6
+    steps: int = 16
+    split: str = "test"
+
+
+# Loss terms by the kind of a run: tokens, utterances, images.
+TERMS = {"language": (4000, 2000), "speech": (48, 48), "images": (512, 512)}
+
+
+def eigenvalues(subject: Subject, settings: StageSettings) -> dict[str, Any]:
+    """λ_max of the Hessian on the data and on both halves of them."""
+    operator = _operator(subject, settings)
+    found = top_eigenvalues(operator, 1, 1e-3)
+    halves = []
+    for half in (0, 1):
+        part = CurvatureOperator(subject.objective("train", settings.terms, half))
+        halves.append(float(top_eigenvalues(part, 1, 1e-2, start=found.vectors[:, 0]).values[0]))
+    spread = abs(halves[0] - halves[1]) / max(abs(sum(halves)) / 2, 1e-30)
+    warning = None
+    if spread > UNSTABLE:
+        warning = (
+            f"λ_max is {halves[0]:.3g} and {halves[1]:.3g} on two halves of {operator.objective.terms:,} "
+            f"{subject.terms}: too few of them for a stable value; give more with --terms"
+        )
+    return {
+        "lambda_max": float(found.values[0]),
+        "of_halves": halves,
+        "products": operator.products,
+        "loss": operator.objective.loss,
+        "terms": operator.objective.terms,
+        "operator": repr(operator),
+        "warning": "; ".join(filter(None, [_differences(operator), warning])) or None,
+    }
+
+
+def traces(subject: Subject, settings: StageSettings) -> dict[str, Any]:
+    """Trace of the Hessian, relative trace R, and both of every layer that training may perturb."""
+    noise = WeightNoise(subject.model)
+    operator = _operator(subject, settings, noise)
+    found = layer_traces(operator, noise.params, noise.layers, settings.probes)
+    layers = {
+        name: {"trace": found.of_layer(i), "relative": found.relative_of_layer(i), "weights": int(found.sizes[i])}
+        for i, name in enumerate(found.names)
+    }
+    predicted = {f"{level:g}": predicted_sharpness(found, level) for level in settings.levels}
+    return {
+        "trace": found.total,
+        "relative_trace": found.relative,
+        "layers": layers,
+        "predicted_sharpness": predicted,
+        "warning": _differences(operator),
+    }
+
+
+def density(subject: Subject, settings: StageSettings) -> dict[str, Any]:
+    """The spectral density: nodes and weights."""
+    nodes, weights = spectral_density(_operator(subject, settings), settings.steps)
+    return {"nodes": nodes[0].tolist(), "weights": weights[0].tolist()}
+
+
+def sharpness(subject: Subject, settings: StageSettings) -> dict[str, Any]:
+    """The rise of the training loss under noise of every level, Keskar's measure and SAM's."""
+    objective = subject.objective("train", settings.terms)
+    found = noise_sharpness(objective, WeightNoise(subject.model), settings.levels, settings.draws)
+    return {
+        "noise": [_plain(increase) for increase in found],
+        "keskar": keskar_sharpness(objective),
+        "sam": sam_sharpness(objective),
+        "warning": _nonfinite({"loss": found}),
+    }
+
+
+def robustness(subject: Subject, settings: StageSettings) -> dict[str, Any]:
+    """Loss and error rate of both splits under noise of every level, batch-norm statistics taken anew each time."""
+
+    def figures() -> dict[str, float]:
+        subject.recalibrate()
+        return subject.figures(("train", settings.split), settings.figure_terms)
+
+    try:
+        found = under_noise(figures, WeightNoise(subject.model), settings.levels, settings.draws)
+    finally:
+        subject.recalibrate()
+    curves = {name: [_plain(increase) for increase in increases] for name, increases in found.items()}
+    return {"curves": curves, "warning": _nonfinite(found)}
+
+
+# Every stage by its name, the cheap ones first.
+STAGES: dict[str, Callable[[Subject, StageSettings], dict[str, Any]]] = {
+    "traces": traces,
+    "sharpness": sharpness,
+    "eigenvalues": eigenvalues,
+    "robustness": robustness,
+    "density": density,
+}
+
+
+def run_stage(subject: Subject, stage: str, settings: StageSettings) -> dict[str, Any]:
+    """The figures of a stage; what cannot be had is named under ``"left_out"``."""
+    try:
+        return STAGES[stage](subject, settings)
+    except RuntimeError as error:  # no second derivative, or no convergence
+        if isinstance(error, (NotImplementedError, RecursionError)) or "memory" in str(error):
+            raise
+        return {"left_out": str(error)}
+
+
+def _operator(subject: Subject, settings: StageSettings, noise: WeightNoise | None = None) -> CurvatureOperator:
+    return CurvatureOperator(subject.objective("train", settings.terms), noise and noise.params)
+
+
+def _differences(operator: CurvatureOperator) -> str | None:
+    return f"{operator.reason}: central differences are used" if operator.method == "differences" else None
+
+
+def _plain(increase: Increase) -> dict[str, Any]:
+    return {**increase._asdict(), "increase": _finite(increase.increase)}
+
+
+def _finite(estimate: Estimate) -> list[float | None]:
+    return [value if math.isfinite(value) else None for value in estimate]
+
+
+def _nonfinite(found: dict[str, Sequence[Increase]]) -> str | None:
+    lost = {increase.level: increase.nonfinite for each in found.values() for increase in each if increase.nonfinite}
+    if not lost:
+        return None
+    levels = ", ".join(f"{count} at {level:g}" for level, count in lost.items())
+    return f"the loss is not finite under some perturbations, which are left out ({levels})"

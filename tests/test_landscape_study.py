@@ -1,0 +1,332 @@
+"""``seqssgd landscape`` on tiny runs of the three recipes: what it measures, how it goes on, and what it refuses."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from programs import ROOT, coloured_images, generated_lines, load
+
+from seqssgd import asr, cli
+from seqssgd.errors import UserError
+from seqssgd.landscape import CurvatureOperator
+from seqssgd.landscape.figures import draw
+from seqssgd.landscape.section import section, surfaces_of
+from seqssgd.landscape.stages import STAGES, TERMS, StageSettings, run_stage
+from seqssgd.landscape.study import FILE, read
+from seqssgd.landscape.subjects import open_run
+from seqssgd.landscape.surface import read_surface
+
+datasets = pytest.importorskip("datasets")
+import tones  # noqa: E402
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_cache_and_few_terms(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(TERMS, "language", (60, 60))
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
+        patch.setenv("HF_DATASETS_CACHE", str(folder))
+        yield
+
+
+def train(program: str, config: str, data: Path, out: Path, *options: object) -> Path:
+    main = load(f"recipes/{program}/train.py").main
+    words = ["--config", ROOT / f"recipes/{program}/{config}.yaml", "--data", data, "--out", out, *options]
+    words += ["--training.threads", 1, "--training.epochs", 1]
+    with pytest.MonkeyPatch.context() as patch:  # what a process would find in sys.argv
+        patch.setattr("sys.argv", ["train.py", *map(str, words)])
+        torch.set_num_threads(1)
+        assert main() == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def language(tmp_path_factory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("language")
+    for split, count in (("train", 200), ("valid", 40), ("test", 40)):
+        (folder / f"{split}.txt").write_text("\n".join(generated_lines(count)) + "\n")
+    files = [word for split in ("train", "valid", "test") for word in (f"--{split}", str(folder / f"{split}.txt"))]
+    load("data_prep/text.py").main([*files, "--out", str(folder / "data")])
+    tiny = ["--model.hidden_size", 8, "--batch_size", 4, "--sequence_length", 6, "--max-steps", 12]
+    return [
+        train("ptb_lstm", "small_cpu", folder / "data", folder / f"run{seed}", *tiny, "--seed", seed)
+        for seed in range(3)
+    ]
+
+
+@pytest.fixture(scope="module")
+def speech(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("speech")
+    tiny = ["--model.network.width", 8, "--model.network.layers", 2, "--model.features.bins", 12]
+    tiny += ["--corpus.batch_seconds", 8, "--max-steps", 6]
+    return train("wsj_sgcn", "an4_ssgd", tones.prepare(folder / "data"), folder / "run", *tiny)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    tiny = ["--corpus.valid", 10, "--corpus.pad", 1, "--batch_size", 10, "--bn_images", 20]
+    tiny += ["--training.precision", "fp32", "--max-steps", 3]
+    return train("cifar_cnn", "resnet20_cpu", coloured_images(folder / "data"), folder / "run", *tiny)
+
+
+SETTINGS = StageSettings(terms=40, figure_terms=40, levels=(0.2,), draws=2, probes=2, steps=4)
+SMALL = ["--terms", "60", "--points", "5", "--side", "3", "--levels", "0.2", "--processes", "1", "--device", "cpu"]
+
+
+def run_program(*words: object) -> int:
+    return cli.main(["landscape", *map(str, words)])
+
+
+# ---- a run as a subject ----------------------------------------------------------------------------------------------
+
+
+def test_a_language_model_is_read_window_by_window_from_the_zero_state(language):
+    subject = open_run(language[0])
+    batches = subject.batches("train", 120)
+    windows = torch.cat([torch.cat([x, y[-1:]]) for x, y in batches], 1)
+    assert windows.shape == (7, 20)
+    total = 0.0
+    for window in windows.T:
+        logits = subject.model(window[:-1, None])[0][:, 0]
+        total += F.cross_entropy(logits, window[1:], reduction="sum").item()
+    objective = subject.objective("train", 120)
+    assert objective.terms == 120 and objective.loss == pytest.approx(total / 120, rel=1e-5)
+    halves = [subject.objective("train", 120, half) for half in (0, 1)]
+    assert sum(half.loss * half.terms for half in halves) == pytest.approx(total, rel=1e-5)
+
+
+def test_speech_has_the_loss_of_training_and_the_error_rate_of_evaluation(speech):
+    subject = open_run(speech)
+    model, tokenizer = asr.load_recognizer(speech)
+    data = asr.load_for_run(speech, subject_data(speech), "test")
+    targets = tokenizer.encode_all(data.texts, data.ids)
+    texts, _ = asr.transcribe_set(model, data, tokenizer, torch.device("cpu"))
+    wanted = {key: tokenizer.normalize(text) for key, text in zip(data.ids, data.texts, strict=True)}
+    losses = []
+    for index, labels in enumerate(targets):
+        features = model.features(data.waveform(index)[None], torch.tensor([data.samples[index]]))
+        logits, lengths = model(*features)
+        losses.append(asr.ctc_loss(logits, lengths, labels[None], torch.tensor([len(labels)])) / len(labels))
+    from seqssgd.metrics import score
+
+    found = subject.figures(("test",), 1000)
+    assert found["test loss"] == pytest.approx(torch.cat(losses).mean().item(), rel=1e-4)
+    assert found["test error"] == pytest.approx(score(wanted, texts).rate)
+
+
+def subject_data(run: Path) -> str:
+    words = json.loads((run / "environment.json").read_text())["command"]
+    return words[words.index("--data") + 1]
+
+
+def test_images_have_their_statistics_taken_anew_at_every_change_of_the_weights(images):
+    subject = open_run(images)
+    before = subject.figures(("test",), 1000)
+    buffers = [b.clone() for b in subject.model.buffers() if b.ndim]
+    with torch.no_grad():
+        next(subject.model.parameters()).mul_(3.0)  # the scale of a layer before a batch norm is of no matter
+    assert subject.figures(("test",), 1000)["test loss"] != pytest.approx(before["test loss"], rel=1e-2)
+    subject.recalibrate()
+    assert subject.figures(("test",), 1000)["test loss"] == pytest.approx(before["test loss"], rel=1e-3)
+    with torch.no_grad():
+        next(subject.model.parameters()).div_(3.0)
+    subject.recalibrate()
+    for now, then in zip((b for b in subject.model.buffers() if b.ndim), buffers, strict=True):
+        torch.testing.assert_close(now, then, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["language", "speech", "images"])
+def test_every_recipe_is_differentiated_twice_exactly_and_has_every_figure(kind, request):
+    run = request.getfixturevalue(kind)
+    subject = open_run(run[0] if isinstance(run, list) else run)
+    assert CurvatureOperator(subject.objective("train", 40)).method == "exact"
+    weights = [p.clone() for p in subject.model.parameters()]
+    for stage in STAGES:
+        found = run_stage(subject, stage, SETTINGS)
+        assert "left_out" not in found, found
+    assert all(torch.equal(p, w) for p, w in zip(subject.model.parameters(), weights, strict=True))
+
+
+# ---- the program -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def measured(language, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("report") / "landscape"
+    assert run_program(*language, "--out", out, *SMALL) == 0
+    return out
+
+
+def test_it_writes_figures_surfaces_and_a_section_of_the_comparison(measured, language, capsys, tmp_path):
+    found = read(measured / FILE)
+    assert found["complete"] and list(found["runs"]) == ["run0", "run1", "run2"]
+    assert all(stage in run for run in found["runs"].values() for stage in STAGES)
+    kinds = [name.split()[0] for name in found["surfaces"]]
+    assert kinds == ["line", "line", "plane", "slice", "slice", "slice"]
+    assert all(surface["done"] == surface["points"] for surface in found["surfaces"].values())
+    # at a solution the surface has the figures of the run
+    line = read_surface(measured / "line-run0---run1.npz")
+    for place, run in ((0.0, language[0]), (1.0, language[1])):
+        wanted = open_run(run).figures(("train", "test"), 60)
+        index = abs(line.a - place).argmin()
+        assert {name: values[index, 0] for name, values in line.values.items()} == pytest.approx(wanted, rel=1e-4)
+    page = (measured / "landscape.html").read_text()
+    for word in ("λ_max", "Relative trace by layer", "Barriers", "<svg"):
+        assert word in page
+    pictures = draw(found, surfaces_of(found, measured))
+    assert {"sharpness", "layers", "robustness", "density", "lines", "plane_test_loss", "slice_train_error"} <= set(
+        pictures
+    )
+    assert all((measured / f"landscape_{name}.png").is_file() for name in pictures)
+    capsys.readouterr()
+    assert (
+        cli.main(["compare", *map(str, language), "--partial", "--out", str(tmp_path), "--landscape", str(measured)])
+        == 0
+    )
+    assert "Curvature and sharpness" in (tmp_path / "report.html").read_text()
+    assert "## Landscape" in (tmp_path / "report.md").read_text()
+    assert (tmp_path / "landscape_lines.png").is_file()
+
+
+def test_stopped_by_the_limit_it_goes_on_and_comes_to_the_same(measured, language, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("seqssgd.landscape.section.draw", lambda found, surfaces: {})  # which is most of the time
+    out = tmp_path / "landscape"
+    assert run_program(*language, "--out", out, *SMALL, "--max-minutes", "1e-6") == 0
+    assert "Not all is measured yet" in capsys.readouterr().out
+    assert not read(out / FILE)["complete"]
+    calls = 0
+    while not read(out / FILE)["complete"]:
+        calls += 1
+        assert calls < 40
+        assert run_program(*language, "--out", out, *SMALL, "--max-minutes", "0.05") == 0
+    found, wanted = ({**read(folder / FILE)} for folder in (out, measured))
+
+    def without_times(tree):
+        if isinstance(tree, dict):
+            return {key: without_times(value) for key, value in tree.items() if key not in ("seconds", "path")}
+        return tree
+
+    assert without_times(found) == without_times(wanted)
+    before = (out / FILE).read_bytes()
+    assert run_program(*language, "--out", out, *SMALL) == 0
+    assert (out / FILE).read_bytes() == before
+
+
+def test_two_processes_find_the_same(measured, language, tmp_path, monkeypatch):
+    monkeypatch.setattr("seqssgd.landscape.section.draw", lambda found, surfaces: {})
+    options = [*SMALL, "--processes", "2"]
+    assert run_program(*language[:1], "--out", tmp_path / "two", *options) == 0
+    found, wanted = read(tmp_path / "two" / FILE)["runs"]["run0"], read(measured / FILE)["runs"]["run0"]
+    assert found["traces"]["trace"] == pytest.approx(wanted["traces"]["trace"], rel=1e-4)
+    assert found["eigenvalues"]["lambda_max"] == pytest.approx(wanted["eigenvalues"]["lambda_max"], rel=1e-3)
+
+
+# ---- wrong input -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def refuse(capsys, tmp_path):
+    """What the program says on standard error when it refuses; checks that it is one line, and that nothing is left."""
+
+    def check(*words, out=None, after=()):
+        capsys.readouterr()
+        folder = out or tmp_path / "out"
+        before = sorted(folder.glob("*")) if folder.exists() else None
+        assert run_program(*words, "--out", folder, *SMALL, *after) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1 and lines[0].startswith("error: "), lines
+        assert (sorted(folder.glob("*")) if folder.exists() else None) == before
+        return lines[0]
+
+    return check
+
+
+def other_run(run: Path, folder: Path, change) -> Path:
+    shutil.copytree(run, folder)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    change(config)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+def test_runs_that_do_not_fit_are_refused(refuse, language, speech, images, tmp_path):
+    assert "has another model than" in refuse(language[0], speech)
+    wide = other_run(language[1], tmp_path / "wide", lambda c: c["model"].update(hidden_size=16))
+    assert "weights of another model" in refuse(language[0], wide)
+    strange = other_run(language[1], tmp_path / "strange", lambda c: c.update(model={"depth": 3}))
+    assert "landscapes are for runs of the recipes" in refuse(strange)
+    assert "not a run directory" in refuse(tmp_path / "nothing")
+    assert "given twice" in refuse(language[0], language[0])
+    copy = shutil.copytree(language[0], tmp_path / "copy")
+    assert "have the same weights" in refuse(language[0], copy)
+
+
+def test_three_on_a_line_are_refused(refuse, language, tmp_path):
+    between = shutil.copytree(language[2], tmp_path / "between")
+    one, two = (torch.load(run / "checkpoints/best.pt", weights_only=True) for run in language[:2])
+    one["model"] = {key: (value + two["model"][key]) / 2 for key, value in one["model"].items()}
+    torch.save(one, between / "checkpoints/best.pt")
+    assert "lie on one line" in refuse(*language[:2], between)
+
+
+def test_data_and_splits_that_are_missing_are_refused(refuse, language, images, tmp_path):
+    assert "split 'dev' is missing" in refuse(language[0], "--split", "dev")
+    bare = shutil.copytree(language[0], tmp_path / "bare")
+    (bare / "environment.json").unlink()
+    assert "give --data" in refuse(bare)
+    assert "is not the data" in refuse(images, "--data", coloured_images(tmp_path / "other", seed=1))
+    unheld = other_run(images, tmp_path / "unheld", lambda c: c["corpus"].update(valid=0))
+    assert "corpus.valid: 0" in refuse(unheld, "--split", "valid")
+
+
+def test_settings_that_make_no_sense_are_refused(refuse, language, measured):
+    for words, said in (
+        (["--terms", "1"], "--terms 1"),
+        (["--side", "2"], "--side 2"),
+        (["--points", "2"], "--points 2"),
+        (["--levels", "-1"], "--levels -1.0"),
+        (["--max-minutes", "0"], "--max-minutes 0"),
+        (["--checkpoint", "none.pt"], "none.pt is not a file"),
+    ):
+        assert said in refuse(language[0], after=words)
+    assert "of other runs, checkpoints or settings" in refuse(language[0], out=measured)
+
+
+def test_a_landscape_that_is_damaged_or_missing_is_refused(tmp_path, measured):
+    with pytest.raises(UserError, match="landscape.json is missing"):
+        section(tmp_path)
+    (tmp_path / FILE).write_text("{")
+    with pytest.raises(UserError, match="damaged"):
+        section(tmp_path)
+
+
+def test_too_few_examples_and_losses_that_are_not_finite_are_said(language, monkeypatch):
+    monkeypatch.setattr("seqssgd.landscape.stages.UNSTABLE", 1e-6)
+    subject = open_run(language[0])
+    few = run_stage(subject, "eigenvalues", StageSettings(terms=12, figure_terms=12))
+    assert "on two halves of 12 tokens: too few of them for a stable value" in few["warning"]
+    assert few["of_halves"][0] != few["of_halves"][1]
+    outputs = subject.outputs
+    clean = outputs(subject.batches("train", 40)[0]).mean()
+
+    def sometimes(batch):
+        found = outputs(batch)
+        return found if abs(found.mean() - clean) < 1e-6 else found * float("nan")
+
+    subject.outputs = sometimes
+    found = run_stage(subject, "robustness", SETTINGS)
+    assert "not finite under some perturbations" in found["warning"]
+
+
+def test_a_network_that_cannot_be_differentiated_twice_is_named(speech):
+    subject = open_run(speech)
+    subject.losses = lambda logits, batch: asr.ctc_loss(logits, *batch[2:5]) / batch[4]
+    found = run_stage(subject, "traces", SETTINGS)
+    assert "_ctc_loss_backward" in found["left_out"] and "Relu" in found["left_out"]
+    assert "noise" in run_stage(subject, "sharpness", SETTINGS)  # what needs one gradient is measured
