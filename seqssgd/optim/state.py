@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import Tensor
 
 from .guards import GradientWatch
+from .pair import PairDots
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
@@ -31,6 +32,7 @@ class StepState:
         buffers: the one extra copy of the weights, reused from step to step.
         watch: knows where the gradients come from.
         gathering: the FSDP2 modules that must gather anew when weights move.
+        pair: what a pair of passes tells of the curvature, where that is recorded.
         steps, weighed, weighing: counts of the methods that average weights and that weigh examples.
     """
 
@@ -53,6 +55,7 @@ class StepState:
         self.checked = math.inf
         self.buffers: list[Tensor] = []
         self.gathering: list[FSDPModule] = []
+        self.pair: PairDots | None = None
 
     def __getstate__(self) -> dict[str, Any]:  # for pickle and copy.deepcopy
         return {key: value for key, value in self.__dict__.items() if isinstance(value, (int, str))}

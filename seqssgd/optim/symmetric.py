@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .batchnorm import BNStats
 from .halves import Halves, Reduction
 from .noise import Distribution, Granularity
+from .pair import LayerCurvature, PairDots
+from .part import Pass
 from .random_noise import RandomNoise
 from .sharding import is_sharded
 
@@ -125,6 +127,47 @@ class SymmetricNoise(RandomNoise):
 
     def _share(self) -> Halves | None:
         return Halves(self.reduction) if self.signs == "halves" else None
+
+    def record_curvature(self, record: bool = True) -> None:
+        """From now on, whether :meth:`curvature` has something to tell: two dot products a pass, and no memory.
+
+        Raises:
+            ValueError: the two gradients are not of one minibatch (then their difference is that of the data too, and
+                drowns the curvature), sharded weights, or a granularity by filters, with noise of several sizes in a
+                layer.
+        """
+        if record and self.signs != "batch":
+            raise ValueError(f'curvature needs both signs on one minibatch: signs="batch", not "{self.signs}"')
+        if record and self.source.granularity.startswith("filter"):
+            raise ValueError(
+                f'curvature needs noise of one size in a layer, not granularity="{self.source.granularity}"'
+            )
+        if record and any(is_sharded(p) for _, p in self._perturbed()):
+            raise ValueError("curvature of sharded weights is not recorded; use DDP")
+        self._run.pair = PairDots() if record else None
+
+    def curvature(self) -> dict[str, LayerCurvature]:
+        """What the last step's two gradients say of the curvature, by layer; see :meth:`record_curvature`.
+
+        Empty before the first pair of passes, and where nothing is recorded. With gradients that were scaled (a
+        ``GradScaler``) the figures are scaled alike; with DDP each process has the estimate of its own data.
+        """
+        if self._run.pair is None:
+            return {}
+        named = [
+            (f"{index}.{name}", p)
+            for index, group in enumerate(self.param_groups)
+            for name, p in zip(group.get("layers") or range(len(group["params"])), group["params"], strict=True)
+            if group.get(self.level_key) and p.requires_grad
+        ]
+        layers = [name.split(".", 1)[1] for name, _ in named]
+        if len(set(layers)) < len({name for name, _ in named}):  # groups of two models
+            layers = [name for name, _ in named]
+        return self._run.pair.by_layer(layers, [p.numel() for _, p in named])
+
+    def _finish(self, part: Pass, weights: list[Tensor], saved: list[Tensor]) -> None:
+        if self._run.pair is not None:
+            self._run.pair.take(part.index, weights, saved, [p for _, p in self._perturbed()])
 
     def _draw(self, index: int) -> int:
         return self.draws // 2 if self.signs == "steps" else self.draws

@@ -14,6 +14,7 @@ SEEDS = ("seed", "optim.noise_seed")
 # How a run was watched and kept, and what computed it: settings that its figures do not depend on, up to rounding.
 BOOKKEEPING = (
     "training.log_every",
+    "training.log_curvature",
     "training.checkpoint_every",
     "training.checkpoint_minutes",
     "training.keep",

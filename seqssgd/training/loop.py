@@ -17,6 +17,7 @@ from ..errors import UserError
 from ..optim import MultiPassOptimizer
 from . import checkpoint, distributed
 from .config import TrainingConfig
+from .curvature import CurvatureLog
 from .logs import Console
 from .run import RunDirectory
 from .task import Progress, Task
@@ -73,6 +74,7 @@ class _Loop:
         self.max_seconds = math.inf if max_minutes is None else 60 * max_minutes
         self.began = self.clock = self.last_save = time.monotonic()
         self.signals, self.console = _StopSignals(), Console()
+        self.curvature = CurvatureLog(optimizer, self.progress, self.scaler, config.log_curvature)
 
     # ---- the loop --------------------------------------------------------------------------------------------------
 
@@ -100,6 +102,7 @@ class _Loop:
         """One optimizer step, or none if a loss or a gradient is not finite."""
         p, started = self.progress, time.monotonic()
         loss, passes = self.gradients(micros)
+        self.curvature.note()
         finite = not distributed.maximum(not math.isfinite(loss)) and self.update()
         self.optimizer.zero_grad()
         p.step, p.position, p.passes = p.step + 1, p.position + 1, p.passes + passes
@@ -214,8 +217,9 @@ class _Loop:
         p = self.progress
         row = {**self.row("train"), "loss": _mean(p.losses), "nonfinite": p.nonfinite, **self.times()}
         p.losses = [0.0, 0]
-        self.run.write_metrics(row)
-        self.console.train(row)
+        total, by_layer = self.curvature.means()
+        self.run.write_metrics({**row, **total, **by_layer})
+        self.console.train({**row, **total})
 
     def row(self, kind: str) -> dict[str, Any]:
         p, groups = self.progress, self.optimizer.param_groups
@@ -313,7 +317,7 @@ class _Loop:
         for (scheduler, _), scheduler_state in zip(self.schedulers, state["schedulers"], strict=True):
             scheduler.load_state_dict(scheduler_state)
         self.scaler.load_state_dict(state["scaler"])
-        self.progress = Progress(**state["progress"])
+        self.progress = self.curvature.progress = Progress(**state["progress"])
         self.run.start_metrics(state["metrics_length"], self.progress.step)
         own = state["processes"][distributed.rank()]
         self.task.load_state_dict(own["task"])

@@ -64,6 +64,7 @@ class Progress:
     nonfinite_in_row: int = 0
     losses: list = field(default_factory=lambda: [0.0, 0])  # sum and number since the last log line
     epoch_losses: list = field(default_factory=lambda: [0.0, 0])
+    curvature: dict = field(default_factory=dict)  # by name the sum and number of estimates since the last log line
     seconds: float = 0.0
     training_seconds: float = 0.0  # of these, those spent on steps
     evaluated_step: int = -1

@@ -1,0 +1,158 @@
+"""The curvature that a pair of gradients gives away: against the twin, the written-out Hessian, and resuming."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+from toy_task import toy_config, train
+from twin import scaled_noise, unit_noise
+
+from seqssgd.errors import UserError
+from seqssgd.optim import SymmetricNoise, noise_groups
+
+INPUTS, TARGETS = torch.randn(20, 4, dtype=torch.double), torch.arange(20) % 3
+
+
+def network():
+    torch.manual_seed(2)
+    return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+
+
+def loss(model):
+    return nn.functional.cross_entropy(model(INPUTS), TARGETS)
+
+
+def step(model, optimizer):
+    for _ in optimizer.passes():
+        loss(model).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def optimizer_of(model, noise=0.4, lr=0.1, **settings):
+    return SymmetricNoise(torch.optim.SGD(noise_groups(model, noise=noise), lr=lr), seed=7, **settings)
+
+
+def hessian(model, index):
+    """Of the weights of one layer."""
+    weight = list(model.parameters())[index]
+
+    def of(flat):
+        named = {f"{index}.weight": flat.view_as(weight)}
+        return nn.functional.cross_entropy(torch.func.functional_call(model, named, (INPUTS,)), TARGETS)
+
+    return torch.autograd.functional.hessian(of, weight.detach().flatten())
+
+
+@pytest.mark.parametrize("distribution", ["rademacher", "gaussian", "uniform"])
+def test_it_is_the_difference_of_the_twins_gradients_along_the_twins_noise(distribution):
+    model = network()
+    optimizer = optimizer_of(model, distribution=distribution)
+    optimizer.record_curvature()
+    assert optimizer.curvature() == {}
+    for draw in range(3):
+        weights = [model[0].weight, model[2].weight]
+        z = unit_noise([w.shape for w in weights], distribution, 7, draw, torch.double)
+        noise = scaled_noise([w.detach() for w in weights], z, 0.4, "layer", ["0", "2"])
+        before = [w.detach().clone() for w in weights]
+        gradients = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                for w, b, n in zip(weights, before, noise, strict=True):
+                    w.copy_(b + sign * n)
+            gradients.append(torch.autograd.grad(loss(model), weights))
+        with torch.no_grad():
+            for w, b in zip(weights, before, strict=True):
+                w.copy_(b)
+        step(model, optimizer)
+        found = optimizer.curvature()
+        assert list(found) == ["0", "2"]
+        for name, n, plus, minus in zip(found, noise, *gradients, strict=True):
+            along = float((n * (plus - minus)).sum() / 2)
+            assert found[name].along.item() == pytest.approx(along, rel=1e-9)
+            assert found[name].trace.item() == pytest.approx(along * n.numel() / float(n.square().sum()), rel=1e-9)
+
+
+def test_averaged_over_steps_it_is_the_trace_of_every_layer():
+    model = network()
+    optimizer = optimizer_of(model, noise=0.03, lr=0.0)
+    optimizer.record_curvature()
+    samples = {"0": [], "2": []}
+    for _ in range(400):
+        step(model, optimizer)
+        for name, layer in optimizer.curvature().items():
+            samples[name].append(layer.trace)
+    for name, values in samples.items():
+        values = torch.stack(values)
+        error = values.std() / len(values) ** 0.5
+        assert abs(values.mean() - hessian(model, int(name)).trace()) < 3 * error
+        assert error < 0.2 * abs(values.mean())
+
+
+def test_recording_changes_no_bit_of_the_training_and_clipping_none_of_the_record():
+    trained = []
+    for record in (False, True):
+        model = network()
+        optimizer = optimizer_of(model)
+        optimizer.record_curvature(record)
+        for _ in range(4):
+            step(model, optimizer)
+        trained.append([p.detach().clone() for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*trained, strict=True))
+
+
+def test_gradients_that_were_there_before_do_not_count():
+    found = []
+    for earlier in (False, True):
+        model = network()
+        optimizer = optimizer_of(model)
+        optimizer.record_curvature()
+        if earlier:
+            for p in model.parameters():
+                p.grad = torch.ones_like(p)
+        for _ in optimizer.passes():
+            loss(model).backward()
+        found.append([layer.along.item() for layer in optimizer.curvature().values()])
+    assert found[0] == pytest.approx(found[1], rel=1e-9)
+
+
+def test_where_there_is_no_such_pair_it_is_refused():
+    for settings, said in (({"signs": "halves"}, 'not "halves"'), ({"signs": "steps"}, 'not "steps"'),
+                           ({"granularity": "filter"}, 'granularity="filter"')):  # fmt: skip
+        with pytest.raises(ValueError, match=said):
+            optimizer_of(network(), **settings).record_curvature()
+    assert optimizer_of(network()).curvature() == {}
+
+
+# ---- in the log ------------------------------------------------------------------------------------------------------
+
+
+def rows(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_log_has_it_and_a_resumed_run_logs_the_same(tmp_path):
+    pytest.importorskip("tensorboard")
+    config = toy_config(training={"log_curvature": True})
+    train(tmp_path / "whole", config)
+    logged = [row for row in rows(tmp_path / "whole") if row["kind"] == "train"]
+    assert all({"sharpness", "relative_trace"} <= set(row) for row in logged)
+    assert any(name.startswith("trace/rnn") for name in logged[0]) and "trace/out" in logged[0]
+    assert all(row["sharpness"] == pytest.approx(row["relative_trace"] * 0.5**2 / 2) for row in logged)
+    for steps in (4, 5, 11):
+        train(tmp_path / "parts", config, max_steps=steps)
+    train(tmp_path / "parts", config)
+    again = [row for row in rows(tmp_path / "parts") if row["kind"] == "train"]
+    times = ("seconds", "units_per_second")
+    for one, other in zip(logged, again, strict=True):
+        assert {k: v for k, v in one.items() if k not in times} == {k: v for k, v in other.items() if k not in times}
+
+
+def test_methods_without_a_pair_have_no_curvature_to_log(tmp_path):
+    for optim, said in (
+        ({"method": "none", "noise": 0.0}, "only optim.method ssgd"),
+        ({"signs": "steps"}, "both signs"),
+    ):
+        with pytest.raises(UserError, match=f"training.log_curvature: .*{said}"):
+            train(tmp_path / said[:4], toy_config(optim=optim, training={"log_curvature": True}))
