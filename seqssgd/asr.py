@@ -15,7 +15,7 @@ from .data.speech import SpeechSet, load_speech
 from .errors import UserError
 from .metrics import RealTimeFactor
 from .models.sgcn import SimpleGatedConvNet
-from .runs import find_checkpoint, read_config, read_section
+from .runs import RECOGNISER, check_files, find_checkpoint, read_config, read_section
 from .speech.decode import greedy
 from .speech.features import LogMel
 from .speech.recordings import logits_of, open_wave, transcribed
@@ -23,7 +23,7 @@ from .speech.tokens import LabelTokenizer, load_tokenizer
 from .training import checkpoint as checkpoints
 
 Text = TypeVar("Text")
-KIND = "a speech recogniser"
+KIND = RECOGNISER
 SPLITS = ("train", "valid", "test")
 
 
@@ -198,7 +198,9 @@ def load_recognizer(run: str | Path, checkpoint: str | Path = "best") -> tuple[R
         raise UserError(f"{run / 'tokenizer'} is not the tokenizer that {run} was trained with; put its own back")
     path = find_checkpoint(run, checkpoint)
     model = Recognizer(RecognizerConfig(features, network), tokenizer.vocab_size)
-    checkpoints.load_model(model, checkpoints.load(path), path)
+    state = checkpoints.load(path)
+    check_files(run, state, path)
+    checkpoints.load_model(model, state, path)
     return model.eval(), tokenizer
 
 
@@ -234,7 +236,7 @@ def check_same_corpus(run: str | Path, folder: str | Path) -> None:
     """
     known = read_section(run, "data", KIND)["valid"]["fingerprint"]
     if load_for_run(run, folder, "valid").fingerprint != known:
-        raise UserError(f"{folder} is not the corpus that {run} was trained on, which --save is for; leave it out")
+        raise UserError(f"{folder} is not the corpus that {run} was trained on; give that --data, or leave --save out")
 
 
 # ---- single recordings -----------------------------------------------------------------------------------------------

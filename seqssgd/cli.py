@@ -57,6 +57,11 @@ def run_arguments(parser: argparse.ArgumentParser, recipe: str = "recipes/ptb_ls
     parser.add_argument("--device", help="cpu, cuda, … (default: cuda if there is one)")
 
 
+def data_argument(parser: argparse.ArgumentParser) -> None:
+    """Declares the option that says where a run's data lie; see :func:`seqssgd.runs.data_folder`."""
+    parser.add_argument("--data", metavar="DIR", help="the folder of prepared data (default: where the run found it)")
+
+
 def _perplexity_arguments(parser: argparse.ArgumentParser) -> None:
     run_arguments(parser)
     parser.add_argument("files", nargs="+", metavar="FILE", help="UTF-8 text, one sentence per line")

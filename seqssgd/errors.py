@@ -1,13 +1,16 @@
 """The one exception for mistakes that a user can mend, and how programs report it."""
 
+import contextlib
 import errno
 import importlib
 import os
+import re
 import sys
 from collections.abc import Callable
 from types import ModuleType
 
-_MENDABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
+_MENDABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.EIO}
+FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 class UserError(ValueError):
@@ -43,26 +46,79 @@ def not_installed(error: ModuleNotFoundError, extra: str = "recipes") -> Excepti
 def run_cli(main: Callable[[], int | None]) -> int:
     """Calls ``main`` and returns the exit status of the program: ``sys.exit(run_cli(main))``.
 
-    ``None`` counts as 0. A :class:`UserError`, a full disk or a refused permission is printed as one line
+    ``None`` counts as 0. A :class:`UserError`, a full disk or memory, or a refused permission is printed as one line
     ``error: …`` (status 2); Ctrl-C gives 130; a reader that went away (``… | head``) ends the program
     quietly with 141, as the signal SIGPIPE would. Every other exception is a bug and keeps its traceback.
+    A standard stream that was closed (``>&-``) takes what is written to it and forgets it.
     """
+    _complete_streams()
     try:
         status = main() or 0
         sys.stdout.flush()  # here, so that a closed pipe is noticed inside this try
         return status
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _refuse(str(error))
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        _complain("interrupted")
         return 130
     except BrokenPipeError:
-        # the interpreter flushes stdout once more when it exits; give it somewhere to flush to
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        forget_output()
         return 141
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not re.search("can't allocate memory|out of memory", str(error)):
+            raise
+        reason = next(iter(str(error).splitlines()), "")
+        wanted = re.search(r"allocate ([\d.]+ \w+)", reason)
+        return _refuse(
+            f"not enough memory{f' ({wanted[1]} were asked for at once)' if wanted else ''}; "
+            "make the model or what is read at a time smaller"
+        )
     except OSError as error:
+        name = f"{error.filename}: " if error.filename else ""
+        if error.errno in FULL:
+            disk = f" at {_disk(error.filename)}" if error.filename else ""
+            return _refuse(f"{name}the disk{disk} is full ({error.strerror}); make room and run the same command again")
         if error.errno not in _MENDABLE:
             raise
-        print(f"error: {f'{error.filename}: ' if error.filename else ''}{error.strerror}", file=sys.stderr)
-        return 2
+        return _refuse(f"{name}{error.strerror}")
+
+
+def forget_output() -> None:
+    """From now on what goes to standard output is forgotten: nobody reads it, or it cannot be written.
+
+    The interpreter writes out what is left once more when it exits, and would complain.
+    """
+    with contextlib.suppress(OSError, ValueError):  # no file behind it, as in tests
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _complete_streams() -> None:
+    """Opens the standard streams that are closed, and makes them take every character on every terminal."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:  # or else the next file that is opened becomes standard output
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r+" if number == 0 else "w", encoding="utf-8"))
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _refuse(message: str) -> int:
+    _complain(f"error: {message}")
+    return 2
+
+
+def _complain(text: str) -> None:
+    with contextlib.suppress(OSError):  # there is nowhere left to say it
+        print(text, file=sys.stderr, flush=True)
+
+
+def _disk(path: str) -> str:
+    """Where the disk is mounted that a file lies on."""
+    path = os.path.realpath(path)
+    while not os.path.ismount(path):
+        path = os.path.dirname(path)
+    return path

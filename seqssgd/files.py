@@ -1,4 +1,4 @@
-"""Writing files so that no reader, and no crash, ever sees half of one."""
+"""Writing files so that no reader, no crash and no power cut ever leaves half of one."""
 
 import contextlib
 import os
@@ -12,20 +12,62 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """Yields a temporary path beside ``path``; on success it is flushed to disk and renamed to ``path``.
 
     If the block raises, ``path`` is left as it was and the temporary file is removed. A process killed
-    inside the block leaves a file named ``.NAME.*.tmp`` behind and ``path`` untouched.
+    inside the block leaves a file named ``.NAME.*.tmp`` behind (see :func:`is_leftover`) and ``path`` untouched.
+    What is there once the block has ended is there after a power cut, too.
+
+    Raises:
+        OSError: as always, with ``path`` as the name of the file, where the disk is full above all.
     """
     path = Path(path)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    with naming(path):
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files private; results are ordinary files
+            yield temporary
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_folder(path.parent)
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether a file is one that :func:`atomic_path` left in a process that was killed."""
+    return path.name.startswith(".") and path.name.endswith(".tmp")
+
+
+def make_folder(path: str | os.PathLike) -> None:
+    """Makes a folder, and those above it, that are there after a power cut; nothing if it exists."""
+    path = Path(path)
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        sync_folder(folder.parent)
+
+
+def sync_folder(folder: str | os.PathLike) -> None:
+    """Writes the names in a folder to disk: new, renamed and deleted files are so for good."""
+    if os.name == "nt":  # no folder can be opened there
+        return
+    handle = os.open(folder, os.O_RDONLY)
     try:
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files private; results are ordinary files
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        os.fsync(handle)
     finally:
-        temporary.unlink(missing_ok=True)
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike) -> Iterator[None]:
+    """Gives the name of a file to the ``OSError`` of a block that writes to it, if it has none."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _umask() -> int:

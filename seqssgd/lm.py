@@ -13,7 +13,7 @@ from seqssgd.data.text import TextDataset
 from seqssgd.data.tokenizers import Tokenizer, load_tokenizer
 from seqssgd.errors import UserError
 from seqssgd.models.lstm import LSTMLanguageModel
-from seqssgd.runs import find_checkpoint, read_section
+from seqssgd.runs import LANGUAGE_MODEL, check_files, find_checkpoint, read_section
 from seqssgd.training import checkpoint as checkpoints
 
 
@@ -35,14 +35,16 @@ def load_language_model(run: str | Path, checkpoint: str | Path = "best") -> tup
         UserError: not a run of a language model, no such checkpoint, a damaged one, or one of another model.
     """
     run = Path(run)
-    settings = read_section(run, "model", "a language model")
+    settings = read_section(run, "model", LANGUAGE_MODEL)
     tokenizer = load_tokenizer(run / "tokenizer")
     path = find_checkpoint(run, checkpoint)
     try:
         model = LSTMLanguageModel(tokenizer.vocab_size, **settings)
     except (TypeError, ValueError) as error:
         raise UserError(f"{run / 'config.yaml'}: section 'model' describes no LSTM language model ({error})") from None
-    checkpoints.load_model(model, checkpoints.load(path), path)
+    state = checkpoints.load(path)
+    check_files(run, state, path)
+    checkpoints.load_model(model, state, path)
     return model.eval(), tokenizer
 
 
@@ -52,7 +54,7 @@ def check_same_data(run: str | Path, dataset: TextDataset) -> None:
     Raises:
         UserError: it was trained on another text, or on one with other tokens; or it is not a run.
     """
-    trained_on = read_section(run, "data", "a language model")
+    trained_on = read_section(run, "data", LANGUAGE_MODEL)
     if trained_on.get("fingerprint") != dataset.info["fingerprint"]:
         raise UserError(
             f"{dataset.folder} ({dataset.info['name']}) is not the data that {run} was trained on "

@@ -4,19 +4,18 @@ So the search has what a recipe's training has, such as mixed precision or sever
 and can be extended to higher levels.
 """
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from .errors import UserError
 from .optim.finder import POINTS, NoiseCurve, points
+from .runs import read_config
 from .training import parse_recipe
 from .training.methods import METHODS
 from .training.recipe import as_options, load_program
+from .training.run import read_rows
 
 _LENGTH = 1_000_000  # steps, more than any search has: the ramp of the level is written as reaching them
 
@@ -98,15 +97,12 @@ class NoiseFinder:
 
     def _level(self) -> float | None:
         """The level that the ramp of a search begun before has at its (distant) end."""
-        known = self.out / "noisy" / "config.yaml"
-        return yaml.safe_load(known.read_text(encoding="utf-8"))["optim"]["noise"] if known.is_file() else None
+        known = self.out / "noisy"
+        return read_config(known)["optim"]["noise"] if (known / "config.yaml").is_file() else None
 
     def _losses(self, name: str) -> list[float]:
         """The loss of each step, as the mean of some: infinite if that of one of them was not finite."""
-        rows = [
-            json.loads(line) for line in (self.out / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        ]
-        rows = [row for row in rows if row["kind"] == "train"]
+        rows = [row for row in read_rows(self.out / name / "metrics.jsonl") if row["kind"] == "train"]
         if len(rows) < (self.warmup + self.rising) // self._log_every:
             raise UserError(
                 f"{self.out / name}: ended before step {self.warmup} + {self.rising}; "

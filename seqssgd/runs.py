@@ -1,29 +1,48 @@
 """What every use of a finished run begins with: its configuration, one of its checkpoints, and a device."""
 
+import hashlib
+import json
 import re
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from seqssgd.documents import parse_json, read_yaml
 from seqssgd.errors import UserError
+
+LANGUAGE_MODEL, RECOGNISER, CLASSIFIER = "a language model", "a speech recogniser", "an image classifier"
+# Sections of config.yaml that a model does not depend on once it is trained.
+_OF_TRAINING = ("optim", "training", "seed")
 
 
 def read_config(run: str | Path) -> dict[str, Any]:
-    """The resolved configuration of a run, its ``config.yaml``; empty if that is damaged.
+    """The resolved configuration of a run, its ``config.yaml``.
 
     Raises:
-        UserError: not a run directory.
+        UserError: not a run directory, or the file is damaged.
     """
-    import yaml
+    path = Path(run) / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"{run} is not a run directory (no config.yaml); give a --run that train.py wrote")
+    config = read_yaml(path, "put the run's own back")
+    if not isinstance(config, dict):
+        raise UserError(f"{path} holds no settings; put the run's own back")
+    return config
 
-    try:
-        config = yaml.safe_load((Path(run) / "config.yaml").read_bytes())
-    except OSError:
-        raise UserError(f"{run} is not a run directory (no config.yaml); give a --run that train.py wrote") from None
-    except yaml.YAMLError:
-        config = None
-    return config if isinstance(config, dict) else {}
+
+def kind_of(config: Mapping[str, Any]) -> str | None:
+    """What a run trains, by its configuration; None if it is none of the recipes'."""
+    model = config.get("model")
+    if not isinstance(model, Mapping):
+        return None
+    if "hidden_size" in model:
+        return LANGUAGE_MODEL
+    if {"features", "network"} <= set(model):
+        return RECOGNISER
+    return CLASSIFIER if set(model) == {"name"} else None
 
 
 def read_section(run: str | Path, name: str, kind: str) -> dict[str, Any]:
@@ -35,9 +54,12 @@ def read_section(run: str | Path, name: str, kind: str) -> dict[str, Any]:
         kind: of runs that have it, for the message.
 
     Raises:
-        UserError: not a run directory, or it has no such section.
+        UserError: not a run directory, a run of another kind, or it has no such section.
     """
-    section = read_config(run).get(name)
+    config = read_config(run)
+    if (found := kind_of(config)) not in (None, kind):
+        raise UserError(f"{run} is a run of {found}; give a --run of {kind}")
+    section = config.get(name)
     if not isinstance(section, dict):
         raise UserError(f"{Path(run) / 'config.yaml'} has no section {name!r}; give a --run of {kind}")
     return section
@@ -48,8 +70,8 @@ def find_checkpoint(run: str | Path, checkpoint: str | Path = "best") -> Path:
 
     Args:
         run: the run directory.
-        checkpoint: ``"best"`` on validation (the last one in a run that has not been validated yet), ``"last"``,
-            or the path of a file.
+        checkpoint: ``"best"`` on validation, ``"last"``, or the path of a file. Of a run that has no best one yet it is
+            the last, and a note on standard error says so.
 
     Raises:
         UserError: there is no such checkpoint.
@@ -65,7 +87,62 @@ def find_checkpoint(run: str | Path, checkpoint: str | Path = "best") -> Path:
     steps = {int(m[1]): path for path in folder.glob("step-*.pt") if (m := re.fullmatch(r"step-(\d+)\.pt", path.name))}
     if not steps:
         raise UserError(f"{folder} holds no {'best.pt or ' if checkpoint == 'best' else ''}step-*.pt; train first")
-    return steps[max(steps)]
+    last = steps[max(steps)]
+    if checkpoint == "best":
+        print(f"note: {run} has no best checkpoint (it was never validated with a finite metric); taking the last, "
+              f"{last.name}", file=sys.stderr, flush=True)  # fmt: skip
+    return last
+
+
+def checksums(run: str | Path) -> dict[str, str]:
+    """Checksums of what a model depends on beside its weights: the tokenizer's files, and the settings in config.yaml
+    but for those of the training."""
+    config = {key: value for key, value in read_config(run).items() if key not in _OF_TRAINING}
+    found = {"config.yaml": hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()}
+    for path in sorted((Path(run) / "tokenizer").glob("[!.]*")):
+        found[f"tokenizer/{path.name}"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+def check_files(run: str | Path, state: Mapping[str, Any], checkpoint: Path) -> None:
+    """Makes sure that the files of a run are those that the model in a checkpoint was trained with.
+
+    Checkpoints that an earlier version wrote do not say.
+
+    Raises:
+        UserError: one of them has changed, or is missing.
+    """
+    known = state.get("files")
+    if not isinstance(known, Mapping):
+        return
+    own = checksums(run)
+    for name in {**known, **own}:
+        if known.get(name) != own.get(name):
+            how = "is not the one" if name in own else "is missing, one of the files"
+            raise UserError(
+                f"{Path(run) / name} {how} that {checkpoint} was trained with; put the run's own back, or give a --run "
+                "and a --checkpoint that belong together"
+            )
+
+
+def data_folder(run: str | Path, given: str | Path | None, option: str = "--data") -> Path:
+    """The folder of the data that a run was trained on: the one that is given, or else the one that the run noted.
+
+    Raises:
+        UserError: none is given, and the run does not know, or its data lie there no more.
+    """
+    if given is not None:
+        return Path(given)
+    read_config(run)
+    try:
+        noted = parse_json((Path(run) / "environment.json").read_bytes())["data"]
+    except (OSError, ValueError, KeyError, TypeError):
+        noted = None
+    if not isinstance(noted, str):
+        raise UserError(f"{run} does not say where its data lie; give {option}")
+    if not Path(noted).is_dir():
+        raise UserError(f"{noted}, the data of {run}, is not there any more; give {option}")
+    return Path(noted)
 
 
 def choose_device(name: str | None) -> torch.device:

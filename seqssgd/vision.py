@@ -20,12 +20,12 @@ from seqssgd.models.vgg import VGG, VGGNet
 from seqssgd.models.wide_resnet import WideResNet
 from seqssgd.optim import Pass
 from seqssgd.optim.batchnorm import RunningStatistics, recalibrate_bn
-from seqssgd.runs import find_checkpoint, read_section
+from seqssgd.runs import CLASSIFIER, check_files, find_checkpoint, read_section
 from seqssgd.training import checkpoint as checkpoints
 from seqssgd.training import distributed
 from seqssgd.training.config import OptimConfig, TrainingConfig
 
-KIND = "an image classifier"
+KIND = CLASSIFIER
 
 # Every network for 32×32 images: number of classes -> network.
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -67,7 +67,9 @@ def load_classifier(run: str | Path, checkpoint: str | Path = "best") -> nn.Modu
         raise UserError(f"{Path(run) / 'config.yaml'} describes no image classifier; give a --run of {KIND}")
     path = find_checkpoint(run, checkpoint)
     model = build_classifier(settings["name"], data["classes"])
-    checkpoints.load_model(model, checkpoints.load(path), path)
+    state = checkpoints.load(path)
+    check_files(run, state, path)
+    checkpoints.load_model(model, state, path)
     return model.eval()
 
 

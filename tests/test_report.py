@@ -310,7 +310,8 @@ def test_unfinished_runs_are_left_out_and_named_or_taken_as_far_as_they_are(tmp_
     runs.append(make_run(tmp_path / "young", [], settings=four | {"seed": 3}, finished=False))
     comparison = compared(runs)
     unfinished = "unfinished at epoch 2 of 4; --partial takes it in"
-    assert comparison.left_out == {"killed": unfinished, "limited": unfinished, "young": "no evaluation yet"}
+    limited = unfinished.replace("unfinished", "ended by --max-steps")
+    assert comparison.left_out == {"killed": unfinished, "limited": limited, "young": "no evaluation yet"}
     assert [len(row.group.runs) for row in comparison.rows] == [1]
     assert main(["compare", *map(str, runs)]) == 0
     assert f"Left out: killed: {unfinished}." in capsys.readouterr().out
@@ -323,7 +324,7 @@ def test_unfinished_runs_are_left_out_and_named_or_taken_as_far_as_they_are(tmp_
     ssgd = make_run(tmp_path / "ssgd", [29.0, 28.0], settings=four, finished=False, **SSGD)
     row = by_label(compared([runs[0], ssgd], partial=True))["S-Adam 0.2, unfinished at step 20"]
     assert row.against["equal epochs"] is None  # the baseline has made four
-    with pytest.raises(UserError, match="nothing to compare .*limited: unfinished at epoch 2 of 4"):
+    with pytest.raises(UserError, match="nothing to compare .*limited: ended by --max-steps at epoch 2 of 4"):
         compared(runs[1:])
 
 
@@ -354,7 +355,7 @@ def test_damaged_runs_are_named_with_what_is_wrong(tmp_path, capsys):
         ("metrics.jsonl", "[1]\n", "no row of metrics"),
         ("metrics.jsonl", ROW.replace('"epoch": 1, ', ""), "no 'epoch' in it"),
         ("metrics.jsonl", ROW.replace("20,", '"many",'), "passes is no number"),
-        ("config.yaml", "a: [", "damaged"),
+        ("config.yaml", "a: [", "no settings in YAML"),
         ("config.yaml", "words", "holds no settings"),
         ("config.yaml", "optim: {method: none, base: sgd}", "no training.epochs"),
         ("evaluation.json", "[1]", "holds no object"),

@@ -1,5 +1,6 @@
 """The command line of every recipe, and the optimizer that a configuration describes."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from programs import load
 from torch import nn
 
 from seqssgd.errors import UserError, run_cli
@@ -188,7 +190,7 @@ WRONG_OPTIONS = {  # what is given: how the message begins
     "--optim.noise nan": "optim.noise: ",
     "--optim.method ssgd --optim.noise 70": "optim.noise: 70.0 is not at most 2 (a fraction; for 70 percent give 0.7)",
     "--optim.noise inf": "optim.noise: ",
-    "--optim.momentum=-1": "optim.momentum: -1.0 is not a finite number >= 0",
+    "--optim.momentum=-1": "optim.momentum: -1.0 is not a number >= 0 and < 1",
     "--optim.weight_decay=-1": "optim.weight_decay: -1.0 is not a finite number >= 0",
     "--optim.betas [0.9]": "optim.betas: ",
     "--optim.betas [0.9,1.0]": "optim.betas: (0.9, 1.0) is not two numbers >= 0 and < 1",
@@ -251,13 +253,13 @@ WRONG_YAML = {
     "training: {clip: .inf}": "training.clip: inf is not a finite number > 0, or null",
     "optim: 5": "optim: 5 is not a group of settings",
     "training: null": "training: None is not a group of settings",
-    "optim: {lr: 1": "--config FILE: no settings in YAML (while parsing a flow mapping",
+    "optim: {lr: 1": "--config FILE: no settings in YAML (expected ',' or '}'",
     "a: b: c": "--config FILE: no settings in YAML (mapping values are not allowed",
-    "\tseed: 1": "--config FILE: no settings in YAML (while scanning",
+    "\tseed: 1": "--config FILE: no settings in YAML (found character '\\t'",
     "- seed\n- optim": "--config FILE: no settings in YAML (- seed - optim)",
     "thesis": "--config FILE: no settings in YAML (thesis)",
     "": "--config FILE: no settings in YAML (nothing at all)",
-    b"seed: \xff\xfe": "--config FILE: no settings in YAML ('utf-8' codec can't decode",
+    b"seed: \xff\xfe": "--config FILE: no settings in YAML (not UTF-8: wrong byte at offset 6)",
     'seed: !!python/object/apply:os.system ["exit 1"]': "--config FILE: no settings in YAML (could not determine",
 }
 
@@ -388,3 +390,52 @@ def test_schedulers_are_those_described():
     assert units(lr_schedule="cosine") == [("LambdaLR", "epoch")]
     both = units(method="ssgd", noise=0.1, noise_schedule="1-1S", lr_schedule="zaremba", noise_unit="step")
     assert both == [("LambdaLR", "epoch"), ("LambdaNoise", "step")]
+
+
+def empty_settings(config_class: type, path: tuple[str, ...] = ()):
+    """YAML in which one setting, or group of settings, has no value; for each of them."""
+    for each in dataclasses.fields(config_class):
+        here = (*path, each.name)
+        yield here, "".join(f"{'  ' * depth}{key}:\n" for depth, key in enumerate(here))
+        if dataclasses.is_dataclass(each.type):
+            yield from empty_settings(each.type, here)
+
+
+@pytest.mark.parametrize("recipe", ["ptb_lstm", "wsj_sgcn", "cifar_cnn", "imagenet_resnet"])
+def test_a_setting_without_a_value_is_null_or_refused_by_name(tmp_path, recipe):
+    config_class = load(f"recipes/{recipe}/train.py").Config
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/file").write_text("x")
+    file = tmp_path / "c.yaml"
+    refused = 0
+    for path, text in empty_settings(config_class):
+        file.write_text(text)
+        try:
+            options = ["--config", str(file), "--data", str(tmp_path / "data"), "--out", "run"]
+            config = parse_recipe(config_class, options).config
+        except UserError as error:
+            assert str(error).startswith(".".join(path)) or "no settings in YAML" in str(error)  # in the whole file
+            refused += 1
+        else:
+            for key in path:
+                config = getattr(config, key)
+    assert refused > 20
+
+
+def test_a_percentage_where_a_share_is_meant_gets_a_hint():
+    for key, value, said in (("momentum", 90, "90 % is 0.9"), ("betas", (90, 99.9), "90, 99.9 % is 0.9, 0.999")):
+        with pytest.raises(UserError, match=f"optim.{key}: .*{said}$"):
+            OptimConfig(**{key: value})
+    with pytest.raises(UserError, match=r"optim\.average_decay: 99 is .*; 99 % is 0\.99$"):
+        OptimConfig(method="ema", average_decay=99)
+
+
+@pytest.mark.parametrize("key", ["lr", "weight_decay", "momentum", "noise", "rho", "eta"])
+def test_numbers_that_single_precision_does_not_have_are_refused(key):
+    with pytest.raises(UserError, match=f"optim.{key}: 1e.300 is not "):
+        OptimConfig(method="asam" if key in ("rho", "eta") else "graves", **{key: 1e300})
+
+
+def test_more_threads_than_cores_are_refused():
+    with pytest.raises(UserError, match=r"training\.threads: 100000 is more than the \d+ cores"):
+        setup(TrainingConfig(threads=100_000), 0)

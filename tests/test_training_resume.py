@@ -277,10 +277,10 @@ def test_checkpoints_of_another_model_are_refused(tmp_path):
 def test_checkpoints_are_plain_and_complete(tmp_path):
     train(tmp_path / "run", toy_config(**SETTINGS))
     state = torch.load(tmp_path / "run/checkpoints/step-00000015.pt", weights_only=True)
-    keys = {"progress", "model", "optimizer", "schedulers", "scaler", "processes", "metrics_length"}
+    keys = {"progress", "model", "optimizer", "schedulers", "scaler", "processes", "metrics_length", "files"}
     assert set(state) == keys
     best = torch.load(tmp_path / "run/checkpoints/best.pt", weights_only=True)
-    assert set(best) == {"model", "metrics", "step", "epoch"}
+    assert set(best) == {"model", "metrics", "step", "epoch", "files"}
     result = json.loads((tmp_path / "run/result.json").read_text())
     assert result["best"] == {**best["metrics"], "step": best["step"], "epoch": best["epoch"]}
     names = sorted(p.name for p in (tmp_path / "run/checkpoints").iterdir())

@@ -6,15 +6,15 @@ It is given twice: with batch-norm statistics that are taken anew at the clean w
 and raw, with the running statistics of training, into which the activations at perturbed weights went.
 """
 
+import seqssgd.interrupts  # noqa: F401  # isort: skip  (before torch)
 import argparse
 import sys
-from pathlib import Path
 
-from seqssgd.cli import run_arguments
+from seqssgd.cli import data_argument, run_arguments
 from seqssgd.data.images import AugmentedBatches, Normalization, load_images
 from seqssgd.errors import UserError, run_cli
 from seqssgd.report import record
-from seqssgd.runs import choose_device, find_checkpoint, read_config, read_section
+from seqssgd.runs import choose_device, data_folder, find_checkpoint, read_config, read_section
 from seqssgd.vision import KIND, check_same_images, evaluate_run, load_classifier
 
 SPLITS = ("train", "valid", "test")
@@ -23,7 +23,7 @@ SPLITS = ("train", "valid", "test")
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     run_arguments(parser, "recipes/cifar_cnn")
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="the folder of prepared images")
+    data_argument(parser)
     parser.add_argument("--split", choices=SPLITS, default="test", help="which images (default test)")
     parser.add_argument("--bn-images", type=int, default=10_000, metavar="N",
                         help="training images that batch-norm statistics are taken from (default 10,000)")  # fmt: skip
@@ -31,6 +31,7 @@ def main(argv: list[str] | None = None) -> None:
         "--save", action="store_true", help="keep the figures in the run directory, for seqssgd compare"
     )
     args = parser.parse_args(argv)
+    args.data = data_folder(args.run, args.data)
     if args.bn_images < 1:
         raise UserError(f"--bn-images {args.bn_images}: it must be at least 1")
     dataset = load_images(args.data)

@@ -7,6 +7,7 @@
 The README beside this file has times, results and settings.
 """
 
+import seqssgd.interrupts  # noqa: F401  # isort: skip  (before torch)
 from dataclasses import dataclass
 from typing import Literal
 
@@ -102,7 +103,7 @@ def main(argv: list[str] | None = None) -> int:
     def begin(_: object) -> None:
         parameters = sum(p.numel() for p in model.parameters())
         counts = f"{len(task.train.labels):,} training and {len(task.valid.labels):,} validation images"
-        print(f"{dataset.info['name']}: {counts}; {config.model.name}, {parameters:,} parameters", flush=True)
+        training.say(f"{dataset.info['name']}: {counts}; {config.model.name}, {parameters:,} parameters")
 
     return training.train(command, task, {"data": describe_images(dataset)}, begin)
 

@@ -6,23 +6,23 @@ It is given twice: with batch-norm statistics that are taken anew at the clean w
 and raw, with the running statistics of training, into which the activations at perturbed weights went.
 """
 
+import seqssgd.interrupts  # noqa: F401  # isort: skip  (before torch)
 import argparse
 import sys
-from pathlib import Path
 
-from seqssgd.cli import run_arguments
+from seqssgd.cli import data_argument, run_arguments
 from seqssgd.data.encoded_images import MEAN, STD, RandomPieces, load_encoded
 from seqssgd.data.images import Normalization
 from seqssgd.errors import UserError, run_cli
 from seqssgd.report import record
-from seqssgd.runs import choose_device, find_checkpoint, read_config, read_section
+from seqssgd.runs import choose_device, data_folder, find_checkpoint, read_config, read_section
 from seqssgd.vision import KIND, check_same_images, evaluate_run, load_classifier
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     run_arguments(parser, "recipes/imagenet_resnet")
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="the folder of prepared images")
+    data_argument(parser)
     parser.add_argument("--split", choices=("train", "valid"), default="valid", help="which images (default valid)")
     parser.add_argument("--bn-images", type=int, default=10_000, metavar="N",
                         help="training images that batch-norm statistics are taken from (default 10,000)")  # fmt: skip
@@ -31,6 +31,7 @@ def main(argv: list[str] | None = None) -> None:
         "--save", action="store_true", help="keep the figures in the run directory, for seqssgd compare"
     )
     args = parser.parse_args(argv)
+    args.data = data_folder(args.run, args.data)
     for option in ("bn_images", "workers"):
         if getattr(args, option) < 1:
             raise UserError(f"--{option.replace('_', '-')} {getattr(args, option)}: it must be at least 1")

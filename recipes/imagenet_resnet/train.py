@@ -8,6 +8,7 @@
 The README beside this file has settings and what they cost.
 """
 
+import seqssgd.interrupts  # noqa: F401  # isort: skip  (before torch)
 from dataclasses import dataclass
 from typing import Literal
 
@@ -117,7 +118,7 @@ def main(argv: list[str] | None = None) -> int:
     def begin(_: object) -> None:
         parameters = sum(p.numel() for p in model.parameters())
         counts = f"{len(task.train.labels):,} training and {len(task.valid.labels):,} validation images"
-        print(f"{dataset.info['name']}: {counts}; {config.model.name}, {parameters:,} parameters", flush=True)
+        training.say(f"{dataset.info['name']}: {counts}; {config.model.name}, {parameters:,} parameters")
 
     return training.train(command, task, {"data": describe_images(dataset)}, begin)
 

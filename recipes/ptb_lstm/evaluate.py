@@ -6,25 +6,26 @@ The whole split is read in order at batch 1, as Zaremba et al. (2014) test: no t
 carried from end to end. (Validation during training reads batch_size columns in parallel and leaves out the tail.)
 """
 
+import seqssgd.interrupts  # noqa: F401  # isort: skip  (before torch)
 import argparse
 import sys
-from pathlib import Path
 
-from seqssgd.cli import run_arguments
+from seqssgd.cli import data_argument, run_arguments
 from seqssgd.data.text import SPLITS, TextDataset, load_text
 from seqssgd.errors import run_cli
 from seqssgd.lm import check_same_data, describe, load_language_model, perplexity
 from seqssgd.report import record
-from seqssgd.runs import choose_device, find_checkpoint
+from seqssgd.runs import choose_device, data_folder, find_checkpoint
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     run_arguments(parser)
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="the folder of prepared data")
+    data_argument(parser)
     parser.add_argument("--split", choices=SPLITS, default="test", help="which text to read (default test)")
     parser.add_argument("--save", action="store_true", help="keep the figure in the run directory, for seqssgd compare")
     args = parser.parse_args(argv)
+    args.data = data_folder(args.run, args.data)
     data = load_text(args.data)
     check_same_data(args.run, data)
     device = choose_device(args.device)

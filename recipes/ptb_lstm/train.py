@@ -7,6 +7,7 @@
 Any prepared text will do (data_prep/text.py). The README beside this file has times, results and settings.
 """
 
+import seqssgd.interrupts  # noqa: F401  # isort: skip  (before torch)
 import dataclasses
 import math
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from torch.nn.functional import cross_entropy
 from seqssgd import training
 from seqssgd.data.text import TextDataset, Windows, columns, load_text
 from seqssgd.errors import UserError
+from seqssgd.files import make_folder
 from seqssgd.models.lstm import LSTMLanguageModel
 from seqssgd.optim import Pass
 from seqssgd.training import OptimConfig, TrainingConfig, distributed
@@ -126,7 +128,12 @@ class LanguageModelTask:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes the carried states back."""
-        self.states = {index: tuple(s.to(self.device) for s in pair) for index, pair in state["states"].items()}
+        states = {index: tuple(s.to(self.device) for s in pair) for index, pair in state["states"].items()}
+        lstm = self.model.lstm
+        for pair in states.values():
+            if len(pair) != 2 or any(s.ndim != 3 or s.shape[::2] != (lstm.num_layers, lstm.hidden_size) for s in pair):
+                raise ValueError("the carried states are not those of this network")
+        self.states = states
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -143,7 +150,7 @@ def main(argv: list[str] | None = None) -> int:
     about = {"data": {"name": dataset.info["name"], "fingerprint": dataset.info["fingerprint"]}}
 
     def save_tokenizer(run: Path) -> None:
-        (run / "tokenizer").mkdir(exist_ok=True)  # so that the run can be used without the data
+        make_folder(run / "tokenizer")  # so that the run can be used without the data
         dataset.tokenizer.save(run / "tokenizer")
 
     return training.train(command, task, about, save_tokenizer)

@@ -8,6 +8,7 @@ What follows ``--`` goes to every run, as to the recipe's train.py. studies.yaml
 recipes, and the README beside this file what they are good for.
 """
 
+import seqssgd.interrupts  # noqa: F401  # isort: skip  (before torch)
 import argparse
 import dataclasses
 import difflib
@@ -22,8 +23,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import yaml
-
+from seqssgd import documents
 from seqssgd.errors import UserError, run_cli
 from seqssgd.report import compare, read_run, summary
 from seqssgd.report.figures import best_evaluation, lower_is_better, shared_metric
@@ -183,7 +183,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
+    return documents.read_yaml(path, "put the file of the repository back")
 
 
 def pick(known: dict[str, Any], option: str, name: str) -> Any:

@@ -7,6 +7,7 @@ Greedy decoding, or beam search with an n-gram language model (see ngram.py) who
 chosen on the validation set. Corpora whose dataset.json asks for it (WSJ) are scored with Kaldi's filter.
 """
 
+import seqssgd.interrupts  # noqa: F401  # isort: skip  (before torch)
 import argparse
 import math
 import sys
@@ -16,14 +17,14 @@ from pathlib import Path
 import torch
 
 from seqssgd.asr import SPLITS, Recognizer, check_same_corpus, load_for_run, load_recognizer, transcribe_set
-from seqssgd.cli import beam_arguments, check_beam_arguments, run_arguments
+from seqssgd.cli import beam_arguments, check_beam_arguments, data_argument, run_arguments
 from seqssgd.data.speech_writer import read_info
 from seqssgd.data.wsj import scoring_filter
 from seqssgd.errors import UserError, run_cli
 from seqssgd.files import atomic_path
 from seqssgd.metrics import RealTimeFactor, Score, score
 from seqssgd.report import record
-from seqssgd.runs import choose_device, find_checkpoint
+from seqssgd.runs import choose_device, data_folder, find_checkpoint
 from seqssgd.speech.decode import BeamSearch, grid_search, open_search
 from seqssgd.speech.tokens import LabelTokenizer
 
@@ -33,7 +34,7 @@ NAMES = {"word": "WER", "char": "CER"}
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     run_arguments(parser, "recipes/wsj_sgcn")
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="the folder of prepared speech")
+    data_argument(parser)
     parser.add_argument("--split", default="test", help=f"{', '.join(SPLITS)}, or the name of a set (default test)")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write the alignment of every utterance there")
     parser.add_argument(
@@ -47,12 +48,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
+    noted, args.data = args.data is None, data_folder(args.run, args.data)
     device = choose_device(args.device)
     path = find_checkpoint(args.run, args.checkpoint)
     model, tokenizer = load_recognizer(args.run, path)
     data = load_for_run(args.run, args.data, args.split)
     tokenizer.encode_all(data.texts, data.ids)  # refuses what the model could never write
-    if args.save:
+    if args.save or noted:
         check_same_corpus(args.run, args.data)
     filtered = (read_info(args.data) or {}).get("scoring_filter") == "wsj"
     clean = wsj_text if filtered else tokenizer.normalize

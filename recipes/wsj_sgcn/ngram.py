@@ -7,6 +7,7 @@ The text is brought to the form that the run's tokenizer gives transcripts. A mo
 pieces, can write words that it has never seen; one over words cannot. For gigabytes of text, use KenLM's lmplz.
 """
 
+import seqssgd.interrupts  # noqa: F401  # isort: skip  (before torch)
 import argparse
 import sys
 from pathlib import Path

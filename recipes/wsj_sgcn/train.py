@@ -8,6 +8,7 @@ WSJ, LibriSpeech and any data set of the Hugging Face hub go the same way (data_
 hub_asr.py). The README beside this file has times, results and settings.
 """
 
+import seqssgd.interrupts  # noqa: F401  # isort: skip  (before torch)
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from seqssgd.data.batching import BucketBatches, collate, padded, select
 from seqssgd.data.prefetching import prefetch
 from seqssgd.data.speech import SpeechSet, load_speech
 from seqssgd.errors import UserError
+from seqssgd.files import make_folder
 from seqssgd.metrics import score
 from seqssgd.optim import Pass
 from seqssgd.speech.features import SpecAugment, SpeedPerturbation
@@ -235,10 +237,10 @@ def main(argv: list[str] | None = None) -> int:
     about = {role: {"fingerprint": data.fingerprint, "rates": data.source_rates} for role, data in sets.items()}
 
     def begin(run: Path) -> None:
-        (run / "tokenizer").mkdir(exist_ok=True)  # so that the run can be used without the data
+        make_folder(run / "tokenizer")  # so that the run can be used without the data
         tokenizer.save(run / "tokenizer")
         parameters = sum(p.numel() for p in model.parameters())
-        print(f"{sets['train']}; {task.selection}; {parameters:,} parameters", flush=True)
+        training.say(f"{sets['train']}; {task.selection}; {parameters:,} parameters")
 
     return training.train(command, task, {"data": about, "tokenizer": tokenizer.fingerprint}, begin)
 

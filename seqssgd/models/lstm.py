@@ -45,9 +45,9 @@ class LSTMLanguageModel(nn.Module):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
         if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), not {dropout}")
-        if not 0 < init_scale < float("inf"):
-            raise ValueError(f"init_scale must be positive, not {init_scale}")
+            raise ValueError(f"dropout must be in [0, 1), not {dropout} (50 % is 0.5)")
+        if not 0 < init_scale <= 1e30:
+            raise ValueError(f"init_scale must be positive and finite, not {init_scale}")
         self.init_scale = init_scale
         self.embedding = nn.Embedding(vocab_size, hidden_size)
         self.dropout = nn.Dropout(dropout)

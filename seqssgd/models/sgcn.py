@@ -181,7 +181,7 @@ class SimpleGatedConvNet(nn.Module):
             if value not in known:
                 raise ValueError(f"{name}={value!r} is not one of {', '.join(known)}")
         if not 0 <= dropout < 1:
-            raise ValueError(f"dropout={dropout}: it must lie in [0, 1)")
+            raise ValueError(f"dropout={dropout}: it must lie in [0, 1); 50 % is 0.5")
         if lookahead is not None and lookahead < 0:
             raise ValueError(f"lookahead={lookahead}: it must be at least 0, or None")
         self.subsampling = subsampling

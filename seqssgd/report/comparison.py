@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from ..errors import UserError
 from . import baselines
+from .escape import plain
 from .figures import lower_is_better, run_figures, shared_metric
 from .grouping import Group, group_runs
 from .reading import Run
@@ -169,7 +170,7 @@ def compare(
         for (row, found, _), p in zip(tested, holm([p for _, _, p in tested]), strict=True):
             row.against[criterion] = found._replace(holm=p)
     folder = os.path.commonpath([run.path.resolve().parent for run in runs])
-    names = {run.path: os.path.relpath(run.path.resolve(), folder) for run in runs}
+    names = {run.path: plain(os.path.relpath(run.path.resolve(), folder)) for run in runs}
     return Comparison(
         metric=metric,
         drawn=drawn,
@@ -234,7 +235,8 @@ def _select(runs: Sequence[Run], partial: bool) -> tuple[list[Run], dict[Path, s
             left_out[run.path] = "no evaluation yet"
         elif not (run.finished or partial):
             epoch, epochs = run.rows[-1]["epoch"], run.settings["training.epochs"]
-            left_out[run.path] = f"unfinished at epoch {epoch} of {epochs}; --partial takes it in"
+            how = "ended by --max-steps" if run.result else "unfinished"
+            left_out[run.path] = f"{how} at epoch {epoch} of {epochs}; --partial takes it in"
         else:
             kept.append(run)
     if not kept:

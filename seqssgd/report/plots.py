@@ -61,7 +61,7 @@ def picture_files(draw_figure: Callable[[], "Figure"], name: str) -> dict[str, b
     """What a function draws, as ``"png"`` (on white) and ``"svg"`` (ids begin with ``name``): always the same bytes."""
     import matplotlib
 
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name, "text.parse_math": False}):
         figure = draw_figure()
         files = {kind: io.BytesIO() for kind in ("png", "svg")}
         figure.savefig(files["png"], format="png", dpi=150, facecolor="white", metadata={"Software": None})

@@ -5,8 +5,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..documents import parse_json, parse_yaml
 from ..errors import UserError
 from ..files import atomic_path
+from .escape import plain
 
 
 @dataclasses.dataclass(eq=False)
@@ -42,26 +44,27 @@ def read_run(path: str | Path) -> Run:
     Raises:
         UserError: no run directory, or its files are damaged.
     """
-    import yaml
+    from ..training.run import parse_rows
 
     path = Path(path)
+    config, metrics = path / "config.yaml", path / "metrics.jsonl"
+    for file in (config, metrics):
+        if not file.is_file():
+            raise UserError(f"{path}: not a run directory (no {file.name})")
     try:
-        settings = _settings(yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")))
-        # what follows the last line's end was being written when the run was killed, and goes when it is resumed
-        lines = (path / "metrics.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
-        rows = [row for row in map(_row, lines) if row["kind"] == "valid"]
+        settings = _settings(parse_yaml(config.read_bytes()))
+        rows = [row for row in parse_rows(metrics.read_bytes()) if row["kind"] == "valid"]
         result, evaluations = (_json(path / name) for name in ("result.json", "evaluation.json"))
         if result and not (rows and rows[-1]["step"] == result["steps"] and {"stopped_early", "epochs"} <= set(result)):
             raise ValueError("result.json and metrics.jsonl end differently")
         if not all(isinstance(figures, dict) for figures in evaluations.values()):
             raise ValueError("evaluation.json has no figures by split")
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(f"{path}: not a run directory (no {Path(error.filename).name})") from None
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from None
-    except (ValueError, KeyError, yaml.YAMLError) as error:
+    except (ValueError, KeyError) as error:
         reason = f"no {error} in it" if isinstance(error, KeyError) else str(error).splitlines()[0]
         raise UserError(f"{path}: its files are damaged ({reason}); repeat the run with another --out") from None
+    settings, rows, result, evaluations = map(plain, (settings, rows, result, evaluations))
     # evaluated again at the end of an epoch in which an earlier limit of steps had ended the run
     return Run(path, settings, list({row["epoch"]: row for row in rows}.values()), result, evaluations)
 
@@ -81,18 +84,8 @@ def _settings(config: Any) -> dict[str, Any]:
     )
 
 
-def _row(line: str) -> dict[str, Any]:
-    row = json.loads(line)
-    if not isinstance(row, dict) or row.get("kind") not in ("train", "valid"):
-        raise ValueError("metrics.jsonl has a line that is no row of metrics")
-    for key in ("step", "epoch", "passes", "seconds"):
-        if not isinstance(row[key], (int, float)):
-            raise ValueError(f"metrics.jsonl has a row whose {key} is no number")
-    return row
-
-
 def _json(path: Path) -> dict[str, Any]:
-    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    found = parse_json(path.read_bytes()) if path.is_file() else {}
     if not isinstance(found, dict):
         raise ValueError(f"{path.name} holds no object")
     return found

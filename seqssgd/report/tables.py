@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from .baselines import CHOSEN, TOLERANCE
 from .comparison import Comparison, Difference, Estimate
+from .escape import cell, markdown
 from .figures import best_evaluation
 from .grouping import SEEDS, differing_settings, show
 
@@ -24,7 +25,9 @@ class Table:
         """The table in GitHub's Markdown."""
         rule = ["---"] * self.texts + ["---:"] * (len(self.head) - self.texts)
         lines = [self.head, rule, *self.rows]
-        return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+        return "\n".join(
+            "| " + " | ".join(markdown(cell).replace("|", "\\|") for cell in line) + " |" for line in lines
+        )
 
 
 def results_table(comparison: Comparison) -> Table:
@@ -86,7 +89,7 @@ def results_csv(comparison: Comparison) -> str:
         for criterion, found in row.against.items():
             values = found._asdict() if found else dict.fromkeys(Difference._fields)
             cells |= {f"{criterion.replace(' ', '_')}_{key}": value for key, value in values.items()}
-        rows.append(cells)
+        rows.append({cell(name): cell(value) for name, value in cells.items()})
     file = io.StringIO()
     writer = csv.DictWriter(file, rows[0], lineterminator="\n")
     writer.writeheader()

@@ -7,6 +7,7 @@ from pathlib import Path
 from ..errors import UserError
 from ..files import atomic_path
 from .comparison import Comparison
+from .escape import markdown
 from .page import Section, html_page, plain_page
 from .plots import PICTURES, draw
 from .tables import Table, notes, results_csv, results_table, runs_table, settings_table
@@ -93,7 +94,7 @@ def write_between(path: Path, name: str, text: str) -> None:
 
 
 def _bullets(lines: list[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
+    return "\n".join(f"- {markdown(line)}" for line in lines)
 
 
 def _number(count: int, what: str) -> str:

@@ -1,8 +1,10 @@
 """One training loop for every task: passes, checkpoints, exact resume, logs."""
 
 from . import distributed
-from .config import Command, OptimConfig, TrainingConfig, build_optimizer, build_schedulers, parse_recipe
+from .command_line import Command, parse_recipe
+from .config import OptimConfig, TrainingConfig, build_optimizer, build_schedulers
 from .distributed import cleanup, setup
+from .logs import say
 from .loop import fit
 from .recipe import run_program, train
 from .run import RunDirectory
@@ -21,6 +23,7 @@ __all__ = [
     "fit",
     "parse_recipe",
     "run_program",
+    "say",
     "setup",
     "train",
 ]

@@ -1,9 +1,10 @@
 """Checkpoints: everything that the next step depends on, in one file that is never half-written."""
 
+import errno
 import random
 import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +15,41 @@ from torch import nn
 from ..errors import UserError
 from ..files import atomic_path
 
+# What the machine says, in place of what a damaged file leads to.
+_NOT_THE_FILE = {errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE}
+
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
     """Writes ``state`` (tensors and plain values, nested) so that ``path`` is at every instant absent or whole."""
-    with atomic_path(path) as temporary:
-        torch.save(dict(state), temporary)
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        try:
+            torch.save(dict(state), file)
+        except RuntimeError as error:  # on a full disk torch says "unexpected pos", and hides what the disk said
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def save_step(folder: Path, state: Mapping[str, Any], step: int, keep: int) -> None:
     """Writes ``folder/step-00000200.pt`` and deletes all others of its kind but the ``keep`` - 1 before it.
 
-    Those of later steps go too: they are what a resumed run found damaged.
+    Those of later steps go too: they are what a resumed run found damaged. If none that is kept has finite weights, the
+    last one that has them stays as well: a run that diverges must not take with it what was good.
     """
     path = folder / f"step-{step:08d}.pt"
     save(path, state)
-    kept = [other for other in _steps(folder) if other <= path][:keep]
-    for other in set(_steps(folder)) - set(kept):
+    earlier = [other for other in _steps(folder) if other < path]
+    kept = {path, *earlier[: keep - 1]}
+    if not is_finite(state.get("model", {}).values()):
+        kept.add(next(filter(_has_finite_weights, earlier), path))
+    for other in set(_steps(folder)) - kept:
         other.unlink()
+
+
+def is_finite(tensors: Iterable[Any]) -> bool:
+    """Whether all numbers in the floating-point tensors among ``tensors`` are finite."""
+    checks = [t.detach().isfinite().all() for t in tensors if isinstance(t, torch.Tensor) and t.is_floating_point()]
+    return not checks or bool(torch.stack([check.cpu() for check in checks]).all())
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -43,6 +62,7 @@ def load(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: no such checkpoint")
     try:
         with zipfile.ZipFile(path) as archive:
+            _check_sizes(archive, path.stat().st_size)
             damaged = archive.testzip()  # torch.load itself does not look at the checksums
         if damaged:
             raise ValueError(f"wrong checksum of {damaged}")
@@ -51,6 +71,8 @@ def load(path: Path) -> dict[str, Any]:
             raise ValueError(f"it holds a {type(state).__name__}")
         return state
     except Exception as error:  # torch raises almost anything on a damaged file: EOFError, KeyError, UnpicklingError, …
+        if getattr(error, "errno", None) in _NOT_THE_FILE:
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from error
         reason = (str(error).splitlines() or [""])[0]
         raise UserError(
             f"{path}: damaged checkpoint, or none ({type(error).__name__}: {reason}); use another one"
@@ -111,6 +133,22 @@ def set_rng_state(state: Mapping[str, Any]) -> None:
     random.setstate((version, tuple(internal), gauss))
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+
+
+def _check_sizes(archive: zipfile.ZipFile, size: int) -> None:
+    """Makes sure that reading an archive takes no more memory than the file has bytes: torch compresses nothing."""
+    entries = archive.infolist()
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise ValueError("its contents are compressed, as those of no checkpoint are")
+    if sum(entry.file_size for entry in entries) > size:
+        raise ValueError("it claims to hold more than it has bytes")
+
+
+def _has_finite_weights(path: Path) -> bool:
+    try:
+        return is_finite(load(path)["model"].values())
+    except (UserError, KeyError, AttributeError):
+        return False
 
 
 def _steps(folder: Path) -> list[Path]:

@@ -1,13 +1,9 @@
-"""Configurations as dataclasses, the optimizer they describe, and the command line that every recipe answers to."""
+"""Configurations as dataclasses, and the optimizer they describe."""
 
 import dataclasses
-import difflib
 import math
-import re
-from argparse import ArgumentError
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
@@ -20,20 +16,29 @@ from ..optim import schedules as schedule
 from ..optim.groups import HIGHEST_LEVEL
 from ..optim.roles import Role
 from .methods import BASES, LIMITS, METHODS, SETTINGS
-from .unused import check_used
+
+LARGEST = 1e30  # numbers beyond it are none in single precision
 
 
-def _require(condition: bool, key: str, value: Any, wanted: str) -> None:
+def require(condition: bool, key: str, value: Any, wanted: str) -> None:
     if not condition:
-        raise UserError(f"{key}: {value!r} is not {wanted}")
+        raise UserError(f"{key}: {value!r} is not {wanted}{_percent(value)}")
+
+
+def _percent(value: Any) -> str:
+    """What is meant, if a share is wanted and a percentage was given."""
+    values = value if isinstance(value, (list, tuple)) else [value]
+    if not all(isinstance(one, (int, float)) and 1 < one <= 100 for one in values):
+        return ""
+    return f"; {', '.join(f'{one:g}' for one in values)} % is {', '.join(f'{one / 100:g}' for one in values)}"
 
 
 def _one_of(choices: Iterable[str], key: str, value: str) -> None:
-    _require(value in choices, key, value, f"one of {', '.join(choices)}")
+    require(value in choices, key, value, f"one of {', '.join(choices)}")
 
 
-def _positive(value: float | None) -> bool:
-    return value is None or (math.isfinite(value) and value > 0)
+def is_positive(value: float | None) -> bool:
+    return value is None or 0 < value <= LARGEST
 
 
 @dataclass
@@ -78,10 +83,10 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for key in ("epochs", "accumulate", "keep", "evaluate_every", "log_every", "max_nonfinite"):
             value = getattr(self, key)
-            _require(value >= 1, f"training.{key}", value, "a whole number >= 1")
+            require(value >= 1, f"training.{key}", value, "a whole number >= 1")
         for key in ("threads", "checkpoint_every", "patience", "clip", "checkpoint_minutes"):
             value = getattr(self, key)
-            _require(_positive(value), f"training.{key}", value, "a finite number > 0, or null")
+            require(is_positive(value), f"training.{key}", value, "a finite number > 0, or null")
         for key, choices in (("precision", ("fp32", "bf16", "fp16")), ("device", ("auto", "cpu", "cuda"))):
             _one_of(choices, f"training.{key}", getattr(self, key))
 
@@ -165,22 +170,22 @@ class OptimConfig:
     bn_stats: Literal["both", "first", "none"] = "both"
 
     def __post_init__(self) -> None:
-        _require(math.isfinite(self.lr) and self.lr > 0, "optim.lr", self.lr, "a finite number > 0")
-        for key in ("noise", "momentum", "weight_decay"):
-            value = getattr(self, key)
-            _require(math.isfinite(value) and value >= 0, f"optim.{key}", value, "a finite number >= 0")
-        _require(all(0 <= beta < 1 for beta in self.betas), "optim.betas", self.betas, "two numbers >= 0 and < 1")
+        require(is_positive(self.lr), "optim.lr", self.lr, "a finite number > 0")
+        require(0 <= self.weight_decay <= LARGEST, "optim.weight_decay", self.weight_decay, "a finite number >= 0")
+        require(0 <= self.momentum < 1, "optim.momentum", self.momentum, "a number >= 0 and < 1")
+        require(0 <= self.noise <= LARGEST, "optim.noise", self.noise, "a finite number >= 0")
+        require(all(0 <= beta < 1 for beta in self.betas), "optim.betas", self.betas, "two numbers >= 0 and < 1")
         _one_of(METHODS, "optim.method", self.method)
         self._settle()
         for key, (holds, wanted) in LIMITS.items():
             value = getattr(self, key)
-            _require(value is None or holds(value), f"optim.{key}", value, wanted)
+            require(value is None or holds(value), f"optim.{key}", value, wanted)
         relative = "granularity" in METHODS[self.method].settings and self.granularity != "absolute"
-        if relative and self.noise_ramp is None:  # the noise finder ramps to where training fails
-            hint = f"at most {HIGHEST_LEVEL:g} (a fraction; for {self.noise:g} percent give {self.noise / 100:g})"
-            _require(self.noise <= HIGHEST_LEVEL, "optim.noise", self.noise, hint)
+        if relative and self.noise_ramp is None and self.noise > HIGHEST_LEVEL:  # the noise finder ramps to failure
+            hint = f"a fraction; for {self.noise:g} percent give {self.noise / 100:g}"
+            raise UserError(f"optim.noise: {self.noise!r} is not at most {HIGHEST_LEVEL:g} ({hint})")
         if self.method == "dropconnect":
-            _require(self.noise < 1, "optim.noise", self.noise, "a probability < 1 (of dropping a weight)")
+            require(self.noise < 1, "optim.noise", self.noise, "a probability < 1 (of dropping a weight)")
         _one_of(BASES, "optim.base", self.base)
         _one_of(LR_SCHEDULES, "optim.lr_schedule", self.lr_schedule)
         checks = {
@@ -260,109 +265,3 @@ def build_schedulers(optimizer: Optimizer, config: OptimConfig, epochs: int) -> 
     if not isinstance(optimizer, SinglePass) and (factor := config._noise()) is not None:
         schedulers.append((LambdaNoise(optimizer, factor), config.noise_unit))
     return schedulers
-
-
-# ---- the command line ------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Command:
-    """A recipe's command line, read.
-
-    Attributes:
-        config: the configuration: what the result depends on.
-        data: the folder of prepared data.
-        out: the run directory.
-        max_steps, max_minutes: limits of this call, for :func:`fit`; no part of the configuration.
-    """
-
-    config: Any
-    data: Path
-    out: Path
-    max_steps: int | None
-    max_minutes: float | None
-
-
-def parse_recipe(config_class: type, argv: Sequence[str] | None = None, description: str = "") -> Command:
-    """Reads ``--config FILE --data DIR --out RUN [--max-steps N] [--max-minutes M] [--KEY VALUE ...]``.
-
-    Args:
-        config_class: a dataclass with the recipe's settings, one of them ``seed``, nested dataclasses such as
-            ``optim: OptimConfig`` and ``training: TrainingConfig`` included. Each is a key of the file and, with dots,
-            an option, which goes before the file.
-        argv: the arguments; None: those of the program.
-
-    Raises:
-        UserError: an unknown key, a wrong value, a setting that does nothing, a missing or empty data folder.
-    """
-    from jsonargparse import ArgumentParser, Namespace  # here: a program with a configuration of its own needs none
-
-    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, description=description)
-    parser.add_argument("--config", action="config", help="a YAML file of settings")
-    parser.add_argument("--data", type=str, required=True, metavar="DIR", help="the folder of prepared data")
-    parser.add_argument("--out", type=str, required=True, metavar="RUN", help="the run directory; resumed if it exists")
-    parser.add_argument("--max-steps", type=int | None, default=None, help="finish after so many steps in all")
-    parser.add_argument("--max-minutes", type=float | None, default=None, help="stop, to be resumed, after so many")
-    parser.add_class_arguments(config_class, as_group=False)
-    files, options = _split_off_files(argv)
-    try:
-        parsed = parser.parse_args(files + options)  # the files first: an option holds wherever it stands
-        for field in dataclasses.fields(config_class):
-            if dataclasses.is_dataclass(field.type):
-                value = parsed[field.name]
-                _require(isinstance(value, Namespace), field.name, value, "a group of settings; see --help for them")
-        settings = parser.instantiate(parsed)
-    except (ArgumentError, UnicodeDecodeError) as error:
-        raise UserError(_one_line(str(error), _keys(config_class), files)) from error
-    names = [field.name for field in dataclasses.fields(config_class)]
-    config = config_class(**{name: settings[name] for name in names})
-    if isinstance(getattr(config, "optim", None), OptimConfig):
-        paths = [word.removeprefix("--config=") for word in files if word != "--config"]
-        check_used(config.optim, paths, options)
-    for key in ("max_steps", "max_minutes"):
-        _require(_positive(settings[key]), f"--{key.replace('_', '-')}", settings[key], "a number > 0")
-    data = Path(settings.data)
-    if not data.is_dir() or not any(data.iterdir()):
-        state = "an empty folder" if data.is_dir() else "not a folder"
-        raise UserError(f"--data {data}: {state}; prepare the data with the recipe's program in data_prep/")
-    return Command(config, data, Path(settings.out), settings.max_steps, settings.max_minutes)
-
-
-def _split_off_files(argv: Sequence[str] | None) -> tuple[list[str], list[str]]:
-    """The arguments that are ``--config FILE``, and all others."""
-    import sys
-
-    rest, files = list(sys.argv[1:] if argv is None else argv), []
-    for index in reversed([i for i, word in enumerate(rest) if word == "--config" or word.startswith("--config=")]):
-        end = index + 1 + (rest[index] == "--config")
-        files[:0], rest[index:end] = rest[index:end], []
-    return files, rest
-
-
-def _keys(config_class: type, prefix: str = "") -> list[str]:
-    keys = []
-    for field in dataclasses.fields(config_class):
-        keys.append(prefix + field.name)
-        if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
-            keys.extend(_keys(field.type, f"{prefix}{field.name}."))
-    return keys
-
-
-def _one_line(message: str, keys: list[str], files: list[str]) -> str:
-    """jsonargparse's message, which may run over many lines, as one that starts with the key, or names the file."""
-    text = " ".join(message.split())
-    if unreadable := re.match(r"(Problems parsing|Unexpected) config: ?|(?='utf-8' codec)", text):
-        names = ", ".join(word.removeprefix("--config=") for word in files if word != "--config")
-        return f"--config {names}: no settings in YAML ({text[unreadable.end() :] or 'nothing at all'})"
-    unknown = (
-        re.fullmatch(r"Group '(?P<group>.+)' does not accept option '(?P<key>.+)'", text)
-        or re.fullmatch(r"Option '(?P<group>)(?P<key>.+)' is not accepted", text)
-        or re.match(r"unrecognized arguments: --(?P<group>)(?P<key>[^ =]+)", text)
-    )
-    if unknown:
-        key = ".".join(filter(None, (unknown["group"], unknown["key"])))
-        close = difflib.get_close_matches(key, keys, n=1)
-        return f"{key}: no such setting{f'; did you mean {close[0]}?' if close else '; --help lists them all'}"
-    text = re.sub(r'^Parser key "(.+?)": ', r"\1: ", text)
-    text = re.sub(r"Expected an? <class '(\w+)'>\. Got value:", r"expected \1, got", text)
-    return re.sub(r"Expected a typing\.Literal\[(.*?)\]\. Got value:", r"expected one of \1, got", text)

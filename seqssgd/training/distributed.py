@@ -24,10 +24,13 @@ def setup(config: TrainingConfig, seed: int) -> torch.device:
         the device for model and batches.
 
     Raises:
-        UserError: CUDA is asked for and there is none; the seed has more than 64 bits.
+        UserError: CUDA is asked for and there is none; more threads than cores; the seed has more than 64 bits.
     """
     if not -(2**63) <= seed < 2**63:
         raise UserError(f"seed: {seed} is not a whole number of at most 18 digits")
+    cores = os.cpu_count() or 1
+    if config.threads is not None and config.threads > cores:
+        raise UserError(f"training.threads: {config.threads} is more than the {cores} cores of this machine")
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     if config.device == "cuda" and not torch.cuda.is_available():

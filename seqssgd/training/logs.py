@@ -1,11 +1,26 @@
 """What a run tells the person in front of it: a progress bar on a terminal, plain lines elsewhere."""
 
+import contextlib
 import sys
 from types import TracebackType
 
 from tqdm import tqdm
 
+from ..errors import forget_output
 from . import distributed
+
+
+def say(text: str) -> None:
+    """Prints a line, in the main process. If nobody reads it any more (``… | head``), training goes on unheard."""
+    if not distributed.is_main():
+        return
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        forget_output()
+        with contextlib.suppress(OSError):
+            print(f"warning: standard output cannot be written ({error.strerror}); training goes on without it",
+                  file=sys.stderr, flush=True)  # fmt: skip
 
 
 class Console:
@@ -43,8 +58,8 @@ class Console:
         """Prints ``text``, above the bar if there is one."""
         if self._bar is not None:
             self._bar.write(text)
-        elif distributed.is_main():
-            print(text, flush=True)
+        else:
+            say(text)
 
 
 def describe(row: dict) -> str:

@@ -4,10 +4,10 @@ import contextlib
 import itertools
 import math
 import signal
+import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -15,11 +15,12 @@ from torch import nn
 
 from ..errors import UserError
 from ..optim import MultiPassOptimizer
-from . import checkpoint, distributed
+from . import checkpoint, distributed, snapshot
 from .config import TrainingConfig
 from .curvature import CurvatureLog
 from .logs import Console
 from .run import RunDirectory
+from .signals import StopSignals
 from .task import Progress, Task
 
 
@@ -44,7 +45,8 @@ def fit(
 
     Returns:
         the contents of result.json (metrics of the last and the best evaluation, counts, times), with ``"finished"``
-        and ``"exit_code"`` for the program: 0, or 143 and 130 after SIGTERM and SIGINT.
+        and ``"exit_code"`` for the program: 0; 143 and 130 after SIGTERM and SIGINT; 2 if training ended without a
+        model to use: never a finite metric to choose the best by, or weights that are not finite.
 
     Raises:
         UserError: the checkpoints do not belong to this model or are all damaged, or the loss stays non-finite.
@@ -54,7 +56,7 @@ def fit(
         result = distributed.from_main(run.result())
         if result and (result["stopped_early"] or result["steps"] >= loop.limit):
             loop.say(f"{run.path}: already finished at step {result['steps']}; nothing to do")
-            return {**result, "finished": True, "exit_code": 0}
+            return {**result, "finished": True, "exit_code": loop.judge(result)}
         loop.resume()
         with loop.signals, Console(loop.limit, loop.progress.step) as loop.console:
             return loop.train()
@@ -70,11 +72,13 @@ class _Loop:
         self.wrapped = distributed.parallel(self.model)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.progress = Progress()
-        self.limit = min(math.inf if max_steps is None else max_steps, config.epochs * task.steps_per_epoch)
+        self.last_step = config.epochs * task.steps_per_epoch
+        self.limit = min(math.inf if max_steps is None else max_steps, self.last_step)
         self.max_seconds = math.inf if max_minutes is None else 60 * max_minutes
         self.began = self.clock = self.last_save = time.monotonic()
-        self.signals, self.console = _StopSignals(), Console()
+        self.signals, self.console = StopSignals(), Console()
         self.curvature = CurvatureLog(optimizer, self.progress, self.scaler, config.log_curvature)
+        self.metrics_length = 0  # at the checkpoint that is gone on from
 
     # ---- the loop --------------------------------------------------------------------------------------------------
 
@@ -130,7 +134,7 @@ class _Loop:
             for part in self.optimizer.passes():
                 for index, batch in enumerate(micros):
                     with self.synchronise(part.last and index == len(micros) - 1):
-                        with self.autocast():
+                        with self.autocast(), self.precision_checked():
                             loss, seen = self.task.loss(batch, part)
                         self.scaler.scale(loss / len(micros)).backward()
                     total += loss.detach()
@@ -163,7 +167,8 @@ class _Loop:
         self.save()
 
     def evaluate(self, scheduled: bool) -> None:
-        """Evaluates; a new best is kept. Evaluations that are only due to a limit do not count for the patience."""
+        """Evaluates; a new best is kept. Evaluations that are only due to a limit neither try the patience nor renew
+        it: training stops where it would have stopped without them."""
         p, (name, direction) = self.progress, self.task.best or (None, "")
         averaged = getattr(self.optimizer, "averaged", None)
         model = self.model if averaged is None else averaged
@@ -176,13 +181,21 @@ class _Loop:
         model.train()
         if name is not None and name not in metrics:
             raise ValueError(f"task.best names {name!r}; evaluate() gave {', '.join(metrics)}")
-        p.final, p.evaluated_step, p.worse_in_row = metrics, p.step, p.worse_in_row + scheduled
+        p.final, p.evaluated_step = metrics, p.step
         sign = 1 if direction == "min" else -1
-        if name is None or sign * metrics[name] < sign * p.best.get(name, sign * math.inf):
-            p.best, p.worse_in_row = {**metrics, "step": p.step, "epoch": self.epoch_of_step()}, 0
+
+        def better(than: float | None) -> bool:
+            return name is None or sign * metrics[name] < (math.inf if than is None else sign * than)
+
+        if scheduled:
+            renewed = better(p.patience_best)
+            p.worse_in_row = 0 if renewed else p.worse_in_row + 1
+            p.patience_best = metrics.get(name) if renewed else p.patience_best
+        if better(p.best.get(name)):
+            p.best = {**metrics, "step": p.step, "epoch": self.epoch_of_step()}
             if distributed.is_main():
                 best = {"model": model.state_dict(), "metrics": metrics, "step": p.step, "epoch": p.best["epoch"]}
-                checkpoint.save(self.run.checkpoints / "best.pt", best)
+                checkpoint.save(self.run.checkpoints / "best.pt", {**best, "files": self.run.checksums()})
         row = {**self.row("valid"), **metrics, "train_loss": _mean(p.epoch_losses), **self.times()}
         self.run.write_metrics(row)
         self.console.valid(row)
@@ -205,6 +218,19 @@ class _Loop:
     def autocast(self) -> torch.autocast:
         half = torch.float16 if self.config.precision == "fp16" else torch.bfloat16
         return torch.autocast(self.device.type, half, enabled=self.config.precision != "fp32")
+
+    @contextlib.contextmanager
+    def precision_checked(self) -> Iterator[None]:
+        """An operation that the machine lacks in half precision is a setting to change, not a bug."""
+        try:
+            yield
+        except RuntimeError as error:
+            if "could not create a primitive" not in str(error) or self.config.precision == "fp32":
+                raise
+            raise UserError(
+                f"training.precision: this machine's {self.device.type.upper()} cannot train this network in "
+                f"{self.config.precision}; use fp32"
+            ) from error
 
     def step_schedulers(self, when: str) -> None:
         with warnings.catch_warnings():  # a skipped first step looks to torch like a scheduler called too early
@@ -259,9 +285,31 @@ class _Loop:
     def finish(self) -> dict[str, Any]:
         result = self.result()
         self.run.write_result(result)
-        early = " early: no better for training.patience evaluations" if self.progress.stopped_early else ""
-        self.say(f"finished{early} at step {result['steps']}; see {self.run.path / 'result.json'}")
-        return {**result, "finished": True, "exit_code": 0}
+        how, more = "finished", ""
+        if result["stopped_early"]:
+            how = "finished early: no better for training.patience evaluations"
+        elif result["steps"] < self.last_step:
+            how, more = "stopped by --max-steps", f" of {self.last_step}, and goes on with a higher limit or none"
+        self.say(f"{how} at step {result['steps']}{more}; see {self.run.path / 'result.json'}")
+        return {**result, "finished": True, "exit_code": self.judge(result)}
+
+    def judge(self, result: dict[str, Any]) -> int:
+        """The exit status of a run at its end: 2, with a message, if it has no model to use."""
+        if not (reason := result.get("diverged")):
+            return 0
+        if distributed.is_main():
+            print(f"error: {self.run.path}: training diverged ({reason}); lower the learning rate or the noise, set "
+                  "training.clip, or train in fp32, in another --out", file=sys.stderr, flush=True)  # fmt: skip
+        return 2
+
+    def diverged(self) -> str | None:
+        """What is wrong with the model of a run that has made all its steps; None if nothing is."""
+        p, name = self.progress, self.task.best and self.task.best[0]
+        if p.step < self.last_step and not p.stopped_early:
+            return None
+        if name and not p.best:
+            return f"{name} was never finite, so that there is no best model"
+        return None if checkpoint.is_finite(self.model.parameters()) else "its weights are not finite"
 
     def result(self) -> dict[str, Any]:
         p = self.progress
@@ -273,6 +321,7 @@ class _Loop:
             "passes": p.passes,
             "nonfinite": p.nonfinite,
             "stopped_early": p.stopped_early,
+            "diverged": self.diverged(),
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "units": p.units * distributed.world_size(),
             **self.times(),
@@ -285,18 +334,8 @@ class _Loop:
 
     def save(self) -> None:
         self.times()
-        of_process = {"task": self.task.state_dict(), "rng": checkpoint.rng_state()}
-        processes = distributed.gather(of_process)
-        if distributed.is_main():
-            state = {
-                "progress": asdict(self.progress),
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "schedulers": [scheduler.state_dict() for scheduler, _ in self.schedulers],
-                "scaler": self.scaler.state_dict(),
-                "processes": processes,
-                "metrics_length": self.run.metrics_length(),
-            }
+        state = snapshot.take(self)
+        if state is not None:
             checkpoint.save_step(self.run.checkpoints, state, self.progress.step, self.config.keep)
         self.last_save = time.monotonic()
 
@@ -304,48 +343,14 @@ class _Loop:
         """Goes to the newest checkpoint; at the very start only gives every process a dropout of its own."""
         newest = checkpoint.load_newest(self.run.checkpoints) if distributed.is_main() else None
         path = distributed.from_main(newest and newest[0])
-        if path is None:
-            self.run.start_metrics(0, 0)
-            if distributed.rank():
-                torch.manual_seed(torch.initial_seed() + distributed.rank())
-            return
-        state = newest[1] if newest else checkpoint.load(path)
-        if len(state["processes"]) != distributed.world_size():
-            raise UserError(f"{path}: made by {len(state['processes'])} processes; resume with as many")
-        checkpoint.load_model(self.model, state, path)
-        self.optimizer.load_state_dict(state["optimizer"])
-        for (scheduler, _), scheduler_state in zip(self.schedulers, state["schedulers"], strict=True):
-            scheduler.load_state_dict(scheduler_state)
-        self.scaler.load_state_dict(state["scaler"])
-        self.progress = self.curvature.progress = Progress(**state["progress"])
-        self.run.start_metrics(state["metrics_length"], self.progress.step)
-        own = state["processes"][distributed.rank()]
-        self.task.load_state_dict(own["task"])
-        checkpoint.set_rng_state(own["rng"])
-        self.say(f"resuming at step {self.progress.step} from {path}")
-
-
-class _StopSignals(contextlib.AbstractContextManager):
-    """Notes SIGTERM and SIGINT instead of dying of them; a second one of them interrupts at once."""
-
-    def __init__(self) -> None:
-        self.number = 0
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> "_StopSignals":
-        with contextlib.suppress(ValueError):  # not in the main thread: signals go elsewhere
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _: object) -> None:
-        if self.number:
-            raise KeyboardInterrupt
-        self.number = number
+        if path is not None:
+            snapshot.give_back(self, newest[1] if newest else checkpoint.load(path), path)
+        elif distributed.rank():
+            torch.manual_seed(torch.initial_seed() + distributed.rank())
+        with _rng_untouched():
+            self.run.start_metrics(self.metrics_length, self.progress.step)
+        if path is not None:
+            self.say(f"resuming at step {self.progress.step} from {path}")
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -149,8 +148,8 @@ LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "copies": _COUNT,
     "pairs": _COUNT,
     "clean_weight": (lambda x: 0 <= x < 1, "a number >= 0 and < 1"),
-    "rho": (lambda x: math.isfinite(x) and x >= 0, "a finite number >= 0"),
-    "eta": (lambda x: math.isfinite(x) and x > 0, "a finite number > 0"),
+    "rho": (lambda x: 0 <= x <= 1e30, "a finite number >= 0"),
+    "eta": (lambda x: 0 < x <= 1e30, "a finite number > 0"),
     "average_decay": (lambda x: 0 < x < 1, "a number > 0 and < 1"),
     "average_start": (lambda n: n >= 0, "a whole number >= 0"),
 }

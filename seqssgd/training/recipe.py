@@ -1,6 +1,5 @@
 """What the program of every recipe ends with, and how other programs call it."""
 
-import dataclasses
 import importlib.util
 import json
 import sys
@@ -13,7 +12,9 @@ from typing import Any, NoReturn
 from ..errors import UserError, run_cli
 from ..optim import MultiPassOptimizer
 from . import distributed
-from .config import Command, build_optimizer, build_schedulers
+from .command_line import Command
+from .config import build_optimizer, build_schedulers
+from .logs import say
 from .loop import fit
 from .run import RunDirectory
 from .task import Task
@@ -38,11 +39,11 @@ def train(command: Command, task: Task, about: Mapping[str, Any], begin: Callabl
         built.append((task, optimizer, config))
         return 0
     schedulers = build_schedulers(optimizer, config.optim, config.training.epochs)
-    run = RunDirectory(command.out, {**dataclasses.asdict(config), **about})
+    run = RunDirectory(command.out, config, about, command.data)
     if distributed.is_main():
         if unused := left_out(config.optim):
             settings = ", ".join(f"{key} {value}" for key, value in unused.items())
-            print(f"{run.path}: optim.method none leaves out {settings}", flush=True)
+            say(f"{run.path}: optim.method none leaves out {settings}")
         if begin is not None:
             begin(run.path)
     result = fit(

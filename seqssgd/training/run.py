@@ -1,28 +1,25 @@
 """A run directory: everything that one training run leaves behind, and nothing of any other."""
 
+import contextlib
 import dataclasses
 import errno
-import importlib.metadata
 import json
 import math
 import os
-import platform
-import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
-from ..errors import UserError
-from ..files import atomic_path
+from ..documents import parse_json, read_yaml
+from ..errors import FULL, UserError
+from ..files import atomic_path, is_leftover, make_folder, naming, sync_folder
 from ..locks import note_no_locks, try_lock
+from ..runs import checksums
 from . import distributed
-
-PACKAGES = ("torch", "numpy", "datasets", "jsonargparse", "sentencepiece", "seqssgd")
+from .environment import environment, warn_of_changes
 
 
 class RunDirectory:
@@ -36,51 +33,85 @@ class RunDirectory:
         path: the directory. It is made if need be; if it exists it must be empty or a run of this configuration.
         config: all that the run's result depends on, as a dictionary or a dataclass, nested; the entry ``seed`` is
             repeated in environment.json.
+        noted: what config.yaml has beside the settings, such as the fingerprint of the data. Entries of it that a run
+            of an earlier version lacks are no difference.
+        data: the folder of the data, for environment.json: evaluations look there.
 
     Raises:
         UserError: the directory belongs to another configuration or is no run at all, cannot be written to, or another
             process is training in it.
     """
 
-    def __init__(self, path: str | os.PathLike, config: Any):
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        config: Any,
+        noted: Mapping[str, Any] | None = None,
+        data: str | os.PathLike | None = None,
+    ):
         self.path = Path(path)
+        self.data = None if data is None else str(Path(data).resolve())
+        self._noted = plain(noted or {})
+        self._checksums: dict[str, str] | None = None
         self.checkpoints = self.path / "checkpoints"
         self._writer = self._lock = None
         self._metrics = self.path / "metrics.jsonl"
-        self.config = plain(config if isinstance(config, Mapping) else dataclasses.asdict(config))
+        settings = plain(config if isinstance(config, Mapping) else dataclasses.asdict(config))
+        self.config = {**settings, **self._noted}
         if distributed.is_main():
             try:
                 self._open()
             except OSError as error:
+                if error.errno in FULL:
+                    raise
                 raise UserError(f"{self.path}: cannot write there ({error.strerror}); choose another --out") from error
 
     def _open(self) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         known = self.path / "config.yaml"
         if known.is_file():
             self._compare(known)
-        elif any(not _is_leftover(entry) for entry in self.path.iterdir() if entry.name != ".lock"):
+        elif any(not is_leftover(entry) for entry in self.path.iterdir() if entry.name != ".lock"):
             raise UserError(f"{self.path}: not empty, and not a run (no config.yaml); choose another --out")
         if not os.access(self.path, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         self._take_lock()
-        for leftover in filter(_is_leftover, [*self.path.iterdir(), *self.checkpoints.glob(".*")]):
+        for leftover in filter(is_leftover, self.path.rglob(".*")):
             leftover.unlink(missing_ok=True)
         if not known.is_file():  # first of all: from here on the directory is a run, wherever a kill may hit
             _write(known, yaml.safe_dump(self.config, sort_keys=False))
-        self.checkpoints.mkdir(exist_ok=True)
-        now, file = environment(self.config.get("seed")), self.path / "environment.json"
-        if file.is_file():
-            _warn_of_changes(json.loads(file.read_text(encoding="utf-8")), now)
-        else:
+        make_folder(self.checkpoints)
+        self._record_environment(self.path / "environment.json")
+
+    def _record_environment(self, file: Path) -> None:
+        """Writes what there is at the first start; later says what has changed since, and where the data lie now."""
+        now = {**environment(self.config.get("seed")), "data": self.data}
+        if not file.is_file():
             _write(file, json.dumps(now, indent=2))
+            return
+        try:
+            old = parse_json(file.read_bytes())
+            warn_of_changes(old, now)
+        except (ValueError, AttributeError, TypeError):
+            print(f"warning: {file} is damaged; whether this is the environment that the run began in is not known",
+                  file=sys.stderr)  # fmt: skip
+            return
+        if self.data is not None and old.get("data") != self.data:
+            _write(file, json.dumps({**old, "data": self.data}, indent=2))
 
     def _compare(self, known: Path) -> None:
-        try:
-            old = flatten(yaml.safe_load(known.read_text(encoding="utf-8")))
-        except (yaml.YAMLError, ValueError, AttributeError) as error:
-            raise UserError(f"{known}: not the configuration of a run; choose another --out") from error
-        check_same(self.path, old, flatten(self.config))
+        old = read_yaml(known, "choose another --out")
+        if not isinstance(old, Mapping):
+            raise UserError(f"{known}: not the configuration of a run; choose another --out")
+        old, new = flatten(old), flatten(self.config)
+        later = {key for key in flatten(self._noted) if key not in old}
+        check_same(self.path, old, {key: value for key, value in new.items() if key not in later})
+
+    def checksums(self) -> dict[str, str]:
+        """Those of :func:`seqssgd.runs.checksums`, taken once."""
+        if self._checksums is None:
+            self._checksums = checksums(self.path)
+        return self._checksums
 
     def _take_lock(self) -> None:
         """A lock that ends with this process, however it ends, and that worker processes do not inherit."""
@@ -97,25 +128,29 @@ class RunDirectory:
         """Cuts metrics.jsonl to its first ``length`` bytes, as it was at ``step``, and goes on from there."""
         if not distributed.is_main():
             return
-        with open(self._metrics, "ab") as file:
+        with naming(self._metrics), open(self._metrics, "ab") as file:
             if file.tell() < length:
                 raise UserError(f"{self._metrics}: shorter than at the last checkpoint; choose another --out")
             file.truncate(length)
+        sync_folder(self.path)
+        rows = read_rows(self._metrics)
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             return
         # TensorBoard forgets all from ``step`` on, of which some belongs to a future that is now trained once more
-        self._writer = SummaryWriter(self.path / "tensorboard", purge_step=step)
-        for row in map(json.loads, self._metrics.read_text(encoding="utf-8").splitlines()):
-            if row["step"] == step:
+        with self._to_tensorboard():
+            self._writer = SummaryWriter(self.path / "tensorboard", purge_step=step)
+        for row in rows:
+            if row.get("step") == step:
                 self._show(row)
 
     def metrics_length(self) -> int:
         """The bytes that metrics.jsonl has now, all of them safely on disk, as are TensorBoard's events."""
         if self._writer is not None:
-            self._writer.flush()
-        with open(self._metrics, "ab") as file:
+            with self._to_tensorboard():
+                self._writer.flush()
+        with naming(self._metrics), open(self._metrics, "ab") as file:
             os.fsync(file.fileno())
             return file.tell()
 
@@ -123,36 +158,89 @@ class RunDirectory:
         """Adds a row: ``kind``, ``step`` and named values. Infinite and undefined values become null."""
         if not distributed.is_main():
             return
-        with open(self._metrics, "a", encoding="utf-8") as file:
+        with naming(self._metrics), open(self._metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(_finite(row)) + "\n")
         self._show(row)
 
     def _show(self, row: Mapping[str, Any]) -> None:
         if self._writer is None:  # no TensorBoard is installed
             return
-        for name, value in row.items():
-            if name not in ("kind", "step") and isinstance(value, (int, float)):
-                self._writer.add_scalar(f"{row['kind']}/{name}", value, row["step"])
+        with self._to_tensorboard():
+            for name, value in row.items():
+                if name not in ("kind", "step") and isinstance(value, (int, float)):
+                    self._writer.add_scalar(f"{row['kind']}/{name}", value, row["step"])
+
+    def _to_tensorboard(self) -> contextlib.AbstractContextManager:
+        return naming(self.path / "tensorboard")
 
     def close(self) -> None:
         """Writes out what TensorBoard still holds, and lets other processes in."""
-        if self._writer is not None:
-            self._writer.close()
-        if self._lock is not None:
-            os.close(self._lock)
+        writer, lock = self._writer, self._lock
         self._writer = self._lock = None
+        try:
+            if writer is not None:
+                with self._to_tensorboard():
+                    writer.close()
+        finally:
+            if lock is not None:
+                os.close(lock)
 
     # ---- the result ------------------------------------------------------------------------------------------------
 
     def result(self) -> dict[str, Any] | None:
-        """What result.json holds; None if the run never finished."""
+        """What result.json holds; None if the run never finished.
+
+        Raises:
+            UserError: it is damaged.
+        """
         file = self.path / "result.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        if not distributed.is_main() or not file.is_file():
+            return None
+        try:
+            result = parse_json(file.read_bytes())
+            if isinstance(result["steps"], int) and isinstance(result["stopped_early"], bool):
+                return result
+        except (ValueError, KeyError, TypeError):
+            pass
+        raise UserError(f"{file} is damaged; delete it, and the same command makes it again from the last checkpoint")
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Writes result.json."""
         if distributed.is_main():
             _write(self.path / "result.json", json.dumps(_finite(result), indent=2))
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl, as :func:`parse_rows` takes them.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        return parse_rows(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path}, {error}; repeat the run with another --out") from None
+
+
+def parse_rows(content: bytes) -> list[dict[str, Any]]:
+    """The rows of metrics, but for a last line without an end, which was being written when the run was killed.
+
+    Raises:
+        ValueError: a line is no such row; the message begins with its number.
+    """
+    rows = []
+    for number, line in enumerate(content.split(b"\n")[:-1], 1):
+        try:
+            row = parse_json(line)
+            if not (isinstance(row, dict) and row.get("kind") in ("train", "valid")):
+                raise ValueError("no row of metrics")
+            for key in ("step", "epoch", "passes", "seconds") if row["kind"] == "valid" else ():
+                if not isinstance(row.get(key), (int, float)):
+                    raise ValueError(f"its {key} is no number" if key in row else f"no {key!r} in it")
+        except ValueError as error:
+            raise ValueError(f"line {number}: damaged ({str(error).splitlines()[0]})") from None
+        rows.append(row)
+    return rows
 
 
 def in_use(path: Path) -> bool:
@@ -179,64 +267,6 @@ def check_same(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> No
             f"{path}: a run of another configuration ({shown}{more}); "
             "choose another --out, or repeat the settings of the first start"
         )
-
-
-def environment(seed: int | None) -> dict[str, Any]:
-    """What a run's exact numbers depend on beside its configuration: versions, commit, hardware, command."""
-    source = Path(__file__).resolve().parent
-    # a package installed somewhere inside another repository is not of that repository's commit
-    tracked = _git(source, "ls-files", "--error-unmatch", "run.py")
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "packages": {name: version for name in PACKAGES if (version := _version(name))},
-        "commit": _git(source, "rev-parse", "HEAD") if tracked else None,
-        "modified": bool(tracked and _git(source, "status", "--porcelain", "--untracked-files=no", "--", "..")),
-        "cpu": _cpu_name(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "processes": distributed.world_size(),
-        "seed": seed,
-        "command": sys.argv,
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
-    try:
-        command = ["git", "-C", str(folder), *arguments]
-        output = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
-    except (OSError, subprocess.SubprocessError):  # no git here, or no repository
-        return None
-    return output.strip()
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
-def _warn_of_changes(old: dict[str, Any], new: dict[str, Any]) -> None:
-    keys = ("python", "packages", "commit", "cpu", "threads", "gpu", "processes")
-    changed = [f"{key} {old.get(key)} -> {new[key]}" for key in keys if old.get(key) != new[key]]
-    if changed:
-        print(f"warning: not the environment this run began in: {'; '.join(changed)}", file=sys.stderr)
-
-
-def _is_leftover(path: Path) -> bool:
-    return path.name.startswith(".") and path.name.endswith(".tmp")  # of atomic_path, in a process that was killed
 
 
 def _write(path: Path, text: str) -> None:

@@ -69,6 +69,7 @@ class Progress:
     training_seconds: float = 0.0  # of these, those spent on steps
     evaluated_step: int = -1
     final: dict = field(default_factory=dict)  # metrics of the last evaluation
-    best: dict = field(default_factory=dict)  # metrics of the best, with its step and epoch
-    worse_in_row: int = 0  # evaluations since the best one
+    best: dict = field(default_factory=dict)  # metrics of the best of all, with its step and epoch
+    patience_best: float | None = None  # the best value of scheduled evaluations, which alone patience is judged by
+    worse_in_row: int = 0  # of these, since the best one
     stopped_early: bool = False

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..documents import parse_yaml
 from ..errors import UserError
 from .methods import METHODS, SETTINGS
 
@@ -60,8 +61,6 @@ def _last(options: Sequence[str], key: str) -> int:
 
 
 def _section(file: str) -> dict[str, Any]:
-    import yaml  # comes with jsonargparse, which has read the file already
-
-    content = yaml.safe_load(Path(file).read_text())
+    content = parse_yaml(Path(file).read_bytes())
     section = content.get("optim") if isinstance(content, dict) else None
     return section if isinstance(section, dict) else {}

@@ -1,0 +1,136 @@
+"""The command line that every recipe answers to."""
+
+import dataclasses
+import difflib
+import re
+import typing
+from argparse import ArgumentError
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..documents import parse_yaml
+from ..errors import UserError
+from .config import OptimConfig, is_positive, require
+from .unused import check_used
+
+
+@dataclass
+class Command:
+    """A recipe's command line, read.
+
+    Attributes:
+        config: the configuration: what the result depends on.
+        data: the folder of prepared data.
+        out: the run directory.
+        max_steps, max_minutes: limits of this call, for :func:`fit`; no part of the configuration.
+    """
+
+    config: Any
+    data: Path
+    out: Path
+    max_steps: int | None
+    max_minutes: float | None
+
+
+def parse_recipe(config_class: type, argv: Sequence[str] | None = None, description: str = "") -> Command:
+    """Reads ``--config FILE --data DIR --out RUN [--max-steps N] [--max-minutes M] [--KEY VALUE ...]``.
+
+    Args:
+        config_class: a dataclass with the recipe's settings, one of them ``seed``, nested dataclasses such as
+            ``optim: OptimConfig`` and ``training: TrainingConfig`` included. Each is a key of the file and, with dots,
+            an option, which goes before the file.
+        argv: the arguments; None: those of the program.
+
+    Raises:
+        UserError: an unknown key, a wrong value, a setting that does nothing, a missing or empty data folder.
+    """
+    from jsonargparse import ArgumentParser, Namespace  # here: a program with a configuration of its own needs none
+
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, description=description)
+    parser.add_argument("--config", action="config", help="a YAML file of settings")
+    parser.add_argument("--data", type=str, required=True, metavar="DIR", help="the folder of prepared data")
+    parser.add_argument("--out", type=str, required=True, metavar="RUN", help="the run directory; resumed if it exists")
+    parser.add_argument("--max-steps", type=int | None, default=None, help="finish after so many steps in all")
+    parser.add_argument("--max-minutes", type=float | None, default=None, help="stop, to be resumed, after so many")
+    parser.add_class_arguments(config_class, as_group=False)
+    files, options = _split_off_files(argv)
+    for name in (word.removeprefix("--config=") for word in files if word != "--config"):
+        if Path(
+            name
+        ).is_file():  # before jsonargparse reads it, which takes a key twice, and as many values as it holds
+            try:
+                parse_yaml(Path(name).read_bytes())
+            except ValueError as error:
+                raise UserError(f"--config {name}: {error}") from None
+    try:
+        parsed = parser.parse_args(files + options)  # the files first: an option holds wherever it stands
+        _check_filled(parsed, config_class, Namespace)
+        settings = parser.instantiate(parsed)
+    except (ArgumentError, UnicodeDecodeError) as error:
+        raise UserError(_one_line(str(error), _keys(config_class), files)) from error
+    names = [field.name for field in dataclasses.fields(config_class)]
+    config = config_class(**{name: settings[name] for name in names})
+    if isinstance(getattr(config, "optim", None), OptimConfig):
+        paths = [word.removeprefix("--config=") for word in files if word != "--config"]
+        check_used(config.optim, paths, options)
+    for key in ("max_steps", "max_minutes"):
+        require(is_positive(settings[key]), f"--{key.replace('_', '-')}", settings[key], "a number > 0")
+    data = Path(settings.data)
+    if not data.is_dir() or not any(data.iterdir()):
+        state = "an empty folder" if data.is_dir() else "not a folder"
+        raise UserError(f"--data {data}: {state}; prepare the data with the recipe's program in data_prep/")
+    return Command(config, data, Path(settings.out), settings.max_steps, settings.max_minutes)
+
+
+def _check_filled(parsed: Any, config_class: type, group: type, prefix: str = "") -> None:
+    """Makes sure that every setting has a value and every group of settings is one; those in ``group`` are."""
+    kinds = typing.get_type_hints(config_class)
+    for field in dataclasses.fields(config_class):
+        key, value, kind = prefix + field.name, parsed[field.name], kinds[field.name]
+        if dataclasses.is_dataclass(kind):
+            require(isinstance(value, group), key, value, "a group of settings; see --help for them")
+            _check_filled(value, kind, group, f"{key}.")
+        elif value is None and type(None) not in typing.get_args(kind):
+            raise UserError(f"{key}: has no value; give it one, or leave it out")
+
+
+def _split_off_files(argv: Sequence[str] | None) -> tuple[list[str], list[str]]:
+    """The arguments that are ``--config FILE``, and all others."""
+    import sys
+
+    rest, files = list(sys.argv[1:] if argv is None else argv), []
+    for index in reversed([i for i, word in enumerate(rest) if word == "--config" or word.startswith("--config=")]):
+        end = index + 1 + (rest[index] == "--config")
+        files[:0], rest[index:end] = rest[index:end], []
+    return files, rest
+
+
+def _keys(config_class: type, prefix: str = "") -> list[str]:
+    keys = []
+    for field in dataclasses.fields(config_class):
+        keys.append(prefix + field.name)
+        if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
+            keys.extend(_keys(field.type, f"{prefix}{field.name}."))
+    return keys
+
+
+def _one_line(message: str, keys: list[str], files: list[str]) -> str:
+    """jsonargparse's message, which may run over many lines, as one that starts with the key, or names the file."""
+    text = " ".join(message.split())
+    if unreadable := re.match(r"(Problems parsing|Unexpected) config: ?|(?='utf-8' codec)", text):
+        names = ", ".join(word.removeprefix("--config=") for word in files if word != "--config")
+        return f"--config {names}: no settings in YAML ({text[unreadable.end() :] or 'nothing at all'})"
+    unknown = (
+        re.fullmatch(r"Group '(?P<group>.+)' does not accept option '(?P<key>.+)'", text)
+        or re.fullmatch(r"Option '(?P<group>)(?P<key>.+)' is not accepted", text)
+        or re.match(r"unrecognized arguments: --(?P<group>)(?P<key>[^ =]+)", text)
+    )
+    if unknown:
+        key = ".".join(filter(None, (unknown["group"], unknown["key"])))
+        close = difflib.get_close_matches(key, keys, n=1)
+        return f"{key}: no such setting{f'; did you mean {close[0]}?' if close else '; --help lists them all'}"
+    text = re.sub(r'^Parser key "(.+?)": ', r"\1: ", text)
+    text = re.sub(r"Expected an? <class '(\w+)'>\. Got value:", r"expected \1, got", text)
+    return re.sub(r"Expected a typing\.Literal\[(.*?)\]\. Got value:", r"expected one of \1, got", text)

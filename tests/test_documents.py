@@ -1,0 +1,62 @@
+"""YAML and JSON from anywhere: limits on what they may hold, each named with its line."""
+
+import time
+
+import pytest
+
+from seqssgd.documents import parse_json, parse_yaml, read_yaml
+from seqssgd.errors import UserError
+
+
+def laughs(levels: int = 9) -> bytes:
+    """A few hundred bytes whose aliases stand for 9 to the power of ``levels`` values."""
+    lines = ["a0: &a0 [" + ",".join("x" * 9) + "]"]
+    lines += [f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 9)}]" for i in range(1, levels)]
+    return "\n".join(lines).encode()
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        (b"optim: {lr: 1}\nseed: 3\noptim: {lr: 2}\n", "optim is given twice, in lines 1 and 3"),
+        (b"optim:\n  method: ssgd\n  lr: 1\n  method: sam\n", "method is given twice, in lines 2 and 4"),
+        (b"optim: {a: 1, 'a': 2}", "a is given twice, in lines 1 and 1"),
+        (b"[" * 1000, "nested deeper than 50"),
+        (b"a: " * 40_000, "no settings|nested"),
+        (b"x: &x [*x]", "line 1: more than 100,000 values"),
+        (laughs(), "line [56]: more than 100,000 values, with those that aliases repeat"),
+        (b"a: " + b"x" * 1_000_001, "more than 1,000,000 bytes"),
+        (b"caf\xe9: 1", "not UTF-8: wrong byte at offset 3"),
+        (b"!!python/object/apply:os.system [ls]", "no settings in YAML"),
+        (b"a: [", "no settings in YAML .*line 1"),
+        (b"? [1]\n: 2", "no settings in YAML"),
+        (b"when: 2020-13-45", "month must be in"),
+    ],
+)
+def test_what_is_refused_and_how(content, said):
+    begin = time.monotonic()
+    with pytest.raises(ValueError, match=said):
+        parse_yaml(content)
+    assert time.monotonic() - begin < 5
+
+
+def test_what_configurations_use_is_read():
+    text = "\ufeffbase: &base {lr: 0.1, method: ssgd}\nmine:\n  <<: *base\n  method: sam\nlist: [*base, *base]\n"
+    base = {"lr": 0.1, "method": "ssgd"}
+    assert parse_yaml(text.encode()) == {"base": base, "mine": {"lr": 0.1, "method": "sam"}, "list": [base, base]}
+    assert parse_yaml(b"") is None
+
+
+def test_the_message_begins_with_the_file_and_ends_with_the_mend(tmp_path):
+    (tmp_path / "c.yaml").write_text("a: 1\na: 2\n")
+    with pytest.raises(UserError, match=r"^\S+c\.yaml: a is given twice, in lines 1 and 2: keep one of them; mend it$"):
+        read_yaml(tmp_path / "c.yaml", "mend it")
+    with pytest.raises(UserError, match=r"absent\.yaml cannot be read \(No such file"):
+        read_yaml(tmp_path / "absent.yaml", "mend it")
+
+
+def test_json_that_is_nested_too_deep_is_no_traceback():
+    assert parse_json(b'{"a": [1, 2]}') == {"a": [1, 2]}
+    for content in ("[" * 100_000, '{"a":' * 100_000, "", "{"):
+        with pytest.raises(ValueError):
+            parse_json(content)
