@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .loop import _Loop
 
 # What each process counts for itself.
-OWN = ("losses", "epoch_losses", "units")
+OWN = ("losses", "epoch_losses", "units", "curvature")
 # The tensors of torch's optimizers that have the shape of their parameter.
 _LIKE_PARAMETERS = ("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
