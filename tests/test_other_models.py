@@ -38,7 +38,10 @@ def measured(coverage, name):
     pytest.importorskip({"s5-pytorch": "s5"}.get(package, package), reason=f"{package} is not installed")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # those of the libraries; that of noise_groups is recorded all the same
-        return coverage.measure(name)
+        figures = coverage.measure(name)
+    if "missing" in figures:
+        pytest.skip(f"{package} lacks something: {figures['missing']}")
+    return figures
 
 
 @pytest.mark.parametrize(
