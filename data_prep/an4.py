@@ -21,6 +21,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from seqssgd.data.audio import decode, read_pcm
+from seqssgd.data.items import NOWHERE
 from seqssgd.data.lines import split_lines
 from seqssgd.data.parquet_folder import add_arguments, why
 from seqssgd.data.shards import Rejected
@@ -66,7 +67,9 @@ def read_folder(source: Path) -> tuple[Files, list[Rejected]]:
         raise _missing(source)
     paths = [path for folder in ("etc", "wav") for path in sorted((roots[0] / folder).rglob("*"))]
     names = {path: PurePosixPath(path.relative_to(roots[0]).as_posix()) for path in paths}
-    return {name: path.read_bytes() for path, name in names.items() if _is_wanted(name) and path.is_file()}, []
+    wanted = {path: name for path, name in names.items() if _is_wanted(name)}
+    rejected = [Rejected("", "", str(name), NOWHERE) for path, name in wanted.items() if not path.exists()]
+    return {name: path.read_bytes() for path, name in wanted.items() if path.is_file()}, rejected
 
 
 def read_archive(source: Path) -> tuple[Files, list[Rejected]]:

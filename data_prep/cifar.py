@@ -132,7 +132,8 @@ def read_folder(source: Path) -> tuple[Form, dict[str, bytes]]:
         for form in FORMS.values()
     ]
     form, folder, found = max(places, key=lambda place: len(place[2]) / len(place[0].files))
-    return form, _complete(form, {name: (folder / name).read_bytes() for name in found}, source)
+    present = [name for name in found if (folder / name).is_file()]  # and no link to nothing
+    return form, _complete(form, {name: (folder / name).read_bytes() for name in present}, source)
 
 
 def _complete(form: Form, contents: dict[str, bytes], source: Path) -> dict[str, bytes]:

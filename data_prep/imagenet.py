@@ -21,13 +21,12 @@ from pathlib import Path
 
 from seqssgd.data.hub import as_files, choose_splits, load_hub, sources
 from seqssgd.data.image_rows import KIND, LabelledImage, check_classes, image_form, read_file, read_row
-from seqssgd.data.items import printable
+from seqssgd.data.items import NOWHERE, printable
 from seqssgd.data.lines import read_lines
 from seqssgd.data.parquet_folder import add_arguments, allowed_share, read_info, rejections, write_sets
 from seqssgd.data.shards import Rejected
 from seqssgd.errors import UserError, run_cli
 
-NOWHERE = "is a link to nothing, as git-annex and DVC leave them; fetch its content"
 VALIDATION = ("val", "valid", "validation")
 Listing = tuple[list[str], dict[str, list[LabelledImage]], list[Rejected]]  # classes, sets, and what is left out
 

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from seqssgd.data.audio import read_file
+from seqssgd.data.items import NOWHERE
 from seqssgd.data.lines import split_lines
 from seqssgd.data.parquet_folder import add_arguments, why
 from seqssgd.data.shards import Rejected
@@ -97,6 +98,8 @@ def read_set(name: str, folder: Path) -> tuple[list[Utterance], list[Rejected]]:
                     rejected.append(
                         Rejected(name, key, source, f"has no audio, but a transcript in {listing}:{number}")
                     )
+                elif not (Path(path) / audio[key]).exists():
+                    rejected.append(Rejected(name, key, source, NOWHERE))
                 elif wrong:
                     reason = f"has unknown characters in its transcript: {', '.join(map(ascii, wrong))}"
                     rejected.append(Rejected(name, key, source, reason))

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from seqssgd.data.audio import read_file
+from seqssgd.data.items import NOWHERE
 from seqssgd.data.lines import split_lines
 from seqssgd.data.parquet_folder import add_arguments, why
 from seqssgd.data.shards import Rejected
@@ -228,6 +229,8 @@ def utterances(
         reason = None
         if audio is None:
             reason = f"has no audio: no such file on disk {_disk_name(entry.disk)}"
+        elif not audio.exists():
+            reason = NOWHERE
         elif text is None:
             reason = f"has no transcript: no {entry.id[:6]}00.dot with it"
         else:

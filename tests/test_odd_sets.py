@@ -84,6 +84,13 @@ def test_an_utterance_without_an_id_is_left_out_of_whatever_corpus(tmp_path):
     assert "has no id" in summary(tmp_path)
 
 
+@pytest.mark.parametrize("speakers", [["u", None, "v"], ["u", "", "v"], [1.0, float("nan"), 2.0]])
+def test_a_set_from_elsewhere_with_an_unknown_speaker_has_none(speakers, tmp_path):
+    write_parquet(tmp_path / "set", {"train": table(id=NAMES, speaker=speakers)})
+    (tmp_path / "set/train-00000-of-00001.parquet").rename(tmp_path / "set/train.parquet")
+    assert load_speech(tmp_path / "set", "train").speakers is None
+
+
 # ---- how much may be left out ----------------------------------------------------------------------------------------
 
 
@@ -213,6 +220,20 @@ def test_an_audio_column_of_samples_and_their_rate_is_audio(tmp_path):
     source = write_parquet(tmp_path / "fast", {"train": table(audio=fast)})
     rows = prepare(source, tmp_path / "slow", "--most-rejected", 1)["train"]
     assert [row["duration"] for row in rows] == [pytest.approx(0.1, abs=1e-3)]
+
+
+# ---- links and disks -------------------------------------------------------------------------------------------------
+
+
+def test_a_recording_that_is_a_link_to_nothing_is_a_rejection(tmp_path):
+    chapter = tmp_path / "train-clean-100/1/2"
+    chapter.mkdir(parents=True)
+    (chapter / "1-2-0000.flac").write_bytes(encoded("a", "FLAC"))
+    os.symlink("../.git/annex/objects/absent", chapter / "1-2-0001.flac")
+    (chapter / "1-2.trans.txt").write_text("1-2-0000 FIRST\n1-2-0001 SECOND\n")
+    found, rejected = load("data_prep/librispeech.py").read_set("train-clean-100", tmp_path / "train-clean-100")
+    assert [row.id for row in found] == ["1-2-0000"]
+    assert [(item.id, item.reason.split(",")[0]) for item in rejected] == [("1-2-0001", "is a link to nothing")]
 
 
 # ---- locks -----------------------------------------------------------------------------------------------------------

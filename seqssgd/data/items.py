@@ -32,6 +32,9 @@ def reason_of(error: Exception, name: str, known: type[Exception]) -> str:
     return f"cannot be used ({type(error).__name__}: {text})"
 
 
+NOWHERE = "is a link to nothing, as git-annex and DVC leave them; fetch its content"
+
+
 def printable(name: str) -> str:
     """A file's name as text: bytes that are not UTF-8 are written as ``\\udcXX``."""
     return name.encode("utf-8", "backslashreplace").decode()

@@ -54,7 +54,8 @@ class SpeechSet:
         self.name, self.rate, self.source_rates, self._rates = name, rate, sorted(set(rates)), rates
         self.ids, self.texts = list(table["id"]), list(table["text"])
         speakers = list(table["speaker"]) if "speaker" in table.column_names else [None]
-        self.speakers: list[str] | None = None if None in speakers else [str(speaker) for speaker in speakers]
+        nobody = any(speaker is None or speaker != speaker or not str(speaker).strip() for speaker in speakers)
+        self.speakers: list[str] | None = None if nobody else [str(speaker) for speaker in speakers]
         self.samples = [-(-count * rate // own) for count, own in zip(counts, rates, strict=True)]
         self.caches = 2 * sum(self.samples) <= cache_gigabytes * 1e9
         self._audio = table.select_columns("audio")
