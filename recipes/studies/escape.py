@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     if len(results) < len(todo):
         print(f"{len(todo) - len(results)} cells left; the same command goes on")
         return 0
-    write(args.out / "escape.json", json.dumps(results, indent=1) + "\n")
+    write(args.out / "escape.json", as_json(results))
     write(args.out / "escape.md", markdown(results) + "\n")
     for name, picture in draw(results).items():
         write(args.out / f"{name}.png", picture)
@@ -144,6 +144,11 @@ def read(out: Path, name: str, cell: Cell) -> dict[str, Any] | None:
     if found["settings"] != _plain(cell):
         raise UserError(f"{path}: made with other settings (--quick, --seed or another version); choose another --out")
     return found
+
+
+def as_json(results: dict[str, Any]) -> str:
+    """A line for each cell."""
+    return "{\n" + ",\n".join(f"{json.dumps(name)}: {json.dumps(found)}" for name, found in results.items()) + "\n}\n"
 
 
 def write(path: Path, content: str | bytes) -> None:

@@ -85,11 +85,7 @@ def network_cells(quick: bool) -> dict[str, Training]:
     found: dict[str, Training] = {}
     data = {"cancer": ("cancer", 6, 0, 0.5, 16)}
     if not quick:
-        data |= {
-            "cancer2": ("cancer", 6, 2, 0.5, 16),
-            "wine": ("wine", 6, 0, 0.5, 4),
-            "digits": ("digits", 6, 0, 0.5, 8),
-        }
+        data |= {"cancer2": ("cancer", 6, 2, 0.5, 16), "wine": ("wine", 6, 0, 0.5, 4)}
     count, time = (32, 100.0) if quick else (128, 1000.0)
 
     def add(name: str, key: str, noise: str = "minibatch", **changes: Any) -> None:

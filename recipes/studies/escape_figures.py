@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from escape_tables import BARRIERS, Results, at, networks, rate
+from escape_tables import Results, at, networks, rate
 from escape_valley import MINIMUM, threshold
 
 from seqssgd.landscape.escape import Rate, time_ratio
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 METHODS = ("one-sided", "pair", "halves")
 METHOD_COLOURS = {"none": GREY, "one-sided": COLOURS[1], "pair": COLOURS[0], "halves": COLOURS[2]}
+PASSED = (2.0, 3.0)  # of L/L*: whose passages the picture of the methods shows
 LEVEL = 0.3  # of weight noise, at which all networks are compared
 
 
@@ -210,7 +211,7 @@ def _ssgd(results: Results) -> "Figure":
     _toy(panels[0], results)
     cells = {(s["method"], s["level"]): r for r in _noisy(results, keys[0]) if (s := r["settings"])}
     levels = sorted({level for _, level in cells})
-    for method, (shift, passed) in itertools.product(METHODS, enumerate(BARRIERS)):
+    for method, (shift, passed) in itertools.product(METHODS, enumerate(PASSED)):
         found = {
             x + 0.008 * (METHODS.index(method) - 1) + 0.002 * shift: (
                 cells[method, x],
@@ -224,7 +225,7 @@ def _ssgd(results: Results) -> "Figure":
     panels[1].set(xlabel="noise level c = ‖n‖/‖w‖")
     panels[1].set_title(f"network, {keys[0]}", fontsize=10)
     if len(keys) > 1:
-        for method, (shift, passed) in itertools.product(METHODS, enumerate(BARRIERS)):
+        for method, (shift, passed) in itertools.product(METHODS, enumerate(PASSED)):
             found = {
                 index + 0.22 * (METHODS.index(method) - 1) + 0.06 * shift: (r, results[f"network/{key}/none"])
                 for index, key in enumerate(keys)
@@ -264,14 +265,14 @@ def _ratios(
     """Ratios of mean times to ``passed``·L* with their intervals; open arrows for bounds."""
     pairs = {x: (rate(at(one, passed)), rate(at(other, passed))) for x, (one, other) in found.items()}
     both = {x: time_ratio(*pair) for x, pair in pairs.items() if all(r.escapes for r in pair)}
-    style = {"color": METHOD_COLOURS[method], "fillstyle": "full" if passed == BARRIERS[0] else "none"}
+    style = {"color": METHOD_COLOURS[method], "fillstyle": "full" if passed == PASSED[0] else "none"}
     if both:
         values, lows, highs = zip(*both.values(), strict=True)
         errors = [
             [value - low for value, low in zip(values, lows, strict=True)],
             [high - value for value, high in zip(values, highs, strict=True)],
         ]
-        line = ("o-" if passed == BARRIERS[0] else "o--") if joined else "o"
+        line = ("o-" if passed == PASSED[0] else "o--") if joined else "o"
         label = f"{method}, {passed:g}·L*"
         axes.errorbar(list(both), values, errors, fmt=line, label=label, markersize=4, capsize=2, linewidth=1, **style)
     for x, (one, other) in pairs.items():

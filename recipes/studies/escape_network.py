@@ -11,8 +11,7 @@ from torch import Tensor
 from seqssgd.landscape.escape import Passages, WeightNoise, Weights, first_passage
 
 DECAY = 2e-3  # of the L2 penalty ½·DECAY·‖w‖², without which there is no minimum
-EXAMPLES = 600  # at most: all of the smaller two sets, and the first third of digits
-DATA = {"cancer": "load_breast_cancer", "wine": "load_wine", "digits": "load_digits"}
+DATA = {"cancer": "load_breast_cancer", "wine": "load_wine"}
 
 
 @dataclass(frozen=True)
@@ -130,8 +129,7 @@ def load(name: str, hidden: int) -> Network:
     from sklearn import datasets
 
     found = getattr(datasets, DATA[name])()
-    inputs, targets = torch.from_numpy(found.data[:EXAMPLES]).double(), torch.from_numpy(found.target[:EXAMPLES])
-    inputs = inputs[:, inputs.std(0) > 0]
+    inputs, targets = torch.from_numpy(found.data).double(), torch.from_numpy(found.target)
     return Network((inputs - inputs.mean(0)) / inputs.std(0), targets.long(), hidden)
 
 

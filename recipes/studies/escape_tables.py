@@ -9,7 +9,7 @@ from seqssgd.landscape.escape import Rate, time_ratio
 from seqssgd.landscape.escape_theory import mori_exponent
 
 Results = dict[str, dict[str, Any]]
-BARRIERS = (2.0, 3.0)  # of L/L*: those at which methods are compared
+BARRIERS = (1.2, 2.0, 3.0, 4.0)  # of L/L*: those at which methods are compared
 FEW = 5  # escapes: below them a time has no place in a fit
 
 
@@ -37,7 +37,7 @@ def markdown(results: Results) -> str:
     parts = {
         "Mean times out of the toy valley (time is learning rate × steps), 95 % intervals:": valley_table(results),
         "Mean times to the first passage of the loss over c·L*, and how they grow with c:": barrier_table(results),
-        "Mean times with weight noise, over that without (95 %), to 2·L* and 3·L*:": methods_table(results),
+        "Mean times with weight noise, over that without (95 %), to 1.2, 2, 3 and 4·L*:": methods_table(results),
         "Weight noise and no minibatch noise: escapes from the toy valley, per unit of time:": alone_table(results),
         "Weight noise on the gradient of all examples: copies that passed a loss, of all:": full_table(results),
     }
