@@ -233,7 +233,8 @@ def test_growth_tells_a_power_law_from_an_exponential():
 
 def test_a_ratio_without_escapes_is_a_bound():
     some, none = Rate(50, 500.0), Rate(0, 500.0)
-    assert ratio(some, some) == "1 ({:.2g} to {:.2g})".format(*time_ratio(some, some)[1:])
+    assert ratio(some, some) == "1.0 ({:.2f} to {:.1f})".format(*time_ratio(some, some)[1:])
+    assert ratio(Rate(50, 71_500.0), some) == "140 (97 to 210)"
     assert ratio(none, some).startswith("> 1") and ratio(some, none).startswith("< 0.0")
     assert ratio(none, none) == "none passed"
 

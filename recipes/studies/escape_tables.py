@@ -130,10 +130,10 @@ def _trends(results: Results, key: str) -> str:
 def ratio(one: Rate, other: Rate) -> str:
     """How many times longer ``one`` takes; a bound where it, or the other, was never seen to pass."""
     if one.escapes and other.escapes:
-        return "{:.2g} ({:.2g} to {:.2g})".format(*time_ratio(one, other))
+        return "{} ({} to {})".format(*(number(value, 2) for value in time_ratio(one, other)))
     if other.escapes:
-        return f"> {one.time_interval()[0] / other.time:.2g}"
-    return f"< {one.time / other.time_interval()[0]:.2g}" if one.escapes else "none passed"
+        return f"> {number(one.time_interval()[0] / other.time, 2)}"
+    return f"< {number(one.time / other.time_interval()[0], 2)}" if one.escapes else "none passed"
 
 
 def alone_table(results: Results) -> str:
@@ -178,7 +178,7 @@ def with_interval(found: Rate) -> str:
     return f"{number(found.time)} ({number(low)} to {number(high)})"
 
 
-def number(value: float) -> str:
-    """Three digits."""
-    digits = max(0, 2 - math.floor(math.log10(abs(value)))) if value else 0
-    return f"{float(f'{value:.3g}'):,.{digits}f}"
+def number(value: float, digits: int = 3) -> str:
+    """So many digits that count, and no powers of ten."""
+    after = max(0, digits - 1 - math.floor(math.log10(abs(value)))) if value else 0
+    return f"{float(f'{value:.{digits}g}'):,.{after}f}"
