@@ -28,8 +28,8 @@ def train(model: nn.Module, data: list, steps: int = 60, noise: float = 0.1, fol
         accelerator.load_state(folder)  # the level, its schedule and the position in the noise are the optimizer's
     stream = itertools.chain.from_iterable(loader for _ in itertools.count())
     while noise_schedule.time < steps:
+        batch = next(stream)  # before accumulate(), which looks whether it was the last one
         with accelerator.accumulate(model):
-            batch = next(stream)
             for part in symmetric.passes():  # of the optimizer itself: Accelerate's proxy has a step() and no passes()
                 loss = model(**part.take(batch)).loss
                 accelerator.backward(loss)

@@ -35,7 +35,7 @@ class Module(L.LightningModule):
 def trainer(**settings) -> L.Trainer:
     """A Trainer; ``settings`` are any of its arguments."""
     usual = dict(max_steps=60, accumulate_grad_batches=2, gradient_clip_val=1.0, accelerator="cpu", log_every_n_steps=1)
-    return L.Trainer(callbacks=[MultiPass()], **{**usual, **settings})
+    return L.Trainer(**{**usual, "callbacks": [MultiPass()], **settings})
 
 
 if __name__ == "__main__":

@@ -50,6 +50,32 @@ def ddp_with_one_synchronisation_a_step_is_one_process_on_the_whole_minibatch(bu
         torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-11)
 
 
+def ddp_with_a_loop_over_passes_for_each_accumulated_minibatch(bucket_view=False):
+    """As Accelerate and Hugging Face's Trainer do it: all but the last loop without synchronisation."""
+    model, alone = make_model(), make_model()
+    ddp = DistributedDataParallel(model, gradient_as_bucket_view=bucket_view)
+    optimizer, reference = make_optimizer(model), make_optimizer(alone)
+    batches = list(minibatches())
+    for pair in zip(batches[::2], batches[1::2], strict=False):
+        for number, batch in enumerate(pair):
+            with contextlib.nullcontext() if number == 1 else ddp.no_sync():
+                for part in optimizer.passes():
+                    with contextlib.nullcontext() if part.last else ddp.no_sync():
+                        loss_fn(ddp, mine(batch)).backward()
+            for _ in reference.passes():
+                loss_fn(alone, batch).backward()
+        assert_same_on_every_rank([p.grad for p in model.parameters()])
+        for each in (optimizer, reference):
+            each.step()
+            each.zero_grad()
+    for p, q in zip(model.parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-11)
+
+
+def ddp_accumulates_so_where_gradients_are_views_of_its_buckets():
+    ddp_with_a_loop_over_passes_for_each_accumulated_minibatch(bucket_view=True)
+
+
 def ddp_whose_gradients_are_views_of_its_buckets():
     ddp_with_one_synchronisation_a_step_is_one_process_on_the_whole_minibatch(bucket_view=True)
 
@@ -146,6 +172,8 @@ def covariance_noise_weighs_the_examples_of_each_rank_by_noise_of_its_own():
 CHECKS = (
     ddp_with_one_synchronisation_a_step_is_one_process_on_the_whole_minibatch,
     ddp_whose_gradients_are_views_of_its_buckets,
+    ddp_with_a_loop_over_passes_for_each_accumulated_minibatch,
+    ddp_accumulates_so_where_gradients_are_views_of_its_buckets,
     a_sign_on_each_rank_is_the_mean_at_both_points_over_the_data_of_each,
     a_sign_on_each_rank_with_one_minibatch_for_both_is_the_papers_step,
     sam_under_ddp_has_a_perturbation_of_each_ranks_own_data,

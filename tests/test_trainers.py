@@ -1,12 +1,21 @@
 """What trainers do around the passes: once a step, on the mean gradient, and on again after a checkpoint."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 for package in ("accelerate", "lightning", "transformers"):
     pytest.importorskip(package, reason="pip install 'seqssgd[examples]'")
+from explicit import recording, replay, ulps  # noqa: E402
+from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: E402
+from lightning.pytorch.plugins import MixedPrecision  # noqa: E402
 from programs import load  # noqa: E402
+
+from seqssgd.integrations import multi_pass  # noqa: E402
+from seqssgd.integrations.lightning import MultiPass  # noqa: E402
+from seqssgd.optim import LambdaNoise, noise_groups, schedules  # noqa: E402
 
 exactness = load("benchmarks/exactness.py")
 tiny = exactness.tiny
@@ -72,3 +81,123 @@ def test_lightning_does_all_but_the_passes_once_a_step():
     assert module.counts == {**once, "training_step": 2 * clean + 2 * 2 * noisy}
     assert module.norms == pytest.approx([1e-3] * 4, rel=1e-4)  # of the mean
     assert trainer.callback_metrics["examples"] == len(DATA)
+
+
+def test_lightning_goes_on_from_a_checkpoint_as_if_it_had_never_stopped(tmp_path):
+    Module = exactness.lightning_automatic.Module
+    start = tiny.LSTM()
+    whole, half, rest = Module(copy.deepcopy(start)), Module(copy.deepcopy(start)), Module(tiny.LSTM())
+    epochs = {"max_steps": -1, "enable_checkpointing": True}
+    saving = ModelCheckpoint(tmp_path, "{epoch}", save_on_train_epoch_end=True)
+    fit(whole, max_epochs=3, **epochs)
+    fit(half, max_epochs=2, callbacks=[MultiPass(), saving], **epochs)
+    trainer = fit(rest, max_epochs=3, ckpt_path=tmp_path / "epoch=1.ckpt", **epochs)
+    assert trainer.global_step == 12 and not equal(half, rest)
+    assert equal(whole, rest)
+
+
+def test_manual_optimization_counts_steps():
+    module = exactness.lightning_manual.Module(tiny.LSTM())
+    trainer = fit(module, program=exactness.lightning_manual, max_steps=3)
+    assert trainer.global_step == module.optimizers().draws == 3
+
+
+def lightning_twin(model, seen, autocast=None, accumulate=2, clip=1.0):
+    base = torch.optim.SGD(noise_groups(model, noise=0.1), lr=0.5, momentum=0.9)
+    schedulers = [
+        torch.optim.lr_scheduler.LinearLR(base, 1.0, 0.1, total_iters=60),
+        LambdaNoise(base, schedules.ramp(2, 10)),
+    ]
+    replay(model, base, seen, accumulate=accumulate, clip=clip, schedulers=schedulers, autocast=autocast)
+    return model
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+def test_lightning_with_mixed_precision(precision):
+    model = tiny.gpt2()
+    twin = copy.deepcopy(model)
+    half = torch.bfloat16 if precision == "bf16-mixed" else torch.float16
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10) if half is torch.float16 else None
+    plugin = MixedPrecision(precision, "cpu", scaler)
+    with recording(model) as seen:
+        fit(exactness.lightning_automatic.Module(model), max_steps=8, plugins=[plugin])
+    moved = ulps(model, twin)
+    assert ulps(model, lightning_twin(twin, seen, autocast=half)) < moved / 50  # what rounding to so few digits leaves
+
+
+def test_a_closure_of_lightnings_without_the_callback_is_refused():
+    module = exactness.lightning_automatic.Module(tiny.LSTM())
+    with pytest.raises(RuntimeError, match=r"callbacks=\[MultiPass\(\)\]"):
+        fit(module, callbacks=[])
+
+
+# ---- Hugging Face ----------------------------------------------------------------------------------------------------
+
+
+def hf(model, folder, noise=0.1, data=DATA, **settings):
+    return exactness.hf_trainer.trainer(model, data, str(folder), noise, **settings)
+
+
+def test_the_hf_trainer_goes_on_from_a_checkpoint_as_if_it_had_never_stopped(tmp_path):
+    start = tiny.gpt2()
+    whole, rest = copy.deepcopy(start), copy.deepcopy(start)
+    settings = {"max_steps": 12, "save_steps": 6, "lr_scheduler_type": "constant"}
+    hf(whole, tmp_path, **settings).train()
+    trainer = hf(rest, tmp_path, **settings)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    assert multi_pass(trainer.optimizer).draws == 9
+    assert equal(whole, rest)
+
+
+def padded():
+    """Sentences of many lengths; what is behind their ends is no label."""
+    lengths = torch.arange(64) % 10 + 2
+    return [
+        {**row, "labels": torch.where(torch.arange(12) < length, row["labels"], -100)}
+        for row, length in zip(DATA, lengths, strict=True)
+    ]
+
+
+def hf_twin(model, seen, steps, autocast=None):
+    base = torch.optim.SGD(noise_groups(model, noise=0.1), lr=0.5, momentum=0.9)
+    rate = exactness.get_linear_schedule_with_warmup(base, 0, steps)
+    schedulers = [rate, LambdaNoise(base, schedules.ramp(2, 10))]
+    replay(model, base, seen, accumulate=2, clip=1.0, schedulers=schedulers, autocast=autocast)
+    return model
+
+
+def test_the_hf_trainer_divides_by_all_tokens_of_the_accumulated_minibatches(tmp_path):
+    model = tiny.gpt2()
+    twin = copy.deepcopy(model)
+    with recording(model) as seen:
+        hf(model, tmp_path, data=padded(), max_steps=8, save_strategy="no").train()
+    counts = {int(call["num_items_in_batch"]) for call in seen}
+    assert len(counts) > 2  # or nothing is tested
+    assert ulps(model, hf_twin(twin, seen, 8)) < 50
+
+
+def test_the_hf_trainer_in_bfloat16(tmp_path):
+    model = tiny.gpt2()
+    twin = copy.deepcopy(model)
+    with recording(model) as seen:
+        hf(model, tmp_path, bf16=True, max_steps=8, save_strategy="no").train()
+    moved = ulps(model, twin)
+    assert ulps(model, hf_twin(twin, seen, 8, torch.bfloat16)) < moved / 50
+
+
+def test_a_trainer_with_an_optimizer_without_passes_is_refused(tmp_path):
+    trainer = hf(tiny.LSTM(), tmp_path)
+    trainer.optimizer = torch.optim.SGD(trainer.model.parameters(), lr=0.1)
+    with pytest.raises(TypeError, match="the trainer's optimizer is SGD, which has no passes"):
+        trainer.train()
+
+
+def test_accelerate_and_fabric_go_on_with_the_same_noise_and_schedule(tmp_path):
+    for number, train in enumerate((exactness.accelerate_loop.train, exactness.fabric.train)):
+        start, place = tiny.LSTM(), {("folder", "file")[number]: tmp_path / str(number)}
+        whole, rest = copy.deepcopy(start), copy.deepcopy(start)
+        data = [tiny.text(8)[0]] * 8  # one minibatch: no order that had to be kept
+        train(whole, data, 12)
+        train(copy.deepcopy(start), data, 6, **place)
+        train(rest, data, 12, **place)
+        assert equal(whole, rest)

@@ -230,6 +230,21 @@ def check_still(
         )
 
 
+def check_whose(closure: Callable[[], Any]) -> None:
+    """Refuses a closure that does more than to compute gradients.
+
+    Raises:
+        RuntimeError: it is Lightning's, which clips, calls hooks and logs as well: in every pass.
+    """
+    function = getattr(closure, "func", None)  # a partial function
+    if getattr(function, "__name__", "") == "_wrap_closure" and "lightning" in str(function.__module__):
+        raise RuntimeError(
+            "Lightning would clip and call its hooks in every pass. With automatic optimization give its Trainer "
+            "callbacks=[MultiPass()], from seqssgd.integrations.lightning; with manual optimization write "
+            "`for _ in optimizer.passes():` around self.manual_backward(loss), before optimizer.step()"
+        )
+
+
 def _from_outside(name: str) -> RuntimeError:
     return RuntimeError(
         f"the gradient of {name} did not come through passes(): it is from a backward() outside a pass loop (before "

@@ -17,7 +17,7 @@ from . import gradients
 from .batchnorm import BNStats, RunningStatistics
 from .delegate import DelegatingOptimizer
 from .groups import check_trainable
-from .guards import check_still, norms_of
+from .guards import check_still, check_whose, norms_of
 from .halves import Halves
 from .part import Pass
 from .sharding import gathering_modules, local
@@ -130,6 +130,7 @@ class MultiPassOptimizer(DelegatingOptimizer):
         statistics = RunningStatistics(self.model) if keeps and self.model is not None else None
         importance: Sequence[float] = (1.0,)
         earlier = gradients.set_aside(self._parameters()) if weights else []
+        leaves_gradients = type(self)._finish is MultiPassOptimizer._finish
         try:
             if weights:
                 self._save(weights)
@@ -140,6 +141,9 @@ class MultiPassOptimizer(DelegatingOptimizer):
                     self._move(part)
                 if index > 0:  # so that the sum, times the last pass's weight, is the weighted mean
                     gradients.scale(self._parameters(), importance[index - 1] / importance[index])
+                if part.last and leaves_gradients:  # data-parallel training exchanges them together with this pass's
+                    gradients.add([(p, gradient / importance[index]) for p, gradient in earlier])
+                    earlier = []
                 with statistics.kept() if statistics and (self.bn_stats == "none" or index > 0) else nullcontext():
                     self._run.watch.start_pass(self._parameters())
                     yield part
@@ -222,6 +226,8 @@ class MultiPassOptimizer(DelegatingOptimizer):
             with torch.enable_grad():
                 loss = closure()
         elif closure is not None:
+            if self._run.noisy:
+                check_whose(closure)
             loss = self._closure_passes(closure)
         empty = self._run.phase == "idle" and not any(g.get("lr", 1) for g in self.param_groups)
         if self._run.phase == "idle" and self._run.noisy and not empty:
