@@ -77,6 +77,30 @@ def test_a_compiled_model_is_compiled_once_and_has_the_gradients_of_the_uncompil
         torch.testing.assert_close(p, q)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch's own, as it compiles Adam's step
+@pytest.mark.parametrize("known", [False, True])
+def test_a_step_compiled_as_a_whole_is_the_step(known):
+    torch._dynamo.reset()
+    model, optimizer = build()
+    plain, reference = build()
+    if known:  # which hangs guards on the model
+        model, optimizer = build()
+        optimizer = SymmetricNoise(torch.optim.Adam(noise_groups(model, noise=0.5), lr=0.01), model=model)
+
+    def whole():
+        for _ in optimizer.passes():
+            model(IMAGES).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    compiled = torch.compile(whole, backend="aot_eager")
+    for _ in range(4):
+        compiled()
+        step(plain, reference, IMAGES)
+    for p, q in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
+
+
 def test_an_lstm_keeps_its_parameters_their_addresses_and_its_list_of_them():
     model, optimizer = build(Recurrent)
     rnn = model.rnn

@@ -255,9 +255,10 @@ def _from_outside(name: str) -> RuntimeError:
 
 
 def _calling(watch: GradientWatch) -> Callable[[Tensor], None]:
-    """A hook that does not keep the watch alive."""
+    """A hook that does not keep the watch alive, and that torch.compile does not look into."""
     reference = weakref.ref(watch)
 
+    @torch._disable_dynamo
     def hook(p: Tensor) -> None:
         if (alive := reference()) is not None:
             alive.arrived(p)

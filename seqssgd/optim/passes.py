@@ -5,7 +5,7 @@ what they share: a loop over passes that moves the weights, brings them back exa
 then lets any ``torch.optim`` optimizer step from the untouched weights.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any, get_args
 
@@ -89,6 +89,7 @@ class MultiPassOptimizer(DelegatingOptimizer):
 
     # ---- the passes ------------------------------------------------------------------------------------------------
 
+    @torch._disable_dynamo
     def passes(self) -> Iterator[Pass]:
         """Yields one :class:`Pass` after another with the weights moved; call ``backward()`` in each.
 
@@ -97,9 +98,9 @@ class MultiPassOptimizer(DelegatingOptimizer):
         an exception or Ctrl-C inside the loop brings the weights back too.
         """
         self._require_idle("start another pass loop")
-        return self._guarded_passes()
+        return _Uncompiled(self._guarded_passes())
 
-    def _guarded_passes(self) -> Iterator[Pass]:
+    def _guarded_passes(self) -> Generator[Pass, None, None]:
         run = self._run
         self._require_idle("start another pass loop")
         self._check_groups()
@@ -268,6 +269,21 @@ class MultiPassOptimizer(DelegatingOptimizer):
             self._run.closure = False
         watch.cleared()
         return None if any(loss is None for loss in losses) else sum(losses) / len(losses)
+
+
+class _Uncompiled(Iterator[Pass]):
+    """A generator that torch.compile does not look into, where it compiles the loop around it."""
+
+    def __init__(self, generator: Generator[Pass, None, None]):
+        self._generator = generator
+
+    @torch._disable_dynamo
+    def __next__(self) -> Pass:
+        try:
+            return next(self._generator)
+        except BaseException:  # an interrupt may have come just after the weights were moved
+            self._generator.close()
+            raise
 
 
 def _same_layout(buffers: list[Tensor], weights: list[Tensor]) -> bool:
