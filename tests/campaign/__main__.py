@@ -1,0 +1,67 @@
+"""A campaign of faults against trainings and readers; the figures are added to those of earlier ones.
+
+    python -m tests.campaign --minutes 60
+    python -m tests.campaign --minutes 10 --only kills inputs
+
+Trials of each kind take their turns until the time is over; docs/reliability.md then shows what was counted.
+"""
+
+import argparse
+import os
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.update({"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"})
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # what tests share
+
+from tests.campaign import figures  # noqa: E402
+from tests.campaign.inputs import Inputs  # noqa: E402
+from tests.campaign.kills import Kills, Ranks  # noqa: E402
+from tests.campaign.powercut import PowerCuts  # noqa: E402
+from tests.campaign.soak import Soak  # noqa: E402
+
+KINDS = {kind.name: kind for kind in (Kills, PowerCuts, Inputs, Ranks, Soak)}
+SHARES = {"kills": 0.4, "power cuts": 0.2, "inputs": 0.2, "ranks": 0.1, "soak": 0.1}  # of the time
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs trials; returns 1 if one failed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=10, metavar="M", help="how long (default 10)")
+    parser.add_argument("--only", nargs="+", choices=KINDS, default=list(KINDS), help="kinds of trials (default: all)")
+    parser.add_argument("--seed", type=int, help="of the trials (default: the clock)")
+    parser.add_argument("--figures", type=Path, default=figures.FILE, help="where they are added up")
+    args = parser.parse_args(argv)
+    seed = time.time_ns() if args.seed is None else args.seed
+    begin, failed = time.monotonic(), 0
+    with tempfile.TemporaryDirectory() as name:
+        os.environ["HF_DATASETS_CACHE"] = f"{name}/cache"
+        kinds = {}
+        for kind in args.only:
+            folder = Path(name) / kind
+            folder.mkdir()
+            kinds[kind] = Soak(folder, 6 * args.minutes) if kind == "soak" else KINDS[kind](folder)
+        spent = dict.fromkeys(kinds, 0.0)
+        number = 0
+        while time.monotonic() - begin < 60 * args.minutes:
+            kind = min(kinds, key=lambda one: spent[one] / SHARES[one])
+            chance, at = random.Random(f"{seed} {number}"), time.monotonic()
+            found = kinds[kind].trial(chance)
+            spent[kind] += time.monotonic() - at
+            number += 1
+            failed += bool(found.get("failed"))
+            figures.add(kind, {key: value for key, value in found.items()}, args.figures)
+            if note := found.get("note"):
+                print(f"failed: {kind}, trial {number} of seed {seed}: {note}", flush=True)
+    all_figures = figures.read(args.figures)
+    if args.figures == figures.FILE:
+        figures.PAGE.write_text(figures.page(all_figures), encoding="utf-8")
+    print(figures.table(all_figures))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
