@@ -69,14 +69,14 @@ def page(figures: dict[str, Any]) -> str:
     parts = [
         "# Reliability under fault",
         "This page is written by `python -m tests.campaign --minutes 60`, which adds to its figures: trials of the "
-        "state of the repository that the first column names. A trial fails if a training that was interrupted does not end "
-        "with the same weights, optimizer, metrics and result to the bit as one that was not; if an input makes a "
-        "reader raise anything but its own refusal of one line, run longer than 20 seconds or take more memory than "
-        "64 MiB and 50 times the input; or if memory, open files, threads or the disk grow by more than 5 %.",
+        "state of the repository that the first column names. A trial fails if a training that was interrupted does "
+        "not end with the same weights, optimizer, metrics and result to the bit as one that was not; if an input "
+        "makes a reader raise anything but its own refusal of one line, run longer than 20 seconds or take more "
+        "memory than 64 MiB and 50 times the input; or if memory, open files, threads or the disk grow by over 5 %.",
         table(figures),
         "Power cuts are simulated: of every file and folder is kept what the last `fsync` made certain, and at a "
-        "random call the rest is lost, in whole or in part (`tests/campaign/powercut.py`). Disks that lie about `fsync` are "
-        "another matter.",
+        "random call the rest is lost, in whole or in part (`tests/campaign/powercut.py`). Disks that lie about "
+        "`fsync` are another matter.",
         "## What failed\n\n" + ("\n".join(failures) or "Nothing."),
     ]
     return "\n\n".join(parts) + "\n"

@@ -76,13 +76,16 @@ def readers(folder: Path, trainings: Trainings) -> list[Reader]:
 
     from seqssgd.asr import load_recognizer
     from seqssgd.data import audio, pictures
+    from seqssgd.data.archives import read_members
     from seqssgd.data.images import load_images
     from seqssgd.data.sphere import AudioError
-    from seqssgd.data.text import load_text
+    from seqssgd.data.text import load_text, read_lines
+    from seqssgd.documents import parse_json, parse_yaml
     from seqssgd.errors import UserError
     from seqssgd.lm import load_language_model
     from seqssgd.report import read_run
-    from seqssgd.training import parse_recipe
+    from seqssgd.training import checkpoint, parse_recipe
+    from seqssgd.training.run import parse_rows
 
     run, speech = folder / "run", folder / "speech run"
     train = load("recipes/ptb_lstm/train.py")
