@@ -16,8 +16,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
+from seqssgd.documents import read_yaml
 from seqssgd.errors import run_cli
 from seqssgd.optim.finder import BEARABLE, NoiseCurve, Point
 from seqssgd.report import Comparison, compare, read_run, summary, write_between, write_report
@@ -121,7 +120,7 @@ def noise_table() -> str:
             points = [Point(*(float(row[name]) for name in Point._fields)) for row in csv.DictReader(file)]
         name, _, warmup = path.stem.partition("@")
         config = RESULTS.parent / "recipes" / path.parent.name / f"{name}.yaml"
-        used = yaml.safe_load(config.read_text(encoding="utf-8"))["optim"]["noise"]
+        used = read_yaml(config, "put the file of the repository back")["optim"]["noise"]
         level = NoiseCurve(points).level
         shown = f"{level:.2g}" if level is not None else f"above {points[-1].level:.2g}"
         rows.append([f"`{path.parent.name}/{name}.yaml`", f"{int(warmup):,}", shown, f"{used:g}"])

@@ -11,6 +11,10 @@ DEEPEST = 50  # collections within collections
 MOST = 100_000  # values, those counted again that an alias (*name) repeats
 
 
+class GivenTwice(ValueError):
+    """A key that a mapping has twice, of which YAML's own reader takes the last."""
+
+
 def read_yaml(path: str | Path, mend: str) -> Any:
     """The contents of a YAML file.
 
@@ -56,6 +60,20 @@ def parse_yaml(content: bytes) -> Any:
         raise ValueError("nested too deep") from None
 
 
+def check_keys(text: str) -> None:
+    """Makes sure that no mapping in a text has a key twice, if that text is YAML; whatever else is wrong is let pass.
+
+    Raises:
+        GivenTwice: one has.
+    """
+    try:
+        parse_yaml(text.encode(errors="replace"))
+    except GivenTwice:
+        raise
+    except ValueError:
+        pass
+
+
 def parse_json(content: str | bytes) -> Any:
     """The value of a JSON document.
 
@@ -97,7 +115,7 @@ def _loader() -> type:
             for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
                 name, line = (key.tag, key.value), key.start_mark.line + 1
                 if name in lines:
-                    raise ValueError(f"{key.value} is given twice, in lines {lines[name]} and {line}: keep one of them")
+                    raise GivenTwice(f"{key.value} is given twice, in lines {lines[name]} and {line}: keep one of them")
                 lines[name] = line
             return node
 

@@ -171,7 +171,8 @@ def test_what_the_machine_raises_ends_the_preparation_in_one_line(error, said, t
     def main(_):
         write_speech_dataset(tmp_path / "out", {"train": [utterance("a"), failing(error)]}, "Toy")
 
-    assert said in refused(capsys, main)
+    line = refused(capsys, main)
+    assert said in line and (not isinstance(error, OSError) or ": the disk at " in line)
     assert not (tmp_path / "out").exists()
 
 
@@ -220,6 +221,13 @@ def test_an_audio_column_of_samples_and_their_rate_is_audio(tmp_path):
     source = write_parquet(tmp_path / "fast", {"train": table(audio=fast)})
     rows = prepare(source, tmp_path / "slow", "--most-rejected", 1)["train"]
     assert [row["duration"] for row in rows] == [pytest.approx(0.1, abs=1e-3)]
+
+
+def test_two_keys_of_one_name_in_a_data_card_are_refused(tmp_path, capsys):
+    source = write_parquet(tmp_path / "set", {"train": table()})
+    (source / "README.md").write_text("---\nlicense: mit\nlanguage: en\nlicense: other\n---\nA card.\n")
+    said = refused(capsys, HUB.main, "--hub", source, "--out", tmp_path / "out")
+    assert f"{source / 'README.md'}: license is given twice, in lines 2 and 4" in said
 
 
 # ---- links and disks -------------------------------------------------------------------------------------------------

@@ -439,3 +439,19 @@ def test_numbers_that_single_precision_does_not_have_are_refused(key):
 def test_more_threads_than_cores_are_refused():
     with pytest.raises(UserError, match=r"training\.threads: 100000 is more than the \d+ cores"):
         setup(TrainingConfig(threads=100_000), 0)
+
+
+@pytest.mark.parametrize("yaml, options, said", [
+    ("optim: {method: ssgd, noise: 0.3}\nseed: 1\noptim: {lr: 0.01}\n", [], "optim is given twice, in lines 1 and 3"),
+    ("optim:\n  lr: 1\n  method: none\n  lr: 2\n", [], "lr is given twice, in lines 2 and 4"),
+    (None, ["--optim", "{lr: 1, lr: 2}"], "lr is given twice"), (None, ["--optim={lr: 1, lr: 2}"], "lr is given twice"),
+])  # fmt: skip
+def test_a_key_that_is_given_twice_is_refused_in_files_and_in_options(parse, yaml, options, said):
+    with pytest.raises(UserError, match=said):
+        parse(*options, yaml=yaml)
+
+
+def test_a_key_that_is_given_twice_in_the_file_of_a_section_is_refused(parse, tmp_path):
+    (tmp_path / "optim.yaml").write_text("lr: 0.5\nmethod: none\nlr: 2\n")
+    with pytest.raises(UserError, match="lr is given twice, in lines 1 and 3"):
+        parse("--optim", str(tmp_path / "optim.yaml"))

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from seqssgd.data.lines import MARK
+from seqssgd.data.lines import MARK, split_lines
+from seqssgd.documents import GivenTwice, check_keys
 from seqssgd.errors import UserError, require
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ def load_hub(name: str, config: str | None = None) -> Mapping:
         UserError: the package datasets is not there, or the data set cannot be loaded.
     """
     datasets = require("datasets")
+    _check_card(Path(name))
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     try:
@@ -32,6 +34,20 @@ def load_hub(name: str, config: str | None = None) -> Mapping:
         raise UserError(f"--hub {name} could not be loaded: {reason}") from None
     splits = loaded if isinstance(loaded, Mapping) else {"train": loaded}
     return {name: _without_mark(table) for name, table in splits.items()}
+
+
+def _check_card(folder: Path) -> None:
+    """Refuses a local data set whose card (README.md) gives a key of its YAML head twice: which files it has would then
+    be decided by the last of the two."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return
+    lines = split_lines(card.read_text(encoding="utf-8", errors="replace"))
+    if lines[:1] == ["---"] and "---" in lines[1:]:
+        try:
+            check_keys("\n".join(["", *lines[1 : lines.index("---", 1)]]))  # an empty line, so that the numbers agree
+        except GivenTwice as error:
+            raise UserError(f"{card}: {error}") from None
 
 
 def _without_mark(table):

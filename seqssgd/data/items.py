@@ -1,6 +1,7 @@
 """What may go wrong with one of many items, and what with the machine."""
 
 import errno
+import re
 
 from seqssgd.errors import UserError, not_installed
 
@@ -18,12 +19,14 @@ def reason_of(error: Exception, name: str, known: type[Exception]) -> str:
 
     Raises:
         UserError: the machine is to blame: there is no memory left, or a package is missing.
-        OSError: likewise: the disk is full, or too many files are open.
+        OSError, RuntimeError: likewise: the disk is full, too many files are open, or torch has no memory left.
     """
     if isinstance(error, known):
         return str(error)
     if isinstance(error, MemoryError):
         raise UserError(f"there is no memory left for {name}; close other programs, or give fewer --jobs") from None
+    if isinstance(error, RuntimeError) and re.search("can't allocate memory|out of memory", str(error)):
+        raise error
     if isinstance(error, ModuleNotFoundError):
         raise not_installed(error) from None
     if isinstance(error, OSError) and error.errno in _MACHINE:

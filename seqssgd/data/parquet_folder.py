@@ -18,7 +18,7 @@ from pathlib import Path
 
 from seqssgd.data.shards import FORMAT, Form, Item, Rejected, Shard, cut, merge, write_shards
 from seqssgd.errors import UserError
-from seqssgd.files import atomic_path
+from seqssgd.files import atomic_path, naming
 from seqssgd.locks import note_no_locks, try_lock
 
 SHOWN = 5  # items, or reasons, that a summary names
@@ -92,7 +92,7 @@ def write_sets(
             folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error.strerror}); choose another --out") from None
-    with _alone(stage):
+    with _alone(stage), naming(out):
         results = write_shards(stage, shards, jobs)
         rejected += [Rejected(**item) for result in results for item in result["rejected"]]
         _write_report(stage, rejected)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from seqssgd.errors import UserError
+from seqssgd.files import naming
 
 FORMAT = 1  # of prepared folders; a later, incompatible one gets another number
 
@@ -86,7 +87,8 @@ def write_folder(out: Path, info: Mapping[str, Any], fill: Callable[[Path], None
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error.strerror}); choose another --out") from None
     try:
-        fill(temporary)
+        with naming(out):
+            fill(temporary)
         checksums = {path.name: _checksum(path) for path in sorted(temporary.iterdir())}
         text = json.dumps({"format": FORMAT, **info, "sha256": checksums}, indent=2)
         (temporary / "dataset.json").write_text(text + "\n", encoding="utf-8")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..documents import parse_yaml
+from ..documents import GivenTwice, check_keys, parse_yaml
 from ..errors import UserError
 from .config import OptimConfig, is_positive, require
 from .unused import check_used
@@ -48,7 +48,7 @@ def parse_recipe(config_class: type, argv: Sequence[str] | None = None, descript
     """
     from jsonargparse import ArgumentParser, Namespace  # here: a program with a configuration of its own needs none
 
-    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, description=description)
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, description=description, parser_mode=_strict())
     parser.add_argument("--config", action="config", help="a YAML file of settings")
     parser.add_argument("--data", type=str, required=True, metavar="DIR", help="the folder of prepared data")
     parser.add_argument("--out", type=str, required=True, metavar="RUN", help="the run directory; resumed if it exists")
@@ -82,6 +82,21 @@ def parse_recipe(config_class: type, argv: Sequence[str] | None = None, descript
         state = "an empty folder" if data.is_dir() else "not a folder"
         raise UserError(f"--data {data}: {state}; prepare the data with the recipe's program in data_prep/")
     return Command(config, data, Path(settings.out), settings.max_steps, settings.max_minutes)
+
+
+def _strict() -> str:
+    """The name under which jsonargparse knows its own YAML, of files and of values alike, with each key given once."""
+    import yaml
+    from jsonargparse import get_loader, set_loader
+
+    plain = get_loader("yaml")
+
+    def load(text: str) -> Any:
+        check_keys(text)
+        return plain(text)
+
+    set_loader("seqssgd", load, (yaml.YAMLError, GivenTwice))
+    return "seqssgd"
 
 
 def _check_filled(parsed: Any, config_class: type, group: type, prefix: str = "") -> None:
