@@ -53,6 +53,7 @@ BENCHMARKS = {
     "benchmarks/lm_throughput": "benchmarks/README.md",
     "benchmarks/speech": "benchmarks/README.md",
     "benchmarks/images": "benchmarks/README.md",
+    "benchmarks/landscape": "benchmarks/README.md",
 }
 
 

@@ -286,6 +286,10 @@ def _noise_finder(args: argparse.Namespace) -> int:
         return status
     curve = finder.curve()
     print(f"\n{out}: {', '.join(path.name for path in curve.save(out))}\n\n{curve}")
+    if curve.level is not None:
+        from seqssgd.landscape.stages import advice
+
+        print(advice(out / "plain", args.data, curve.level))
     return 0
 
 

@@ -1,7 +1,7 @@
 """How flat a minimum is, and where it lies: curvature, sharpness and surfaces of a loss."""
 
 from .ctc import ctc_loss
-from .curvature import CurvatureOperator
+from .curvature import CurvatureOperator, NotDifferentiable
 from .objective import Objective
 from .sharpness import (
     WeightNoise,
@@ -11,7 +11,16 @@ from .sharpness import (
     sam_sharpness,
     under_noise,
 )
-from .spectrum import Eigenpairs, Estimate, LayerTraces, layer_traces, spectral_density, top_eigenvalues, trace
+from .spectrum import (
+    Eigenpairs,
+    Estimate,
+    LayerTraces,
+    NotConverged,
+    layer_traces,
+    spectral_density,
+    top_eigenvalues,
+    trace,
+)
 from .surface import Plane, Surface, line, measure, plane, random_slice, read_surface
 
 __all__ = [
@@ -19,6 +28,8 @@ __all__ = [
     "Eigenpairs",
     "Estimate",
     "LayerTraces",
+    "NotConverged",
+    "NotDifferentiable",
     "Objective",
     "Plane",
     "Surface",

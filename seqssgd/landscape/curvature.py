@@ -22,6 +22,10 @@ _KINKED = re.compile(
 )
 
 
+class NotDifferentiable(RuntimeError):
+    """The network cannot be differentiated twice, and differences are no way out."""
+
+
 class CurvatureOperator:
     """A symmetric matrix over the weights, known by its products with vectors.
 
@@ -43,7 +47,7 @@ class CurvatureOperator:
 
     Raises:
         ValueError: an unknown choice.
-        RuntimeError: the network cannot be differentiated twice, and central differences are no way out.
+        NotDifferentiable: the network cannot be differentiated twice, and central differences are no way out.
 
     Source: B. Pearlmutter, Neural Computation 6 (1994); Schraudolph, Neural Computation 14 (2002) for Gauss-Newton.
     """
@@ -91,7 +95,7 @@ class CurvatureOperator:
         return total
 
     def _product(self, index: int, pieces: list[Tensor]) -> Sequence[Tensor | None]:
-        graph = self._graphs.get(index)
+        graph: Any = self._graphs.get(index)
         if graph is None:
             batch = self.objective.batches[index]
             graph = self._hessian_graph(batch) if self.kind == "hessian" else self._gauss_newton_graph(batch)
@@ -182,7 +186,7 @@ class CurvatureOperator:
         if method == "exact" or self.kind == "gauss_newton" or kinks:
             why = f"; differences of gradients would be wrong, as the network has kinks ({kinks})" if kinks else ""
             hint = "; take seqssgd.landscape.ctc_loss" if "ctc" in self.reason else ""
-            raise RuntimeError(f"{type(self.objective.model).__name__}: {self.reason}{why}{hint}")
+            raise NotDifferentiable(f"{type(self.objective.model).__name__}: {self.reason}{why}{hint}")
         return "differences"
 
     def _check_differentiable(self, batch: Any) -> None:
@@ -190,9 +194,8 @@ class CurvatureOperator:
         loss = self.objective.losses(self.objective.outputs(batch), batch).sum()
         gradients = torch.autograd.grad(loss, self.params, create_graph=True, allow_unused=True)
         if any(node.name() == "torch::autograd::Error" for node in _nodes(gradients)):
-            own = {
-                node.name() for node in _nodes([loss]) if isinstance(node, torch.autograd.function.BackwardCFunction)
-            }
+            kind = torch.autograd.function.BackwardCFunction
+            own = {type(node).__name__ for node in _nodes([loss]) if isinstance(node, kind)}
             raise RuntimeError(
                 f"no second derivative of a function that is differentiable once ({', '.join(sorted(own))})"
             )

@@ -41,7 +41,9 @@ def _depthwise(
     plain = all(ones) and not isinstance(padding, str) and input.ndim == dimensions + 2
     if not (plain and groups == channels == input.shape[1] > 1 and weight.shape[1] == 1):
         return None
-    margins = [padding] * dimensions if isinstance(padding, int) else list(padding) * (dimensions // len(padding))
+    margins: list[Any] = (
+        [padding] * dimensions if isinstance(padding, int) else list(padding) * (dimensions // len(padding))
+    )
     if any(margins):
         input = F.pad(input, [margin for size in reversed(margins) for margin in (size, size)])
     sizes = [have - taps + 1 for have, taps in zip(input.shape[2:], weight.shape[2:], strict=True)]

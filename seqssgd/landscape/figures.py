@@ -62,7 +62,7 @@ def _colour(index: int) -> str:
 
 def _band(axes: "Axes", increases: Sequence[Mapping[str, Any]], colour: str, label: str, clean: bool) -> None:
     """A curve over the noise level with its 95 % band, from level 0 on."""
-    x, rows = [0.0], [(0.0, 0.0, 0.0)]
+    x, rows = [0.0], [[0.0, 0.0, 0.0]]
     for increase in increases:
         if increase["increase"][0] is not None:
             x.append(increase["level"])

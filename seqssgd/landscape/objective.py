@@ -57,7 +57,7 @@ class Objective:
     def value_and_gradient(self) -> tuple[float, list[Tensor]]:
         """L and its gradient at the weights as they are now."""
         value, total = 0.0, [torch.zeros_like(p) for p in self.params]
-        with self.frozen():
+        with self.frozen(), torch.enable_grad():
             for batch in self.batches:
                 loss = self.losses(self.outputs(batch), batch).sum() / self.terms
                 gradients = torch.autograd.grad(loss, self.params, allow_unused=True)

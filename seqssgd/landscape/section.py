@@ -52,6 +52,8 @@ def section(folder: str | Path) -> Section:
         if shown:
             parts[heading] = caption, shown
     tables = {"Curvature and sharpness": curvature_table(found)}
+    if any("of_step" in run.get("variance", {}) for run in found["runs"].values()):
+        tables["Variance of a step's gradient, in that of plain steps"] = variance_table(found)
     if any("barriers" in surface for surface in found["surfaces"].values()):
         tables["Barriers"] = barrier_table(found)
     return Section("Landscape", tables, notes(found), parts, pictures)
@@ -77,6 +79,20 @@ def curvature_table(found: Mapping[str, Any]) -> Table:
         cells += [_with_interval(traces.get("trace")), _with_interval(traces.get("relative_trace"))]
         cells += [f"{_number(measured.get(level))} / {_number(predicted.get(level))}" for level in levels]
         rows.append([*cells, _number(sharp.get("keskar")), _number(sharp.get("sam"))])
+    return Table(head, rows)
+
+
+def variance_table(found: Mapping[str, Any]) -> Table:
+    """One row per run: the variance of a step's gradient by method, and from what minibatch on the pair pays."""
+    head = ["run", "noise level", "minibatch", "one-sided", "halves", "pair (2 passes)", "the pair pays from", "take"]
+    rows = []
+    for name, run in found["runs"].items():
+        split = run.get("variance", {})
+        if "of_step" in split:
+            steps = split["of_step"]
+            cells = [_number(steps[key] / steps["none"]) for key in ("one-sided", "halves", "pair")]
+            edge = "never" if split["break_even"] is None else f"{split['break_even']:,.0f}"
+            rows.append([name, f"{split['level']:g}", str(split["batch"]), *cells, edge, split["recommended"]])
     return Table(head, rows)
 
 

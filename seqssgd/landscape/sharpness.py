@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from ..optim import noise_groups
-from ..optim.noise import NoiseSource
+from ..optim.groups import Role
+from ..optim.noise import Distribution, Granularity, NoiseSource
 from .objective import Objective, weights_restored
 from .spectrum import Estimate, LayerTraces, mean
 
@@ -31,9 +32,9 @@ class WeightNoise:
     def __init__(
         self,
         model: nn.Module,
-        only: Collection[str] | None = None,
-        distribution: str = "rademacher",
-        granularity: str = "layer",
+        only: Collection[Role] | None = None,
+        distribution: Distribution = "rademacher",
+        granularity: Granularity = "layer",
         seed: int = 0,
     ):
         groups = [group for group in noise_groups(model, 1.0, only=only) if group["noise"]]

@@ -44,7 +44,7 @@ def mean(samples: Sequence[float] | np.ndarray) -> Estimate:
 
 def as_linear_operator(matrix: Matrix) -> "LinearOperator":
     """The matrix for :mod:`scipy.sparse.linalg`."""
-    from scipy.sparse.linalg import LinearOperator
+    from scipy.sparse.linalg import aslinearoperator
 
     dtype = np.float64 if matrix.dtype == torch.float64 else np.float32
 
@@ -52,7 +52,18 @@ def as_linear_operator(matrix: Matrix) -> "LinearOperator":
         given = torch.as_tensor(vector.reshape(-1), dtype=matrix.dtype, device=matrix.device)
         return matrix.matvec(given).cpu().numpy().astype(dtype)
 
-    return LinearOperator((matrix.size, matrix.size), matvec=matvec, dtype=dtype)
+    return aslinearoperator(_Products((matrix.size, matrix.size), np.dtype(dtype), matvec))
+
+
+class _Products:
+    """What scipy takes for a linear operator."""
+
+    def __init__(self, shape: tuple[int, int], dtype: np.dtype, matvec: Callable[[np.ndarray], np.ndarray]):
+        self.shape, self.dtype, self.matvec = shape, dtype, matvec
+
+
+class NotConverged(RuntimeError):
+    """An iteration came to its limit."""
 
 
 class Eigenpairs(NamedTuple):
@@ -75,7 +86,7 @@ def top_eigenvalues(
         restarts: at most so many; each costs some ten products.
 
     Raises:
-        RuntimeError: they did not converge.
+        NotConverged: they did not converge.
 
     Source: Lehoucq, Sorensen, Yang, ARPACK Users' Guide (1998).
     """
@@ -89,11 +100,10 @@ def top_eigenvalues(
         start = np.random.default_rng(0).standard_normal(matrix.size)
     operator = as_linear_operator(matrix)
     try:
-        values, vectors = eigsh(
-            operator, count, which="LA", tol=tolerance, v0=start.astype(operator.dtype), maxiter=restarts
-        )
+        settings: dict = {"which": "LA", "tol": tolerance, "v0": start.astype(operator.dtype), "maxiter": restarts}
+        values, vectors = eigsh(operator, count, **settings)
     except ArpackNoConvergence as error:
-        raise RuntimeError(
+        raise NotConverged(
             f"the largest eigenvalues did not converge to {tolerance:g} in {restarts} restarts "
             f"({len(error.eigenvalues)} of {count} did); allow more restarts or a larger tolerance"
         ) from None

@@ -1,11 +1,17 @@
 """What is measured of a single run, each stage for itself: opened subject and settings in, plain numbers out."""
 
+import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from .curvature import CurvatureOperator
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from .curvature import CurvatureOperator, NotDifferentiable
 from .sharpness import (
     Increase,
     WeightNoise,
@@ -15,8 +21,9 @@ from .sharpness import (
     sam_sharpness,
     under_noise,
 )
-from .spectrum import Estimate, layer_traces, spectral_density, top_eigenvalues
-from .subjects import Subject
+from .spectrum import Estimate, NotConverged, layer_traces, spectral_density, top_eigenvalues
+from .subjects import Subject, open_run
+from .variance import VarianceSplit, variance_split
 
 UNSTABLE = 0.2  # difference of λ_max between two halves of the data, over their mean, that deserves a warning
 
@@ -32,6 +39,7 @@ class StageSettings:
         draws: pairs of perturbations of each level.
         probes: products for the traces.
         steps: products for the density.
+        pairs: of half-minibatches, for the variance.
         split: beside the training set.
     """
 
@@ -41,6 +49,7 @@ class StageSettings:
     draws: int = 4
     probes: int = 6
     steps: int = 16
+    pairs: int = 8
     split: str = "test"
 
 
@@ -126,6 +135,48 @@ def robustness(subject: Subject, settings: StageSettings) -> dict[str, Any]:
     return {"curves": curves, "warning": _nonfinite(found)}
 
 
+def variance(subject: Subject, settings: StageSettings) -> dict[str, Any]:
+    """Where the noise in a step's gradient comes from, at the run's own noise level and minibatch."""
+    found = split_of(subject, subject.settings["optim"].get("noise") or 0.5, settings.pairs)
+    method, why = found.recommendation()
+    return {
+        **dataclasses.asdict(found),
+        "of_step": found.of_step(),
+        "break_even": found.break_even,
+        "recommended": method,
+        "because": why,
+    }
+
+
+def split_of(subject: Subject, level: float, pairs: int = 8) -> VarianceSplit:
+    """The parts of the gradient's variance, from random training examples in half-minibatches of the run's size.
+
+    Without augmentation and dropout, batch norm frozen; the gradient is that of the mean over the loss terms.
+    """
+    examples = max(1, minibatch_size(subject) // 2)
+
+    def gradient(batches: list[Any]) -> Tensor:
+        return torch.cat([g.reshape(-1) for g in subject.part(batches).gradient()])
+
+    halves = (
+        (subject.random_batches(examples, 2 * i), subject.random_batches(examples, 2 * i + 1)) for i in range(pairs)
+    )
+    return variance_split(gradient, halves, examples, WeightNoise(subject.model), level)
+
+
+def advice(run: Path, data: str, level: float) -> str:
+    """Where the two signs are best taken from, at a noise level and for the minibatches of a run, and why."""
+    try:
+        return str(split_of(open_run(run, data, "last"), level))
+    except UserError as error:
+        return f"no advice on where to take the signs from: {error}"
+
+
+def minibatch_size(subject: Subject) -> int:
+    """Examples in a minibatch of the run's training; of speech about as many, in a corpus of its mean length."""
+    return subject.minibatch or subject.settings["batch_size"]
+
+
 # Every stage by its name, the cheap ones first.
 STAGES: dict[str, Callable[[Subject, StageSettings], dict[str, Any]]] = {
     "traces": traces,
@@ -133,6 +184,7 @@ STAGES: dict[str, Callable[[Subject, StageSettings], dict[str, Any]]] = {
     "eigenvalues": eigenvalues,
     "robustness": robustness,
     "density": density,
+    "variance": variance,
 }
 
 
@@ -140,9 +192,7 @@ def run_stage(subject: Subject, stage: str, settings: StageSettings) -> dict[str
     """The figures of a stage; what cannot be had is named under ``"left_out"``."""
     try:
         return STAGES[stage](subject, settings)
-    except RuntimeError as error:  # no second derivative, or no convergence
-        if isinstance(error, (NotImplementedError, RecursionError)) or "memory" in str(error):
-            raise
+    except (NotDifferentiable, NotConverged) as error:
         return {"left_out": str(error)}
 
 
@@ -162,7 +212,7 @@ def _finite(estimate: Estimate) -> list[float | None]:
     return [value if math.isfinite(value) else None for value in estimate]
 
 
-def _nonfinite(found: dict[str, Sequence[Increase]]) -> str | None:
+def _nonfinite(found: Mapping[str, Sequence[Increase]]) -> str | None:
     lost = {increase.level: increase.nonfinite for each in found.values() for increase in each if increase.nonfinite}
     if not lost:
         return None

@@ -153,7 +153,7 @@ class Study:
             shapes[f"slice {name}"] = random_slice(weights[name], 0, name), side, side, spec[name]
         return shapes
 
-    def _measure(self, name: str, shape: Plane, a: Sequence[float], b: Sequence[float], spec: Spec) -> Surface:
+    def _measure(self, name: str, shape: Plane, a: np.ndarray, b: np.ndarray, spec: Spec) -> Surface:
         path = self.out / f"{file_name(name)}.npz"
         settings = (self.split, self.settings.figure_terms)
         build = partial(_build, spec, *settings)

@@ -35,7 +35,9 @@ class Subject:
         settings: of the run, its config.yaml.
         terms: what a loss term is, in the plural.
         error: what the error rate counts, such as "words".
-        load: split, number of terms and half (None, 0 or 1) to batches, each on the model's device.
+        load: split, and what chooses some of its examples by their number, to batches on the model's device.
+        terms_each: loss terms of an example.
+        minibatch: examples in a minibatch of the training, where its settings do not say.
         outputs, losses: as of an :class:`Objective`.
         mistakes: outputs and batch to how many are wrong, and of how many.
         bn_batches: inputs that batch-norm statistics are taken from; empty where there is no batch norm.
@@ -48,11 +50,13 @@ class Subject:
     settings: dict[str, Any]
     terms: str
     error: str
-    load: Callable[[str, int, int | None], list[Any]]
+    load: Callable[[str, Callable[[int], list[int]]], list[Any]]
     outputs: Callable[[Any], Tensor]
     losses: Callable[[Tensor, Any], Tensor]
     mistakes: Callable[[Tensor, Any], tuple[int, int]]
     bn_batches: list[Tensor] = field(default_factory=list)
+    terms_each: int = 1
+    minibatch: int | None = None
     _batches: dict[tuple, list[Any]] = field(default_factory=dict)
 
     def batches(self, split: str, terms: int, half: int | None = None) -> list[Any]:
@@ -63,12 +67,21 @@ class Subject:
         """
         key = split, terms, half
         if key not in self._batches:
-            self._batches[key] = self.load(*key)
+            self._batches[key] = self.load(split, lambda count: _evenly(count, terms // self.terms_each, half))
         return self._batches[key]
+
+    def random_batches(self, examples: int, seed: int) -> list[Any]:
+        """Batches of so many random training examples, without augmentation."""
+        generator = torch.Generator().manual_seed(seed)
+        return self.load("train", lambda count: torch.randperm(count, generator=generator)[:examples].tolist())
 
     def objective(self, split: str, terms: int, half: int | None = None) -> Objective:
         """The loss on them."""
-        return Objective(self.model, self.batches(split, terms, half), self.outputs, self.losses)
+        return self.part(self.batches(split, terms, half))
+
+    def part(self, batches: list[Any]) -> Objective:
+        """The loss on given batches."""
+        return Objective(self.model, batches, self.outputs, self.losses)
 
     @torch.no_grad()
     def figures(self, splits: Sequence[str], terms: int) -> dict[str, float]:
@@ -173,12 +186,12 @@ def _language(
     dataset = TextDataset(dataset.folder, dataset.info, tokenizer)
     length, columns = settings["sequence_length"], settings["batch_size"]
 
-    def load(split: str, terms: int, half: int | None) -> list[tuple[Tensor, Tensor]]:
+    def load(split: str, choose: Callable[[int], list[int]]) -> list[tuple[Tensor, Tensor]]:
         _check_split(split)
         stream = dataset.split(split)
         if len(stream) <= length:
             raise UserError(f"{folder}: its split {split} has {len(stream)} tokens, fewer than a window of {length}")
-        starts = _evenly(len(stream) - length, terms // length, half)
+        starts = choose(len(stream) - length)
         windows = torch.stack([stream[start : start + length + 1] for start in starts], 1).to(device)
         return [(part[:-1], part[1:]) for part in windows.split(columns, 1)]
 
@@ -190,6 +203,7 @@ def _language(
         outputs=lambda batch: model(batch[0])[0].flatten(0, 1).float(),
         losses=lambda logits, batch: F.cross_entropy(logits, batch[1].flatten(), reduction="none"),
         mistakes=mistakes,
+        terms_each=length,
     )  # fmt: skip
 
 
@@ -205,17 +219,20 @@ def _speech(run: Path, folder: Path, path: Path, settings: dict, device: torch.d
     model, tokenizer = load_recognizer(run, path)
     model.to(device)
     known = settings.get("data", {})
-    for role in ("train", "valid"):
-        if load_for_run(run, folder, role).fingerprint != known.get(role, {}).get("fingerprint"):
+    sets = {role: load_for_run(run, folder, role) for role in ("train", "valid")}
+    for role, data in sets.items():
+        if data.fingerprint != known.get(role, {}).get("fingerprint"):
             raise UserError(f"{folder} is not the corpus that {run} was trained on; give that as --data")
 
+    seconds = sum(sets["train"].samples) / sets["train"].rate / len(sets["train"])
+
     @torch.no_grad()
-    def load(split: str, terms: int, half: int | None) -> list[tuple]:
+    def load(split: str, choose: Callable[[int], list[int]]) -> list[tuple]:
         _check_split(split)
-        data = load_for_run(run, folder, split)
+        data = sets.get(split) or load_for_run(run, folder, split)
         targets = tokenizer.encode_all(data.texts, data.ids)
         possible = select(data, targets, model.output_frames).indices
-        chosen = [possible[i] for i in _evenly(len(possible), terms, half)]
+        chosen = [possible[i] for i in choose(len(possible))]
         batches = []
         for part in by_length([data.samples[i] for i in chosen], int(120 * data.rate)):
             indices = [chosen[i] for i in part]
@@ -237,6 +254,7 @@ def _speech(run: Path, folder: Path, path: Path, settings: dict, device: torch.d
         outputs=lambda batch: model(batch[0], batch[1])[0].float(),
         losses=lambda logits, batch: ctc_loss(logits, batch[2], batch[3], batch[4]) / batch[4],
         mistakes=mistakes,
+        minibatch=max(2, round(settings["corpus"]["batch_seconds"] / seconds)),
     )  # fmt: skip
 
 
@@ -259,12 +277,12 @@ def _images(run: Path, folder: Path, path: Path, settings: dict, device: torch.d
     )  # those that training began with, as recipes/cifar_cnn/evaluate.py takes them
     number = min(-(-bn_images // batch_size), len(minibatches))
 
-    def load(split: str, terms: int, half: int | None) -> list[tuple[Tensor, Tensor]]:
+    def load(split: str, choose: Callable[[int], list[int]]) -> list[tuple[Tensor, Tensor]]:
         _check_split(split)
         data = {"train": train, "valid": valid}.get(split) or dataset.split("test").to(device)
         if not len(data.labels):
             raise UserError(f"{run}: its split {split} has no images (corpus.valid: 0); take another")
-        chosen = torch.tensor(_evenly(len(data.labels), terms, half), device=device)
+        chosen = torch.tensor(choose(len(data.labels)), device=device)
         parts = zip(data.images[chosen].split(256), data.labels[chosen].split(256), strict=True)
         return [(normalization(images), labels) for images, labels in parts]
 

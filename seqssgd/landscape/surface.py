@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -177,8 +177,8 @@ def read_surface(path: str | Path) -> Surface:
 
 def measure(
     shape: Plane,
-    a: Sequence[float],
-    b: Sequence[float],
+    a: Sequence[float] | np.ndarray,
+    b: Sequence[float] | np.ndarray,
     build: Callable[[], tuple[nn.Module, Callable[[], Figures]]],
     path: str | Path,
     about: str = "",
@@ -205,7 +205,7 @@ def measure(
     Raises:
         UserError: the file is of another surface.
     """
-    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     path = Path(path)
     digest = hashlib.sha256(f"{about} {shape.fingerprint()} {a.tolist()} {b.tolist()}".encode()).hexdigest()
     surface = _begun(path, digest) or Surface(a, b, {}, np.zeros((len(a), len(b)), bool), shape.positions)
@@ -240,13 +240,12 @@ def _begun(path: Path, digest: str) -> Surface | None:
 
 def _save(surface: Surface, path: Path, digest: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    values = {f"value/{name}": value for name, value in surface.values.items()}
     names, places = list(surface.positions), list(surface.positions.values())
+    arrays: dict = {f"value/{name}": value for name, value in surface.values.items()}
+    arrays |= {"a": surface.a, "b": surface.b, "done": surface.done, "digest": digest}
+    arrays |= {"names": np.array(names, dtype=str), "places": np.array(places, dtype=float).reshape(len(places), 2)}
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.savez(
-            file, a=surface.a, b=surface.b, done=surface.done, digest=digest, names=np.array(names, dtype=str),
-            places=np.array(places, dtype=float).reshape(len(places), 2), **values
-        )  # fmt: skip
+        np.savez(file, **arrays)
 
 
 def _spread(rows: int, columns: int) -> list[tuple[int, int]]:
@@ -270,7 +269,7 @@ def _figures(
     build: Callable[[], tuple[nn.Module, Callable[[], Figures]]],
     processes: int,
     deadline: float,
-) -> Iterator[tuple[tuple[int, int], Figures]]:
+) -> Generator[tuple[tuple[int, int], Figures], None, None]:
     points = ((index, (float(a[index[0]]), float(b[index[1]]))) for index in waiting)
     if processes == 1:
         worker = _Worker(shape, build)
@@ -304,7 +303,7 @@ class _Worker:
     def __init__(self, shape: Plane, build: Callable[[], tuple[nn.Module, Callable[[], Figures]]]):
         self.shape = shape
         self.model, self.figures = build()
-        self.params = list(self.model.parameters())
+        self.params: list[Tensor] = list(self.model.parameters())
         _check_same_shapes([self.params, shape.origin])
 
     @torch.no_grad()
@@ -323,4 +322,5 @@ def _begin(shape: Plane, build: Callable) -> None:
 
 
 def _figures_at(place: tuple[float, float]) -> Figures:
+    assert _worker is not None  # which _begin has made
     return _worker(place)

@@ -1,0 +1,146 @@
+"""Where the noise in a step's gradient comes from: the minibatch, or the weight noise, to first order or beyond.
+
+Let a minibatch have B examples, and a step draw one perturbation n. Around its mean, the gradient at w varies by D/B
+from minibatch to minibatch; at w ± n by (D + M)/B. Averaged over all data, the gradient at w + n still varies with n:
+by N₁ in the part that changes sign with n (Hn, to first order), by N₂ in the part that does not. A step's variance is
+
+    without noise            D/B
+    with one-sided noise     (D + M)/B + N₁ + N₂
+    by halves                (D + M)/B + N₂
+    by the pair              D_p/B + N₂                 for two passes
+
+with D_p ≤ D + M, as the mean of an example's two gradients varies less than each. All parts are measured without bias
+from two independent half-minibatches under the same n: what both share is of n, what they do not is of the data.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .sharpness import WeightNoise
+from .spectrum import Estimate, mean
+
+SIMPLEST = 0.1  # what one-sided noise may cost more than halves before it is worth to halve minibatches
+
+
+@dataclass(frozen=True)
+class VarianceSplit:
+    """The parts of a gradient's variance: traces of covariances, summed over all weights.
+
+    Attributes:
+        level: of the noise.
+        batch: examples B of a minibatch of the training.
+        data: D, of one example at w.
+        noisy_data: D + M, of one example at w ± n.
+        pair_data: D_p, of the mean of one example's gradients at w + n and w - n.
+        first: N₁.
+        second: N₂.
+    """
+
+    level: float
+    batch: int
+    data: Estimate
+    noisy_data: Estimate
+    pair_data: Estimate
+    first: Estimate
+    second: Estimate
+
+    def of_step(self, batch: int | None = None) -> dict[str, float]:
+        """The variance of a step's gradient by method, for minibatches of ``batch`` examples."""
+        size = batch or self.batch
+        noise, rest = max(self.first.value, 0.0), max(self.second.value, 0.0)
+        return {
+            "none": self.data.value / size,
+            "one-sided": self.noisy_data.value / size + noise + rest,
+            "halves": self.noisy_data.value / size + rest,
+            "pair": self.pair_data.value / size + rest,
+        }
+
+    @property
+    def break_even(self) -> float:
+        """The minibatch size above which the pair, for twice the passes, has less than half of the variance of
+        one-sided noise; infinite if there is none, 0 if every minibatch is large enough.
+
+        2 (D_p/B + N₂) = (D + M)/B + N₁ + N₂.
+        """
+        gain = max(self.first.value, 0.0) - max(self.second.value, 0.0)
+        price = 2 * self.pair_data.value - self.noisy_data.value
+        if price <= 0:
+            return 0.0
+        return price / gain if gain > 0 else math.inf
+
+    def recommendation(self) -> tuple[str, str]:
+        """``"one-sided"``, ``"halves"`` or ``"pair"``, whichever has the least variance for equal passes; and why."""
+        found = self.of_step()
+        excess = found["one-sided"] / found["halves"] - 1
+        shares = (
+            f"at {self.batch} examples one-sided noise makes the variance {found['one-sided'] / found['none']:.2f} "
+            f"times that of plain steps, halves {found['halves'] / found['none']:.2f}, the pair "
+            f"{found['pair'] / found['none']:.2f} for two passes"
+        )
+        if 2 * found["pair"] < min(found["one-sided"], found["halves"]):
+            return "pair", f"{shares}: it is worth its second pass"
+        if excess <= SIMPLEST:
+            return "one-sided", f"{shares}: its first-order noise is drowned by that of the minibatch"
+        if self.break_even < self.batch:
+            return "halves", f"{shares}: halves remove the first-order noise at no pass; the pair where they cannot"
+        return "halves", f"{shares}: halves remove the first-order noise at no pass; the pair cannot pay"
+
+    def __str__(self) -> str:
+        method, why = self.recommendation()
+        edge = self.break_even
+        above = "no minibatch is large enough for" if math.isinf(edge) else f"from {math.ceil(edge):,} examples on pays"
+        return f"noise level {self.level:g}: take {method}: {why}; {above} the pair rather than one-sided noise"
+
+
+def variance_split(
+    gradient: Callable[[Any], Tensor],
+    halves: Iterable[tuple[Any, Any]],
+    examples: int,
+    noise: WeightNoise,
+    level: float,
+) -> VarianceSplit:
+    """Measures the parts.
+
+    Args:
+        gradient: of the mean loss of a half-minibatch at the weights as they are: one vector.
+        halves: pairs of half-minibatches, all drawn independently: one pair for each perturbation; six half passes.
+        examples: in each half.
+        noise: around which weights, and of what kind.
+        level: of the noise.
+
+    Raises:
+        ValueError: fewer than four pairs.
+    """
+    data, noisy, pair, first, second = [], [], [], [], []
+    before: tuple[Tensor, Tensor] | None = None
+    for draw, both in enumerate(halves):
+        data.append(_spread(gradient(both[0]), gradient(both[1]), examples))
+        with noise.moved(level, draw) as signs:
+            plus, minus = [[gradient(half) for half in both] for _ in signs]
+        noisy.append((_spread(plus[0], plus[1], examples) + _spread(minus[0], minus[1], examples)) / 2)
+        even = (plus[0] + minus[0]) / 2, (plus[1] + minus[1]) / 2
+        odd = (plus[0] - minus[0]) / 2, (plus[1] - minus[1]) / 2
+        pair.append(_spread(*even, examples))
+        first.append(_dot(*odd))  # of mean 0 by symmetry
+        if before is not None:  # differences of two draws: the mean falls out
+            second.append(_dot(even[0] - before[0], even[1] - before[1]) / 2)
+            before = None
+        else:
+            before = even
+    if len(second) < 2:
+        raise ValueError(f"{len(data)} pairs of half-minibatches are too few; give at least four")
+    return VarianceSplit(level, 2 * examples, *map(mean, (data, noisy, pair, first, second)))
+
+
+def _spread(one: Tensor, other: Tensor, examples: int) -> float:
+    """The variance of one example, from the gradients of two independent sets of so many."""
+    return examples * _dot(one - other, one - other) / 2
+
+
+def _dot(one: Tensor, other: Tensor) -> float:
+    return float(torch.dot(one.double(), other.double()))

@@ -1,0 +1,111 @@
+"""The parts of a gradient's variance on losses for which they are known, and what follows from them."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from seqssgd.landscape.sharpness import WeightNoise
+from seqssgd.landscape.spectrum import Estimate
+from seqssgd.landscape.variance import VarianceSplit, variance_split
+
+
+class Cubic(nn.Module):
+    """ℓ_i(w) = ½ Σ a w² + b/6 Σ w³ + Σ x_i w + s/2 Σ z_i w²: the gradient's parts are polynomials of n."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 5, bias=False).double()
+        nn.init.constant_(self.layer.weight, 0.7)
+
+
+A, B, S, LEVEL = 2.0, 3.0, 0.4, 0.5
+
+
+def halves(count, examples, generator):
+    for _ in range(count):
+        yield tuple(torch.randn(2, examples, 30, dtype=torch.double, generator=generator) for _ in "ab")
+
+
+def gradient_of(model):
+    def gradient(half):
+        w = model.layer.weight.detach().flatten()
+        x, z = half
+        return A * w + B / 2 * w**2 + x.mean(0) + S * z.mean(0) * w
+
+    return gradient
+
+
+def test_the_parts_are_those_of_a_loss_whose_gradient_is_a_polynomial():
+    model, examples = Cubic(), 5
+    found = variance_split(
+        gradient_of(model),
+        halves(1500, examples, torch.Generator().manual_seed(1)),
+        examples,
+        WeightNoise(model),
+        LEVEL,
+    )
+    w, sigma, size = 0.7, LEVEL * 0.7, 30
+    wanted = {
+        "data": size * (1 + S**2 * w**2),
+        "noisy_data": size * (1 + S**2 * (w**2 + sigma**2)),
+        "pair_data": size * (1 + S**2 * w**2),
+        "first": size * (A + B * w) ** 2 * sigma**2,
+        "second": 0.0,  # n² is the same for every draw of signs
+    }
+    for name, value in wanted.items():
+        estimate = getattr(found, name)
+        half = (estimate.high - estimate.low) / 2
+        assert abs(estimate.value - value) <= 2 * half + 1e-9, (name, value, estimate)  # four standard errors
+        assert estimate.high - estimate.low < 0.1 * max(value, 5.0), name
+    # and the methods' variances are those that one finds by taking their steps
+    generator, noise = torch.Generator().manual_seed(2), WeightNoise(model, seed=9)
+    steps = {"none": [], "one-sided": [], "halves": [], "pair": []}
+    gradient = gradient_of(model)
+    for draw, (one, other) in enumerate(halves(3000, examples, generator)):
+        whole = torch.cat([one, other], 1)
+        steps["none"].append(gradient(whole))
+        with noise.moved(LEVEL, draw) as signs:
+            next(signs)
+            plus, first = gradient(whole), gradient(one)
+            next(signs)
+            steps["pair"].append((plus + gradient(whole)) / 2)
+            steps["halves"].append((first + gradient(other)) / 2)
+            steps["one-sided"].append(plus)
+    for name, value in found.of_step().items():
+        gradients = torch.stack(steps[name])
+        assert float(gradients.var(0).sum()) == pytest.approx(value, rel=0.05), name
+
+
+def test_gaussian_noise_leaves_the_second_order_to_the_pair():
+    model, examples = Cubic(), 5
+    noise = WeightNoise(model, distribution="gaussian", granularity="absolute")
+    found = variance_split(
+        gradient_of(model), halves(2000, examples, torch.Generator().manual_seed(1)), examples, noise, 0.4
+    )
+    wanted = 30 * (B / 2) ** 2 * 2 * 0.4**4  # of b n²/2 in each of 30 weights
+    assert abs(found.second.value - wanted) <= found.second.high - found.second.low
+    assert found.second.high - found.second.low < 0.4 * wanted
+
+
+def split(data, noisy, pair, first, second, batch=20):
+    return VarianceSplit(0.5, batch, *(Estimate(v, v, v) for v in (data, noisy, pair, first, second)))
+
+
+def test_the_break_even_minibatch_is_where_both_cost_the_same_and_the_advice_follows():
+    found = split(100.0, 120.0, 110.0, 10.0, 0.5)
+    edge = found.break_even
+    at_edge = found.of_step(edge)
+    assert 2 * at_edge["pair"] == pytest.approx(at_edge["one-sided"])
+    assert edge == pytest.approx(100 / 9.5)
+    assert found.recommendation()[0] == "halves"
+    assert "from 11 examples on pays the pair" in str(found)
+    assert split(100.0, 120.0, 110.0, 0.3, 0.1).recommendation()[0] == "one-sided"
+    assert split(100.0, 120.0, 110.0, 0.3, 0.5).break_even == math.inf
+    wild = split(100.0, 400.0, 110.0, 10.0, 0.5)  # weight noise adds more data noise than the pair keeps
+    assert wild.break_even == 0 and wild.recommendation()[0] == "pair"
+    assert np.isinf(split(1.0, 1.0, 1.0, 0.0, 0.0).break_even)
+    with pytest.raises(ValueError, match="too few"):
+        variance_split(gradient_of(Cubic()), halves(3, 2, torch.Generator()), 2, WeightNoise(Cubic()), 0.5)
