@@ -6,6 +6,7 @@ told from what torch keeps anyway: which tensor ``.grad`` is, how often it and t
 that autograd calls at every accumulation. Nothing here waits for the device, except on the way to an error.
 """
 
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Sequence
@@ -37,7 +38,7 @@ class GradientWatch:
         self._covered: dict[int, weakref.ref[Tensor]] = {}
         self._handles: list[Any] = []
         self._sharded: set[int] = set()  # FSDP2 writes their gradients itself, and not in every pass
-        self._hook = _calling(self)
+        self._hook, self._uncompiled = _calling(self), False
         # Of each gradient from outside: the parameter, the gradient, and how often this had been written to.
         self._outside: dict[int, tuple[weakref.ref[Tensor], weakref.ref[Tensor], int]] = {}
         self._running = False
@@ -57,6 +58,11 @@ class GradientWatch:
 
     def cover(self, parameters: Iterable[Tensor]) -> None:
         """Watches ``parameters`` from now on, those that it already watches once."""
+        if _compiles() and not self._uncompiled:  # whoever compiles a whole step would have the hook compiled too
+            self._uncompiled, self._hook = True, torch._disable_dynamo(self._hook)
+            _remove(self._handles)
+            self._handles.clear()
+            self._covered.clear()
         for p in parameters:
             known = self._covered.get(id(p))
             if (known is None or known() is not p) and p.requires_grad and p.is_leaf:
@@ -255,15 +261,19 @@ def _from_outside(name: str) -> RuntimeError:
 
 
 def _calling(watch: GradientWatch) -> Callable[[Tensor], None]:
-    """A hook that does not keep the watch alive, and that torch.compile does not look into."""
+    """A hook that does not keep the watch alive."""
     reference = weakref.ref(watch)
 
-    @torch._disable_dynamo
     def hook(p: Tensor) -> None:
         if (alive := reference()) is not None:
             alive.arrived(p)
 
     return hook
+
+
+def _compiles() -> bool:
+    """Whether anything has been given to torch.compile in this process."""
+    return bool(getattr(sys.modules.get("torch._dynamo.eval_frame"), "cached_backends", False))
 
 
 def _remove(handles: list[Any]) -> None:
