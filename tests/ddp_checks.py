@@ -9,7 +9,7 @@ from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 from twin import TwinSymmetricNoise, unit_noise
 
-from seqssgd.optim import CovarianceNoise, noise_groups
+from seqssgd.optim import IVON, CovarianceNoise, noise_groups
 
 
 def train_alone():
@@ -169,6 +169,30 @@ def covariance_noise_weighs_the_examples_of_each_rank_by_noise_of_its_own():
             torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-11)
 
 
+def ivon_has_the_curvature_of_the_whole_minibatch_on_every_rank():
+    for signs in ("one", "batch", "steps"):
+        model, alone = make_model(), make_model()
+        ddp = DistributedDataParallel(model)
+        optimizer, reference = (
+            IVON(net.parameters(), 0.1, ess=100.0, betas=(0.9, 0.9), hess_init=0.3, signs=signs, seed=7)
+            for net in (model, alone)
+        )
+        for batch in minibatches():
+            for part in optimizer.passes():
+                with contextlib.nullcontext() if part.last else ddp.no_sync():
+                    loss_fn(ddp, mine(batch)).backward()
+            for _ in reference.passes():
+                loss_fn(alone, batch).backward()
+            for one in (optimizer, reference):
+                one.step()
+                one.zero_grad()
+            assert_same_on_every_rank([optimizer.state[p]["hess"] for p in model.parameters()])
+            assert_same_on_every_rank(model.parameters())
+        for p, q in zip(model.parameters(), alone.parameters(), strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-11)
+            torch.testing.assert_close(optimizer.state[p]["hess"], reference.state[q]["hess"], rtol=1e-9, atol=1e-11)
+
+
 CHECKS = (
     ddp_with_one_synchronisation_a_step_is_one_process_on_the_whole_minibatch,
     ddp_whose_gradients_are_views_of_its_buckets,
@@ -178,4 +202,5 @@ CHECKS = (
     a_sign_on_each_rank_with_one_minibatch_for_both_is_the_papers_step,
     sam_under_ddp_has_a_perturbation_of_each_ranks_own_data,
     covariance_noise_weighs_the_examples_of_each_rank_by_noise_of_its_own,
+    ivon_has_the_curvature_of_the_whole_minibatch_on_every_rank,
 )

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from twin import scaled_noise, unit_noise
 
-from seqssgd.optim import MRWP, NSO, SAM, CovarianceNoise, DropConnect, OneSidedNoise, noise_groups
+from seqssgd.optim import IVON, MRWP, NSO, SAM, CovarianceNoise, DropConnect, OneSidedNoise, noise_groups
 
 X, Y = torch.randn(5, 4, generator=torch.Generator().manual_seed(1)).double(), torch.ones(5, 2).double()
 SEED = 6
@@ -144,8 +144,16 @@ def sharp(level, **settings):
     return make
 
 
+def variational(**settings):
+    def make(model, level=1.0, *, momentum=0.9, **base):
+        groups = [{"params": list(model.parameters()), "noise": level}]
+        return IVON(groups, betas=(momentum, 0.9), ess=50.0, hess_init=0.5, seed=SEED, **base, **settings)
+
+    return make
+
+
 UNIFORM, GAUSSIAN = dict(distribution="uniform"), dict(distribution="gaussian")
-METHODS = {  # name: how it is made, the equation, the passes of a step
+METHODS = {  # name: how it is made, the equation (None: it has a test of its own), the passes of a step
     "weight_noise": (noisy(OneSidedNoise, 0.4), one_sided(1, "rademacher", "layer", 0.4), 1),
     "two_draws": (noisy(OneSidedNoise, 0.4, copies=2), one_sided(2, "rademacher", "layer", 0.4), 2),
     "smoothout": (
@@ -168,6 +176,12 @@ METHODS = {  # name: how it is made, the equation, the passes of a step
     "covariance": (weighed(1.5), covariance(1.5, diagonal=False), 1),
     "covariance_diagonal": (weighed(1.5, diagonal=True), covariance(1.5, diagonal=True), 2),
     "dropconnect": (noisy(DropConnect, 0.4), dropconnect(0.4), 1),
+    "ivon": (variational(), None, 1),
+    "ivon_square": (variational(estimate="square"), None, 1),
+    "ivon_batch": (variational(signs="batch"), None, 2),
+    "ivon_halves": (variational(signs="halves"), None, 2),
+    "ivon_steps": (variational(signs="steps"), None, 1),
 }  # fmt: skip
-HALVES = ("mrwp", "mrwp_clean")
+GRADIENTS = [name for name, method in METHODS.items() if method[1]]  # methods that are a gradient for any optimizer
+HALVES = ("mrwp", "mrwp_clean", "ivon_halves")
 WEIGHED = ("covariance", "covariance_diagonal")

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from peer_methods import HALVES, METHODS, WEIGHED, X, Y, bits, loss_of, losses_of, network, same_bits
+from peer_methods import GRADIENTS, HALVES, METHODS, WEIGHED, X, Y, bits, loss_of, losses_of, network, same_bits
 from torch import nn
 from torch.func import functional_call
 
@@ -22,6 +22,7 @@ from seqssgd.optim import (
 )
 
 every_method = pytest.mark.parametrize("name", METHODS)
+every_gradient = pytest.mark.parametrize("name", GRADIENTS)
 
 
 def make(name, dtype=torch.float64, lr=0.1, momentum=0.9, weight_decay=1e-2, **options):
@@ -41,7 +42,7 @@ def train(model, optimizer, steps):
         optimizer.zero_grad()
 
 
-@every_method
+@every_gradient
 def test_a_method_takes_the_steps_of_its_equation(name):
     model, optimizer = make(name)
     reference = network()
@@ -136,7 +137,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(name, tmp_path):
     assert same_bits(bits(model), bits(whole[0]))
 
 
-@every_method
+@every_gradient
 @pytest.mark.parametrize("how", ["passes", "closure"])
 def test_level_zero_is_the_bare_optimizer_to_the_bit(name, how):
     model, optimizer = make(name, level=0.0)

@@ -11,6 +11,7 @@ from toy_task import ToyTask, toy_config, train
 
 from seqssgd.errors import UserError
 from seqssgd.optim import (
+    IVON,
     MRWP,
     NSO,
     SAM,
@@ -44,6 +45,9 @@ BUILT = {
     "covariance": ({"noise": 2.0}, CovarianceNoise, {"diagonal": False}, None, 1),
     "sam": ({}, SAM, {"adaptive": False}, None, 2),
     "asam": ({"eta": 0.02}, SAM, {"adaptive": True, "eta": 0.02}, None, 2),
+    "ivon": (
+        {"ess": 120.0, "signs": "halves"}, IVON, {"signs": "halves", "estimate": "price"}, ("gaussian", "absolute"), 1,
+    ),
     "ema": ({"average_decay": 0.9}, WeightAverage, {"start": 0}, None, 1),
     "swa": ({"average_start": 2}, WeightAverage, {"start": 2}, None, 1),
 }  # fmt: skip
@@ -64,7 +68,7 @@ def test_a_name_builds_its_method_and_training_counts_its_passes(name, tmp_path)
     read_once = 5 * 4 * 6  # steps × sequences × length
     assert result["units"] == read_once
     row = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[0])
-    assert row["noise"] == {"sam": 0.05, "asam": 0.5}.get(name, optim["noise"])
+    assert row["noise"] == {"sam": 0.05, "asam": 0.5, "ivon": 1.0}.get(name, optim["noise"])
 
 
 @every_method
@@ -84,6 +88,7 @@ def test_settings_of_other_methods_are_refused_unless_there_is_no_method():
         ("dropconnect", {"distribution": "gaussian"}, "optim.distribution: dropconnect"),
         ("ema", {"noise_schedule": "1-1S"}, "optim.noise_schedule: ema"),
         ("swa", {"average_decay": 0.9}, "optim.average_decay: swa"),
+        ("ivon", {"noise": 0.5}, "optim.noise: ivon has no such setting"),
     ):
         with pytest.raises(UserError, match=message):
             OptimConfig(method=name, **settings)
@@ -94,6 +99,17 @@ def test_a_sign_on_each_rank_takes_an_even_number_of_processes():
     config = OptimConfig(method="ssgd", noise=0.3, signs="ranks")
     with pytest.raises(UserError, match=r'optim: signs="ranks" needs an even number of .* processes; there are 1'):
         build_optimizer(torch.nn.Linear(2, 2), config)
+
+
+def test_ivon_asks_for_the_size_of_the_data_and_has_betas_of_its_own():
+    with pytest.raises(UserError, match=r"optim: ivon needs optim.ess, the effective sample size"):
+        build_optimizer(torch.nn.Linear(2, 2), OptimConfig(method="ivon"))
+    optimizer = build_optimizer(torch.nn.Linear(2, 2), OptimConfig(method="ivon", ess=10.0, weight_decay=0.2))
+    wanted = {"ess": 10.0, "betas": (0.9, 0.99999), "weight_decay": 0.2, "hess_init": 1.0, "noise": 1.0, "lr": 0.1}
+    assert {key: optimizer.param_groups[0][key] for key in wanted} == wanted
+    only = build_optimizer(Roles(), OptimConfig(method="ivon", ess=10.0, only=["dense"]))
+    assert [len(group["params"]) for group in only.param_groups if group["noise"]] == [1]
+    assert OptimConfig(method="ssgd", noise=0.3).betas == (0.9, 0.999)
 
 
 def test_impossible_settings_are_refused_before_anything_is_read():
@@ -107,6 +123,9 @@ def test_impossible_settings_are_refused_before_anything_is_read():
         ("asam", {"eta": 0.0}, "optim.eta: 0.0 is not a finite number > 0"),
         ("ema", {"average_decay": 1.0}, "optim.average_decay: 1.0 is not a number > 0 and < 1"),
         ("swa", {"average_start": -1}, "optim.average_start: -1 is not a whole number >= 0"),
+        ("ivon", {"ess": 0.0}, "optim.ess: 0.0 is not a finite number > 0"),
+        ("ivon", {"hess_init": -1.0}, "optim.hess_init: -1.0 is not a finite number > 0"),
+        ("ivon", {"clip_radius": 0.0}, "optim.clip_radius: 0.0 is not a finite number > 0, or null"),
         ("graves", {"distribution": "cauchy"}, "optim.distribution: 'cauchy' is not one of rademacher, gaussian"),
     ):
         with pytest.raises(UserError, match=f"^{message}"):

@@ -8,6 +8,7 @@ from .describe import Description, describe
 from .dropconnect import DropConnect
 from .finder import NoiseCurve, noise_finder
 from .groups import noise_groups
+from .ivon import IVON
 from .noise import NoiseSource
 from .passes import MultiPassOptimizer, Pass
 from .peers import MRWP, NSO, OneSidedNoise, SinglePass
@@ -18,6 +19,7 @@ from .symmetric import SymmetricNoise
 from .together import Together
 
 __all__ = [
+    "IVON",
     "MRWP",
     "NSO",
     "SAM",

@@ -72,6 +72,9 @@ class MultiPassOptimizer(DelegatingOptimizer):
     def _finish(self, part: Pass, weights: list[Tensor], saved: list[Tensor]) -> None:
         """Changes, after ``part``, what is in ``.grad``: the weighted sum over this step's passes so far."""
 
+    def _stepping(self) -> None:
+        """Called when the base optimizer is about to step."""
+
     def _stepped(self) -> None:
         """Called when the base optimizer has stepped."""
 
@@ -239,6 +242,7 @@ class MultiPassOptimizer(DelegatingOptimizer):
             )
         if not empty:
             self._run.watch.check_outside(self._name_of)
+            self._stepping()
         self.base.step()
         if self._run.phase == "complete" and any(g.get(self.level_key) for g in self.param_groups):
             self.draws += 1

@@ -49,19 +49,23 @@ class RandomNoise(MultiPassOptimizer):
     def _perturb(self, part: Pass, weights: list[Tensor], saved: list[Tensor]) -> None:
         if part.sign > 0 or (part.sign < 0 and part.index == 0):
             self._warn_of_twins()
-            params, levels, layers = [], [], []
-            for number, group in enumerate(self.param_groups):
-                names = group.get("layers") or range(len(group["params"]))
-                for name, p in zip(names, group["params"], strict=True):
-                    if group.get(self.level_key) and p.requires_grad:
-                        params.append(p)
-                        levels.append(float(group[self.level_key]))
-                        layers.append(f"{number}.{name}")  # groups of two models may name different layers alike
-            self.source.add_(params, saved, levels, layers, self._draw(part.index))  # w + n
-            if self.source.granularity in NORMS and min(levels) < self._run.checked / 2:  # seldom, as it waits
-                self._run.checked = 0.0 if are_too_coarse(params, saved, levels) else min(levels)
+            self._add_noise(weights, saved, self._draw(part.index))
         if part.sign < 0:
             torch._foreach_lerp_(weights, saved, 2.0)  # the reflection 2w - (w+n) = w - n
+
+    def _add_noise(self, weights: list[Tensor], saved: list[Tensor], draw: int) -> None:
+        """Sets the weights to w + n, n being perturbation ``draw`` of the stream."""
+        params, levels, layers = [], [], []
+        for number, group in enumerate(self.param_groups):
+            names = group.get("layers") or range(len(group["params"]))
+            for name, p in zip(names, group["params"], strict=True):
+                if group.get(self.level_key) and p.requires_grad:
+                    params.append(p)
+                    levels.append(float(group[self.level_key]))
+                    layers.append(f"{number}.{name}")  # groups of two models may name different layers alike
+        self.source.add_(params, saved, levels, layers, draw)
+        if self.source.granularity in NORMS and min(levels) < self._run.checked / 2:  # seldom, as it waits
+            self._run.checked = 0.0 if are_too_coarse(params, saved, levels) else min(levels)
 
     def _warn_of_twins(self) -> None:
         self._run.watch.seed = self.source.seed

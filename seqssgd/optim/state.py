@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
+from .diagonal import PassProducts
 from .guards import GradientWatch
 from .pair import PairDots
 
@@ -33,6 +34,7 @@ class StepState:
         watch: knows where the gradients come from.
         gathering: the FSDP2 modules that must gather anew when weights move.
         pair: what a pair of passes tells of the curvature, where that is recorded.
+        products: and what the passes tell of its diagonal, where a method uses that.
         steps, weighed, weighing: counts of the methods that average weights and that weigh examples.
     """
 
@@ -56,6 +58,7 @@ class StepState:
         self.buffers: list[Tensor] = []
         self.gathering: list[FSDPModule] = []
         self.pair: PairDots | None = None
+        self.products = PassProducts()
 
     def __getstate__(self) -> dict[str, Any]:  # for pickle and copy.deepcopy
         return {key: value for key, value in self.__dict__.items() if isinstance(value, (int, str))}

@@ -35,6 +35,7 @@ METHODS = {
     "smoothout": "SmoothOut",
     "adasmoothout": "AdaSmoothOut",
     "dropconnect": "DropConnect",
+    "ivon": "IVON",
     "ema": "EMA",
     "swa": "SWA",
 }
@@ -44,6 +45,7 @@ FAMILIES = (
     *("weight_noise", "two_draws", "graves", "smoothout", "adasmoothout", "dropconnect", "mrwp"),
     *("ssgd", "nso"),
     *("sam", "asam"),
+    *("ivon",),
 )
 # Settings that a method with noise is always named by: what goes without saying, and how the rest is said.
 NOISE = {

@@ -98,12 +98,12 @@ class OptimConfig:
     Attributes:
         method: none (the base optimizer alone, whatever the settings of other methods), ssgd (symmetric weight
             noise), or one it is compared with: weight_noise, two_draws, smoothout, adasmoothout, graves, nso, mrwp,
-            dropconnect, covariance, sam, asam, ema, swa.
-        base: the optimizer that steps: sgd, adam or adamw.
+            dropconnect, covariance, sam, asam, ivon (noise that adapts to the curvature), ema, swa.
+        base: the optimizer that steps: sgd, adam or adamw; ivon steps by itself.
         lr: learning rate.
         momentum: of sgd.
-        weight_decay: L2 penalty with sgd and adam, decoupled with adamw.
-        betas: of adam and adamw.
+        weight_decay: L2 penalty with sgd and adam, decoupled with adamw; of ivon δ.
+        betas: of adam, adamw and ivon; null: 0.9 and 0.999, of ivon 0.9 and 0.99999.
         noise: the noise level c: a perturbation has c times the norm of the weights. With granularity absolute or
             filter_std the size of an element; of dropconnect the probability of dropping a weight; of covariance
             √(B/b - 1), for minibatches of B with the noise of b.
@@ -111,17 +111,20 @@ class OptimConfig:
         granularity: over what the norm is taken (tensor, layer, filter), or what the size of an element is measured
             by (filter_std: the filter's norm; absolute: nothing); null: the method's own.
         signs: of ssgd: where the gradients at w+n and w-n come from: batch (two passes), halves, steps, or ranks (one;
-            the last takes an even number of processes).
+            the last takes an even number of processes). Of ivon: one (a perturbation a step), batch, halves or steps.
         copies: of one-sided noise: the perturbations of a step.
         pairs: of nso: the symmetric pairs of a step.
         clean_weight: of nso and mrwp: how much the gradient at the weights themselves counts.
         rho: of sam and asam: the norm of the perturbation.
         diagonal: of covariance: the diagonal of the gradients' second moments alone, for a second pass.
         eta: of asam: what is added to the size of each weight.
+        ess: of ivon: λ, the effective sample size: the number of training examples, in units of the loss's mean.
+        hess_init: of ivon: the start of its diagonal of the Hessian.
+        clip_radius: of ivon: the largest size of an element of its update, before the learning rate; null: no limit.
         average_decay: of ema.
         average_start: of ema and swa: steps before the average begins.
-        only: roles of the weights to perturb (recurrent, conv, dense, embedding, other); null: all of them (of sam and
-            asam: every parameter).
+        only: roles of the weights to perturb (recurrent, conv, dense, embedding, other); null: all of them (of sam,
+            asam and ivon: every parameter).
         noise_seed: of the noise.
         noise_schedule: phases without and with (S) noise, such as 75-25S-25S; null: always on.
         noise_ramp: start and length of a linear rise of the level from 0; null: none.
@@ -142,7 +145,7 @@ class OptimConfig:
     lr: float = 0.1
     momentum: float = 0.0
     weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[float, float] | None = None
     noise: float = 0.0
     distribution: str | None = None
     granularity: str | None = None
@@ -153,6 +156,9 @@ class OptimConfig:
     rho: float | None = None
     diagonal: bool | None = None
     eta: float | None = None
+    ess: float | None = None
+    hess_init: float | None = None
+    clip_radius: float | None = None
     average_decay: float | None = None
     average_start: int | None = None
     only: list[Role] | None = None
@@ -174,9 +180,9 @@ class OptimConfig:
         require(0 <= self.weight_decay <= LARGEST, "optim.weight_decay", self.weight_decay, "a finite number >= 0")
         require(0 <= self.momentum < 1, "optim.momentum", self.momentum, "a number >= 0 and < 1")
         require(0 <= self.noise <= LARGEST, "optim.noise", self.noise, "a finite number >= 0")
-        require(all(0 <= beta < 1 for beta in self.betas), "optim.betas", self.betas, "two numbers >= 0 and < 1")
         _one_of(METHODS, "optim.method", self.method)
         self._settle()
+        require(all(0 <= beta < 1 for beta in self.betas), "optim.betas", self.betas, "two numbers >= 0 and < 1")
         for key, (holds, wanted) in LIMITS.items():
             value = getattr(self, key)
             require(value is None or holds(value), f"optim.{key}", value, wanted)
@@ -203,11 +209,12 @@ class OptimConfig:
     @property
     def halves(self) -> bool:
         """Whether the passes of a step share the minibatch out, so that it must have two examples."""
-        return self.method == "mrwp" or (self.method == "ssgd" and self.signs == "halves")
+        return self.method == "mrwp" or (self.method in ("ssgd", "ivon") and self.signs == "halves")
 
     def _settle(self) -> None:
         """Gives the settings that were left open the method's own values; refuses those that it does not have."""
         own = METHODS[self.method].settings
+        self.betas = METHODS[self.method].betas if self.betas is None else self.betas
         for key, unset in SETTINGS.items():
             value = getattr(self, key)
             if value is None:

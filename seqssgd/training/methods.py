@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +12,7 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from ..optim import (
+    IVON,
     MRWP,
     NSO,
     SAM,
@@ -23,6 +25,7 @@ from ..optim import (
     WeightAverage,
     noise_groups,
 )
+from ..optim.ivon import IVON_SIGNS
 from ..optim.noise import DISTRIBUTIONS, GRANULARITIES
 from ..optim.symmetric import SIGNS
 
@@ -47,10 +50,12 @@ class Method:
     Attributes:
         build: (model, configuration) -> optimizer with ``passes()``.
         settings: of the keys in ``SETTINGS`` those that the method takes, with their values where none is given.
+        betas: where none are given.
     """
 
     build: Callable[[nn.Module, OptimConfig], MultiPassOptimizer]
     settings: Mapping[str, Any]
+    betas: tuple[float, float] = (0.9, 0.999)
 
 
 def _plain(model: nn.Module, c: OptimConfig) -> MultiPassOptimizer:
@@ -92,6 +97,15 @@ def _covariance(model: nn.Module, c: OptimConfig) -> MultiPassOptimizer:
     )
 
 
+def _ivon(model: nn.Module, c: OptimConfig) -> MultiPassOptimizer:
+    if c.ess is None:
+        raise ValueError("ivon needs optim.ess, the effective sample size: the number of training examples")
+    groups = model.parameters() if c.only is None else noise_groups(model, 1.0, only=c.only)
+    settings = {key: getattr(c, key) for key in ("ess", "betas", "weight_decay", "hess_init", "signs")}
+    radius = math.inf if c.clip_radius is None else c.clip_radius
+    return IVON(groups, c.lr, **settings, clip_radius=radius, seed=c.noise_seed, model=model, bn_stats=c.bn_stats)
+
+
 def _average(model: nn.Module, c: OptimConfig, decay: float | None) -> MultiPassOptimizer:
     base = BASES[c.base](model.parameters(), c)
     return WeightAverage(base, model, decay=decay, start=_settled(c.average_start))
@@ -106,6 +120,8 @@ def _settings(distribution: str, granularity: str, **own: Any) -> dict[str, Any]
 
 _NOISE = ("distribution", "granularity")
 _ONE_SIDED = _noisy(OneSidedNoise, "copies", *_NOISE)
+
+_IVON = {"signs": "one", "ess": None, "hess_init": 1.0, "clip_radius": None}
 
 # A new method is one more entry.
 METHODS: dict[str, Method] = {
@@ -124,6 +140,7 @@ METHODS: dict[str, Method] = {
     "covariance": Method(_covariance, {"noise": 0.0, "noise_schedule": None, "noise_ramp": None, "diagonal": False}),
     "sam": Method(_sam, {**_LEVEL, "rho": 0.05}),
     "asam": Method(lambda model, c: _sam(model, c, adaptive=True, eta=c.eta), {**_LEVEL, "rho": 0.5, "eta": 0.01}),
+    "ivon": Method(_ivon, {**_LEVEL, **_IVON}, betas=(0.9, 0.99999)),
     "ema": Method(lambda model, c: _average(model, c, c.average_decay), {"average_decay": 0.999, "average_start": 0}),
     "swa": Method(partial(_average, decay=None), {"average_start": 0}),
 }
@@ -144,12 +161,15 @@ _COUNT = (lambda n: n >= 1, "a whole number >= 1")
 LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "distribution": _among(DISTRIBUTIONS),
     "granularity": _among(GRANULARITIES),
-    "signs": _among(SIGNS),
+    "signs": _among((*SIGNS, *(signs for signs in IVON_SIGNS if signs not in SIGNS))),
     "copies": _COUNT,
     "pairs": _COUNT,
     "clean_weight": (lambda x: 0 <= x < 1, "a number >= 0 and < 1"),
     "rho": (lambda x: 0 <= x <= 1e30, "a finite number >= 0"),
     "eta": (lambda x: 0 < x <= 1e30, "a finite number > 0"),
+    "ess": (lambda x: 0 < x <= 1e30, "a finite number > 0"),
+    "hess_init": (lambda x: 0 < x <= 1e30, "a finite number > 0"),
+    "clip_radius": (lambda x: 0 < x <= 1e30, "a finite number > 0, or null"),
     "average_decay": (lambda x: 0 < x < 1, "a number > 0 and < 1"),
     "average_start": (lambda n: n >= 0, "a whole number >= 0"),
 }

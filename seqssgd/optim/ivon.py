@@ -1,0 +1,285 @@
+"""Variational learning by weight noise that adapts to the curvature, which the passes themselves measure."""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from .batchnorm import BNStats
+from .halves import Halves, Reduction
+from .noise import NoiseSource
+from .part import Pass
+from .random_noise import RandomNoise
+from .sharding import is_sharded
+
+IVONSigns = Literal["one", "batch", "halves", "steps"]
+IVON_SIGNS: tuple[IVONSigns, ...] = get_args(IVONSigns)
+Estimate = Literal["price", "square"]
+SAMPLES = 2**40  # added to the seed: draws for evaluation are others than those of training
+
+
+class NaturalStep(Optimizer):
+    """What :class:`IVON` wraps: the update of m, h and w, from a gradient and an estimate ĥ of the curvature.
+
+    Its state is that of IVON, under ``"momentum"``, ``"hess"`` and ``"step"`` of each parameter.
+    """
+
+    def __init__(self, params: Iterable[Any], **defaults: Any):
+        super().__init__(params, defaults)
+        self.estimates: dict[int, Tensor] = {}  # ĥ by the parameter's id, for the next step
+
+    def curvature(self, group: dict[str, Any], p: Tensor) -> Tensor:
+        """h + δ of a parameter: λ times it is the posterior's precision."""
+        state = self.state.get(p, {})
+        return (state["hess"] if "hess" in state else torch.full_like(p, group["hess_init"])) + group["weight_decay"]
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """One update. Parameters without a gradient are left alone, and h is where there is no estimate."""
+        estimates, self.estimates = self.estimates, {}
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            for p in params:
+                if "hess" not in (state := self.state[p]):
+                    state["step"] = torch.tensor(0.0)
+                    state["momentum"] = torch.zeros_like(p)
+                    state["hess"] = torch.full_like(p, group["hess_init"])
+                state["step"] += 1
+                if (estimate := estimates.get(id(p))) is not None:
+                    _update_hess(state["hess"], estimate, group["betas"][1], group["weight_decay"])
+            if params:
+                _update(group, params, [self.state[p] for p in params])
+
+
+def _update_hess(hess: Tensor, estimate: Tensor, beta: float, decay: float) -> None:
+    """h ← β₂h + (1-β₂)ĥ + ½(1-β₂)²(h-ĥ)²/(h+δ), in place; the last term keeps h+δ above 0, whatever ĥ is."""
+    change, precision = torch.sub(estimate, hess).mul_(1 - beta), hess + decay
+    hess.add_(change).addcdiv_(change.square_(), precision, value=0.5)
+    hess.clamp_(min=1e-6 * decay - decay if decay else torch.finfo(hess.dtype).tiny)  # as rounding does not
+
+
+def _update(group: dict[str, Any], params: list[Tensor], states: list[dict[str, Any]]) -> None:
+    """m ← β₁m + (1-β₁)g and w ← w - η(h₀+δ) clip((m̂+δw)/(h+δ))."""
+    beta, decay, radius = group["betas"][0], group["weight_decay"], group["clip_radius"]
+    momenta = [state["momentum"] for state in states]
+    torch._foreach_lerp_(momenta, [p.grad for p in params], 1 - beta)
+    updates = torch._foreach_div(momenta, [1 - beta ** float(state["step"]) for state in states])
+    if decay:
+        torch._foreach_add_(updates, params, alpha=decay)
+    torch._foreach_div_(updates, torch._foreach_add([state["hess"] for state in states], decay))
+    if math.isfinite(radius):
+        torch._foreach_clamp_min_(updates, -radius)
+        torch._foreach_clamp_max_(updates, radius)
+    torch._foreach_add_(params, updates, alpha=-group["lr"] * (group["hess_init"] + decay))
+
+
+class IVON(RandomNoise):
+    r"""Improved variational online Newton (Shen et al. 2024, Algorithm 1), on request with the curvature from a pair:
+
+    .. math:: n \sim N\Bigl(0, \frac{1}{\lambda(h+\delta)}\Bigr), \quad \hat h = \lambda(h+\delta)\,n\,g(w+n), \quad
+        w \leftarrow w - \eta\,(h_0+\delta)\,\frac{\hat m+\delta w}{h+\delta}
+
+    element by element, with m and h the running means of g and ĥ, by β₁ (its start corrected, as in Adam) and β₂. h
+    gets ½(1-β₂)²(h-ĥ)²/(h+δ) on top, which keeps h+δ above 0. N(w, 1/λ(h+δ)) is a posterior over the weights: the mean
+    w is what is evaluated, or the mean of the outputs over :meth:`samples`.
+
+    ĥ estimates diag H. From one sample it is mostly the noise n∘∇L(w). A pair at w+n and w-n cancels that exactly,
+    so that ĥ is λ(h+δ)·½(n∘g₊ - n∘g₋): symmetric IVON, which was found in no paper.
+
+    It is an optimizer of its own: no other is wrapped. All parameters are perturbed, biases and gains included, as in
+    the paper. A group's ``"noise"`` entry is a factor on the standard deviation: 1 is the posterior, 0 leaves its
+    weights and their h alone. Warm up the learning rate by a scheduler, as the paper does. Gradients that are scaled
+    between loop and step (``GradScaler``, clipping) scale ĥ alike: it is the curvature of the loss so scaled.
+
+    Args:
+        params: parameters, or groups of them (:func:`noise_groups` with a level of 1, to perturb weights alone).
+        lr: η. The factor h₀+δ makes it comparable to that of SGD at the start.
+        ess: λ, the effective sample size: the number of training examples (tokens, of a language model).
+        betas: β₁, β₂.
+        weight_decay: δ, the prior's precision over λ.
+        hess_init: h₀, the start of h.
+        clip_radius: the largest size of an element of (m̂+δw)/(h+δ).
+        signs: ``"one"``: a perturbation a step, as in the paper; ``"batch"``, ``"halves"``, ``"steps"``: pairs, as in
+            :class:`SymmetricNoise`. With ``"steps"`` h changes in every second step, and a third copy of the weights
+            is kept between the two.
+        estimate: ``"price"``: ĥ as above. ``"square"``: ĥ = g², the squared gradient of the step, as in the paper's
+            comparison: it needs no perturbation to be in it, and is no Hessian.
+        reduction: of ``"halves"``, see :class:`SymmetricNoise`.
+        seed: of the noise.
+        model, bn_stats: see :class:`MultiPassOptimizer`.
+
+    Raises:
+        ValueError: an impossible setting; weights of less than float32, or sharded ones (FSDP2), in any group.
+
+    >>> import torch
+    >>> model, loss_fn = torch.nn.Linear(4, 1), torch.nn.MSELoss()
+    >>> inputs, targets = torch.ones(8, 4), torch.ones(8, 1)
+    >>> optimizer = IVON(model.parameters(), lr=0.1, ess=1e4, hess_init=0.5, signs="batch")
+    >>> for _ in range(100):
+    ...     for _ in optimizer.passes():
+    ...         loss_fn(model(inputs), targets).backward()
+    ...     optimizer.step()
+    ...     optimizer.zero_grad()
+    >>> with torch.no_grad():
+    ...     outputs = torch.stack([model.eval()(inputs) for _ in optimizer.samples(8)]).mean(0)
+    >>> bool(loss_fn(outputs, targets) < 0.05)
+    True
+    """
+
+    base: NaturalStep
+    signs: IVONSigns
+    estimate: Estimate
+    reduction: Reduction
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        *,
+        ess: float,
+        betas: tuple[float, float] = (0.9, 0.99999),
+        weight_decay: float = 1e-4,
+        hess_init: float = 1.0,
+        clip_radius: float = math.inf,
+        signs: IVONSigns = "one",
+        estimate: Estimate = "price",
+        reduction: Reduction = "mean",
+        seed: int = 0,
+        model: nn.Module | None = None,
+        bn_stats: BNStats = "both",
+    ):
+        for name, value, known in (
+            ("signs", signs, IVON_SIGNS),
+            ("estimate", estimate, get_args(Estimate)),
+            ("reduction", reduction, get_args(Reduction)),
+        ):
+            if value not in known:
+                raise ValueError(f"{name}={value!r} is not one of {', '.join(known)}")
+        self.signs, self.estimate, self.reduction = signs, estimate, reduction
+        base = NaturalStep(
+            params, lr=lr, betas=betas, ess=ess, weight_decay=weight_decay, hess_init=hess_init,
+            clip_radius=clip_radius, noise=1.0,
+        )  # fmt: skip
+        super().__init__(
+            base, distribution="gaussian", granularity="absolute", seed=seed, model=model, bn_stats=bn_stats
+        )
+
+    # ---- the passes ------------------------------------------------------------------------------------------------
+
+    def _signs(self) -> Sequence[int]:
+        if self.signs == "steps":
+            return (-1,) if self.draws % 2 else (+1,)
+        return (+1,) if self.signs == "one" else (+1, -1)
+
+    def _share(self) -> Halves | None:
+        return Halves(self.reduction) if self.signs == "halves" else None
+
+    def _draw(self, index: int) -> int:
+        return self.draws // 2 if self.signs == "steps" else self.draws
+
+    def _add_noise(self, weights: list[Tensor], saved: list[Tensor], draw: int) -> None:
+        self._sample(self.source, saved, draw)
+
+    def _sample(self, source: NoiseSource, saved: list[Tensor], draw: int) -> None:
+        """Moves the weights to a draw of the posterior around ``saved``."""
+        perturbed = self._perturbed()
+        pieces = source.fill_([p for _, p in perturbed], draw)
+        for (group, p), z, w in zip(perturbed, pieces, saved, strict=True):
+            deviation = self.base.curvature(group, p).mul_(group["ess"]).rsqrt_()
+            torch.addcmul(w, z, deviation, value=float(group[self.level_key]), out=z)
+
+    def _passes(self) -> Iterator[Pass]:
+        products, params = self._run.products, [p for _, p in self._perturbed()]
+        products.settle(params)
+        try:
+            yield from super()._passes()
+        finally:
+            products.drop()
+        products.note(params)
+
+    def _finish(self, part: Pass, weights: list[Tensor], saved: list[Tensor]) -> None:
+        if self.estimate == "square":
+            return
+        perturbed, count = self._perturbed(), len(self._signs())
+        scales = None
+        if part.last:
+            scales = [
+                self.base.curvature(group, p).mul_(group["ess"] / float(group[self.level_key]) ** 2)
+                for group, p in perturbed
+            ]
+        counts = tuple(self._pass_weights(count, part._share))
+        self._run.products.take(part.index, counts, weights, saved, [p for _, p in perturbed], scales)
+
+    def _stepping(self) -> None:
+        perturbed = [p for _, p in self._perturbed()]
+        if self.estimate == "square":
+            self.base.estimates = {id(p): p.grad.square() for p in perturbed if p.grad is not None}
+            return
+        found = {id(perturbed[i]): estimate for i, estimate in self._run.products.pop(perturbed).items()}
+        if self.signs == "steps" and perturbed:
+            found = self._of_two_steps(perturbed, found)
+        self.base.estimates = found
+
+    def _of_two_steps(self, params: list[Tensor], found: dict[int, Tensor]) -> dict[int, Tensor]:
+        """Keeps what the first step of a pair has found; the mean of both, of the second."""
+        both = {}
+        for p in params:
+            if id(p) in found and self.draws % 2 == 0:
+                self.state[p]["first"] = found[id(p)]
+            elif self.draws % 2 and "first" in self.state[p]:
+                first = self.state[p].pop("first")
+                if id(p) in found:
+                    both[id(p)] = first.add_(found[id(p)]).div_(2)
+        return both
+
+    # ---- evaluation ------------------------------------------------------------------------------------------------
+
+    def samples(self, count: int) -> Iterator[int]:
+        """Yields 0, 1, … ``count``-1, with the weights at as many draws of the posterior; then they are what they were.
+
+        The draws are the same at every call. A ``break`` or an exception brings the weights back too. For an evaluation
+        by the mean over models: average the probabilities, not their logarithms.
+
+        Raises:
+            RuntimeError: inside a loop over passes.
+        """
+        self._require_idle("draw samples")
+        phase, source = self._run.phase, NoiseSource("gaussian", "absolute", self.source.seed + SAMPLES)
+        weights = [p for _, p in self._perturbed()]
+        try:
+            self._run.phase = "running"
+            for index in range(count):
+                with torch.no_grad():
+                    if index == 0:
+                        self._save(weights)
+                    self._sample(source, self._run.saved[1], index)
+                    self._drop_stale_copies()
+                yield index
+        finally:
+            self._restore()
+            self._run.phase = phase
+
+    # ---- checks ----------------------------------------------------------------------------------------------------
+
+    def _check_group(self, group: dict[str, Any], index: int) -> None:
+        super()._check_group(group, index)
+        limits = {
+            "lr": lambda x: math.isfinite(x) and x >= 0,
+            "ess": lambda x: math.isfinite(x) and x > 0,
+            "weight_decay": lambda x: math.isfinite(x) and x >= 0,
+            "hess_init": lambda x: math.isfinite(x) and x > 0,
+            "clip_radius": lambda x: x > 0,
+        }
+        for key, holds in limits.items():
+            if key in group and not holds(group[key]):
+                raise ValueError(f"{key}={group[key]!r} of parameter group {index} is no such number")
+        if "betas" in group and not all(0 <= beta < 1 for beta in group["betas"]):
+            raise ValueError(f"betas={group['betas']!r} must be two numbers >= 0 and < 1")
+        params = [group["params"]] if isinstance(group["params"], Tensor) else group["params"]
+        if any(is_sharded(p) for p in params):
+            raise ValueError("IVON with sharded weights has not been tried; use DDP")
+        if any(p.is_floating_point() and torch.finfo(p.dtype).eps > 1e-6 for p in params):
+            raise ValueError("IVON needs weights of float32 or more (its h moves by 1e-5 a step); compute in autocast")
