@@ -187,3 +187,27 @@ def test_the_noise_does_not_depend_on_the_number_of_threads():
                 points.append([p.detach().clone() for p in weights])
         for a, b in zip(points[0] + points[1], points[2] + points[3], strict=True):
             torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)  # the sums of the norms may differ in a last bit
+
+
+@pytest.mark.parametrize("signs", ["batch", "halves"])
+def test_a_whole_step_that_is_compiled_is_that_of_the_bare_loop(signs):
+    """The loop over passes stays Python; what is in it becomes graphs, once."""
+
+    def step(model, optimizer, x):
+        for part in optimizer.passes():
+            loss = model(part.take(x)).square().mean()
+            loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+    start, found = copy.deepcopy(model.state_dict()), []
+    for train in (step, torch.compile(step, backend="eager")):
+        model.load_state_dict(start)
+        optimizer = SymmetricNoise(torch.optim.SGD(noise_groups(model, noise=0.3), lr=0.1), signs=signs)
+        for _ in range(3):
+            train(model, optimizer, torch.ones(6, 4))
+        found.append(copy.deepcopy(model.state_dict()))
+    assert not torch.equal(start["0.weight"], found[0]["0.weight"])
+    assert all(torch.equal(found[0][name], found[1][name]) for name in start)
