@@ -54,6 +54,7 @@ BENCHMARKS = {
     "benchmarks/speech": "benchmarks/README.md",
     "benchmarks/images": "benchmarks/README.md",
     "benchmarks/landscape": "benchmarks/README.md",
+    "benchmarks/exactness": "docs/in_your_trainer.md",
 }
 
 
