@@ -53,7 +53,8 @@ def read_run(path: str | Path) -> Run:
             raise UserError(f"{path}: not a run directory (no {file.name})")
     try:
         settings = _settings(parse_yaml(config.read_bytes()))
-        rows = [row for row in parse_rows(metrics.read_bytes()) if row["kind"] == "valid"]
+        rows = parse_rows(metrics.read_bytes(), ("step", "epoch", "passes", "seconds"))
+        rows = [row for row in rows if row["kind"] == "valid"]
         result, evaluations = (_json(path / name) for name in ("result.json", "evaluation.json"))
         if result and not (rows and rows[-1]["step"] == result["steps"] and {"stopped_early", "epochs"} <= set(result)):
             raise ValueError("result.json and metrics.jsonl end differently")

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -222,8 +222,12 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         raise UserError(f"{path}, {error}; repeat the run with another --out") from None
 
 
-def parse_rows(content: bytes) -> list[dict[str, Any]]:
+def parse_rows(content: bytes, numbers: Sequence[str] = ()) -> list[dict[str, Any]]:
     """The rows of metrics, but for a last line without an end, which was being written when the run was killed.
+
+    Args:
+        content: of a metrics.jsonl.
+        numbers: what every row of an evaluation must have.
 
     Raises:
         ValueError: a line is no such row; the message begins with its number.
@@ -234,7 +238,7 @@ def parse_rows(content: bytes) -> list[dict[str, Any]]:
             row = parse_json(line)
             if not (isinstance(row, dict) and row.get("kind") in ("train", "valid")):
                 raise ValueError("no row of metrics")
-            for key in ("step", "epoch", "passes", "seconds") if row["kind"] == "valid" else ():
+            for key in numbers if row["kind"] == "valid" else ():
                 if not isinstance(row.get(key), (int, float)):
                     raise ValueError(f"its {key} is no number" if key in row else f"no {key!r} in it")
         except ValueError as error:
