@@ -20,6 +20,7 @@ import soundfile
 
 from seqssgd.data import flac, sphere
 from seqssgd.data.containers import Layout, Part, chunked_layout
+from seqssgd.data.hub import why_not_read
 from seqssgd.data.mpeg import is_mpeg, mpeg_streams, skip_tags
 from seqssgd.data.ogg import ogg_links
 from seqssgd.data.resampling import resampled
@@ -119,6 +120,8 @@ def read_row(table, index: int, column: str, rate: int, channel: int | None = No
         recording = _from_array(cell["array"], cell.get("sampling_rate"))
     elif cell.get("bytes") is None and not cell.get("path"):
         raise AudioError("has no audio")
+    elif cell.get("bytes") is None and (reason := why_not_read(cell["path"])):
+        raise AudioError(reason)
     else:
         recording = read_file(cell["path"]) if cell.get("bytes") is None else decode(cell["bytes"])
     if channel is not None:

@@ -12,6 +12,7 @@ from seqssgd.errors import UserError, require
 if TYPE_CHECKING:
     import datasets
 
+LARGEST = 2_000_000_000  # bytes of a file that a cell names
 SPLITS = {"train": ("train",), "valid": ("validation", "valid", "dev"), "test": ("test",)}  # ours: what they call it
 
 
@@ -141,6 +142,19 @@ def choose_splits(loaded: Mapping, wanted: list[str], name: str) -> dict[str, st
         lacks = f"has no split {', '.join(absent)}" if absent else "has no split of the usual names"
         raise UserError(f"--hub {name} {lacks}; --splits SET=SPLIT can take {', '.join(sorted(map(str, loaded)))}")
     return chosen
+
+
+def why_not_read(path: str | Path) -> str | None:
+    """Why the file that a cell names is left alone, before it is opened; None if it may be read.
+
+    A cell may name anything: a device or a pipe would never end.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        return "names what is no ordinary file"
+    if path.is_file() and path.stat().st_size > LARGEST:
+        return f"names a file of {path.stat().st_size:,} bytes, more than the {LARGEST:,} that one may have"
+    return None
 
 
 def sources(audio, column: str) -> tuple[list[int], list[str | None]]:

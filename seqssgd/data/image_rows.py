@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from seqssgd.data.hub import why_not_read
 from seqssgd.data.items import printable
 from seqssgd.data.pictures import ImageError, decode_rgb
 from seqssgd.data.shards import Form
@@ -71,6 +72,8 @@ def read_row(table: "datasets.Dataset", index: int, column: str) -> bytes:
         return cell["bytes"]
     if not cell.get("path"):
         raise ImageError("is no image, but an empty cell")
+    if reason := why_not_read(cell["path"]):
+        raise ImageError(reason)
     return read_file(cell["path"])
 
 
