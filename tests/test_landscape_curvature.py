@@ -334,6 +334,12 @@ def test_eigenvalues_are_the_largest_and_failing_to_converge_is_an_error():
     flat = flat @ torch.diag(torch.linspace(0.99, 1, 400, dtype=torch.double)) @ flat.T
     with pytest.raises(RuntimeError, match="did not converge to 1e-12 in 1 restarts"):
         top_eigenvalues(Dense(flat), 5, 1e-12, restarts=1)
+    first, shaken = found.vectors[:, 0], matrix + 0.01 * torch.diag(torch.rand(60, dtype=torch.double))
+    counted = Dense(shaken)
+    products, counted.matvec = [], lambda v: products.append(v) or shaken @ v
+    near = top_eigenvalues(counted, 1, 1e-3, first, basis=5)
+    assert near.values[0] == pytest.approx(torch.linalg.eigvalsh(shaken)[-1].item(), rel=1e-3)
+    assert len(products) < 12  # from a good start few products will do
     small = torch.diag(torch.tensor([3.0, -9.0, 1.0]))
     np.testing.assert_allclose(top_eigenvalues(Dense(small), 2).values, [3, 1])
 

@@ -74,7 +74,12 @@ class Eigenpairs(NamedTuple):
 
 
 def top_eigenvalues(
-    matrix: Matrix, count: int = 1, tolerance: float = 1e-4, start: np.ndarray | None = None, restarts: int = 30
+    matrix: Matrix,
+    count: int = 1,
+    tolerance: float = 1e-4,
+    start: np.ndarray | None = None,
+    restarts: int = 30,
+    basis: int = 20,
 ) -> Eigenpairs:
     """The largest eigenvalues, by ARPACK.
 
@@ -83,7 +88,8 @@ def top_eigenvalues(
         count: how many.
         tolerance: relative, of an eigenvalue.
         start: a vector to start from, near the first one if it is known; None: one that is the same in every call.
-        restarts: at most so many; each costs some ten products.
+        restarts: at most so many; each costs up to ``basis`` products.
+        basis: vectors of the matrix's size that are held, and the fewest products; few will do from a good start.
 
     Raises:
         NotConverged: they did not converge.
@@ -100,7 +106,8 @@ def top_eigenvalues(
         start = np.random.default_rng(0).standard_normal(matrix.size)
     operator = as_linear_operator(matrix)
     try:
-        settings: dict = {"which": "LA", "tol": tolerance, "v0": start.astype(operator.dtype), "maxiter": restarts}
+        settings: dict = {"which": "LA", "tol": tolerance, "v0": start.astype(operator.dtype)}
+        settings |= {"maxiter": restarts, "ncv": min(max(basis, 2 * count + 1), matrix.size)}
         values, vectors = eigsh(operator, count, **settings)
     except ArpackNoConvergence as error:
         raise NotConverged(

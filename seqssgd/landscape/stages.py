@@ -64,7 +64,7 @@ def eigenvalues(subject: Subject, settings: StageSettings) -> dict[str, Any]:
     halves = []
     for half in (0, 1):
         part = CurvatureOperator(subject.objective("train", settings.terms, half))
-        halves.append(float(top_eigenvalues(part, 1, 1e-2, start=found.vectors[:, 0]).values[0]))
+        halves.append(float(top_eigenvalues(part, 1, 1e-2, found.vectors[:, 0], basis=8).values[0]))
     spread = abs(halves[0] - halves[1]) / max(abs(sum(halves)) / 2, 1e-30)
     warning = None
     if spread > UNSTABLE:
