@@ -47,7 +47,7 @@ def draw(found: Mapping[str, Any], surfaces: Mapping[str, Surface]) -> dict[str,
 
 
 def _panels(count: int, width: float = 4.2, height: float = 3.2) -> tuple["Figure", list["Axes"]]:
-    columns = min(count, 3)
+    columns = 2 if count == 4 else min(count, 3)
     rows = -(-count // columns)
     figure = new_figure(width * columns, height * rows)
     axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
@@ -163,7 +163,9 @@ def _contours(surfaces: Mapping[str, Surface], key: str) -> "Figure":
         return figure
     low, high = values.min(), np.quantile(values, 0.9)
     levels = np.geomspace(low, high, LEVELS) if 0 < 3 * low < high else np.linspace(*_padded(low, high, 0), LEVELS)
-    drawn = None
+    from matplotlib.patheffects import withStroke
+
+    drawn, halo = None, [withStroke(linewidth=2, foreground="white")]  # legible on every colour
     for axes, (name, surface) in zip(panels, surfaces.items(), strict=True):
         known = surface.values.get(key)
         axes.set_title(name, fontsize=9)
@@ -171,7 +173,7 @@ def _contours(surfaces: Mapping[str, Surface], key: str) -> "Figure":
             drawn = _filled(axes, surface, known, levels)
         for label, place in surface.positions.items():
             axes.plot(*place, "o", color="white", markeredgecolor="black", markersize=6)
-            axes.annotate(label, place, xytext=(5, 5), textcoords="offset points", fontsize=8, color="black")
+            axes.annotate(label, place, (5, 5), textcoords="offset points", fontsize=8, path_effects=halo)
         axes.set_aspect("equal")
     if drawn is not None:
         figure.colorbar(drawn, ax=panels, label=_title(key), extend="max")
