@@ -119,7 +119,8 @@ def variance_split(
     data, noisy, pair, first, second = [], [], [], [], []
     before: tuple[Tensor, Tensor] | None = None
     for draw, both in enumerate(halves):
-        data.append(_spread(gradient(both[0]), gradient(both[1]), examples))
+        clean = [gradient(half) for half in both]
+        data.append(_spread(clean[0], clean[1], examples))
         with noise.moved(level, draw) as signs:
             plus, minus = [[gradient(half) for half in both] for _ in signs]
         noisy.append((_spread(plus[0], plus[1], examples) + _spread(minus[0], minus[1], examples)) / 2)
@@ -127,11 +128,12 @@ def variance_split(
         odd = (plus[0] - minus[0]) / 2, (plus[1] - minus[1]) / 2
         pair.append(_spread(*even, examples))
         first.append(_dot(*odd))  # of mean 0 by symmetry
+        bent = even[0] - clean[0], even[1] - clean[1]  # varies with n as the even part does, and little with the data
         if before is not None:  # differences of two draws: the mean falls out
-            second.append(_dot(even[0] - before[0], even[1] - before[1]) / 2)
+            second.append(_dot(bent[0] - before[0], bent[1] - before[1]) / 2)
             before = None
         else:
-            before = even
+            before = bent
     if len(second) < 2:
         raise ValueError(f"{len(data)} pairs of half-minibatches are too few; give at least four")
     return VarianceSplit(level, 2 * examples, *map(mean, (data, noisy, pair, first, second)))
