@@ -103,6 +103,7 @@ def _loader() -> type:
             if self.depth > DEEPEST:
                 raise ValueError(f"line {line}: nested deeper than {DEEPEST} levels")
             node = super().compose_node(parent, index)
+            assert node is not None  # the stubs allow for it, the parser does not
             self.depth -= 1
             self.count += self.sizes.get(node, MOST) if isinstance(event, yaml.AliasEvent) else 1
             if self.count > MOST:

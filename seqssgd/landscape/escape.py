@@ -8,7 +8,7 @@ import torch
 from scipy.stats import chi2, norm
 from torch import Tensor
 
-from ..optim.noise import NoiseSource
+from ..optim.noise import Distribution, NoiseSource
 
 Weights = Sequence[Tensor]  # each (particles, …): the weights of as many copies of one model
 METHODS = ("none", "one-sided", "pair", "halves")
@@ -188,7 +188,7 @@ class WeightNoise:
         method: str,
         levels: Sequence[float],
         *,
-        distribution: str = "rademacher",
+        distribution: Distribution = "rademacher",
         absolute: bool = False,
         seed: int = 0,
     ):
@@ -218,7 +218,12 @@ class WeightNoise:
         plus = _replaced(weights, chosen, moved)
         if self.method == "one-sided":
             return list(of(plus, batch))
-        first, second = (batch, batch) if self.method == "pair" else batch.chunk(2, dim=1)
+        if self.method == "pair":
+            first = second = batch
+        elif batch is None:
+            raise ValueError("halves of what? Give the batch")
+        else:
+            first, second = batch.chunk(2, dim=1)
         minus = _replaced(weights, chosen, [2 * w - w_plus for w, w_plus in zip(saved, moved, strict=True)])
         pairs = zip(of(plus, first), of(minus, second), strict=True)
         return [(a + b) / 2 for a, b in pairs]

@@ -71,7 +71,7 @@ def load(path: Path) -> dict[str, Any]:
             raise ValueError(f"it holds a {type(state).__name__}")
         return state
     except Exception as error:  # torch raises almost anything on a damaged file: EOFError, KeyError, UnpicklingError, …
-        if getattr(error, "errno", None) in _NOT_THE_FILE:
+        if isinstance(error, OSError) and error.errno in _NOT_THE_FILE:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from error
         reason = (str(error).splitlines() or [""])[0]
         raise UserError(

@@ -99,11 +99,12 @@ def _strict() -> str:
     return "seqssgd"
 
 
-def _check_filled(parsed: Any, config_class: type, group: type, prefix: str = "") -> None:
+def _check_filled(parsed: Any, config_class: Any, group: type, prefix: str = "") -> None:
     """Makes sure that every setting has a value and every group of settings is one; those in ``group`` are."""
     kinds = typing.get_type_hints(config_class)
     for field in dataclasses.fields(config_class):
-        key, value, kind = prefix + field.name, parsed[field.name], kinds[field.name]
+        kind: Any = kinds[field.name]
+        key, value = prefix + field.name, parsed[field.name]
         if dataclasses.is_dataclass(kind):
             require(isinstance(value, group), key, value, "a group of settings; see --help for them")
             _check_filled(value, kind, group, f"{key}.")

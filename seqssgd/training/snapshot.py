@@ -134,16 +134,18 @@ def _compare(usual: Any, value: Any, name: str) -> None:
     elif isinstance(usual, (int, float)):
         number = value.item() if isinstance(value, torch.Tensor) and value.numel() == 1 else value
         same = isinstance(number, (int, float)) and (math.isfinite(number) or usual == math.inf)
-        if name.startswith(("optimizer.", "schedulers.")):  # rates, levels, counts
+        if isinstance(number, (int, float)) and name.startswith(("optimizer.", "schedulers.")):  # rates, levels, counts
             same = same and number >= 0 and (isinstance(number, float) or number < 2**53)
     elif isinstance(usual, Mapping):
         same = isinstance(value, Mapping) and all(key in value for key in usual)
-        for key in usual if same else ():
-            _compare(usual[key], value[key], f"{name}.{key}")
+        if isinstance(value, Mapping) and same:
+            for key in usual:
+                _compare(usual[key], value[key], f"{name}.{key}")
     elif isinstance(usual, (list, tuple)):
         same = isinstance(value, (list, tuple)) and len(value) == len(usual)
-        for index in range(len(usual) if same else 0):
-            _compare(usual[index], value[index], f"{name}.{index}")
+        if isinstance(value, (list, tuple)) and same:
+            for index, entry in enumerate(value):
+                _compare(usual[index], entry, f"{name}.{index}")
     else:
         same = isinstance(value, type(usual))
     if not same:
