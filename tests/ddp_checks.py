@@ -80,14 +80,15 @@ def ddp_whose_gradients_are_views_of_its_buckets():
     ddp_with_one_synchronisation_a_step_is_one_process_on_the_whole_minibatch(bucket_view=True)
 
 
-def train_by_ranks(share):
+def train_by_ranks(share, signs="ranks"):
     """A sign on each rank, which sees ``share(batch)``: one pass, one synchronisation."""
     model = make_model()
     ddp = DistributedDataParallel(model)
-    optimizer = make_optimizer(model, signs="ranks")
+    optimizer = make_optimizer(model, signs=signs)
     for batch in minibatches():
         for part in optimizer.passes():
             assert part.last and part.sign == (-1 if dist.get_rank() else +1)
+            assert part.cost == (2 if signs == "pairs" else 1)
             loss_fn(ddp, share(batch)).backward()
         assert_same_on_every_rank([p.grad for p in model.parameters()])
         optimizer.step()
@@ -115,7 +116,7 @@ def a_sign_on_each_rank_is_the_mean_at_both_points_over_the_data_of_each():
 
 
 def a_sign_on_each_rank_with_one_minibatch_for_both_is_the_papers_step():
-    model = train_by_ranks(lambda batch: batch)
+    model = train_by_ranks(lambda batch: batch, "pairs")
     for p, q in zip(model.parameters(), train_alone().parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-11)
 

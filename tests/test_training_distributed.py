@@ -27,6 +27,7 @@ METHODS = {
     "halves": ({"signs": "halves"}, {"accumulate": 2}),
     "steps": ({"signs": "steps", "base": "adam", "lr": 0.01}, {"accumulate": 2, "clip": 0.3}),
     "ranks": ({"signs": "ranks"}, {"clip": 0.3}),
+    "pairs": ({"signs": "pairs"}, {"clip": 0.3, "accumulate": 2}),
 }
 
 
@@ -158,7 +159,9 @@ def test_two_processes_come_to_the_weights_of_one_on_the_whole_batch(runs, tmp_p
     (optim, training), task_class = METHODS[name], ToyTask
     if name == "ranks":
         optim, task_class = {"signs": "halves"}, ByRankTask
-    result, task = train(tmp_path, settings(optim, training), task_class, {"batch": 8})
+    if name == "pairs":
+        optim = {"signs": "batch"}
+    result, task = train(tmp_path, settings(optim, training), task_class, {"batch": 4 if name == "pairs" else 8})
     for key, weight in task.model.state_dict().items():
         torch.testing.assert_close(reports[0][name]["weights"][key], weight, rtol=1e-4, atol=1e-5)
     for key in ("steps", "epochs", "passes", "units", "nonfinite"):

@@ -65,7 +65,7 @@ class ToyTask:
         self.states = {}
 
     def batches(self, epoch, start=0):
-        accumulate, world, rank = self.config.training.accumulate, distributed.world_size(), distributed.rank()
+        accumulate, (rank, world) = self.config.training.accumulate, distributed.data_share(self.config.optim)
         for index in range(start, self.steps_per_epoch * accumulate):
             generator = torch.Generator().manual_seed(1000 * epoch + index)
             x = torch.randn(self.batch * world, 6, 4, generator=generator)

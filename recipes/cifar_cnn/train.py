@@ -83,7 +83,7 @@ class ImageTask(ClassificationTask):
         except UserError as error:
             raise UserError(f"corpus.valid: {error}") from None
         normalization = Normalization(dataset.info["mean"], dataset.info["std"], device)
-        place = distributed.rank(), distributed.world_size()
+        place = distributed.data_share(config.optim)
         minibatches = AugmentedBatches(
             train, normalization, config.batch_size, corpus.pad, corpus.flip, config.seed, *place
         )

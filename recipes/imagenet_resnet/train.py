@@ -100,8 +100,7 @@ class ImageNetTask(ClassificationTask):
             corpus.flip,
             corpus.ahead,
             config.seed,
-            distributed.rank(),
-            distributed.world_size(),
+            *distributed.data_share(config.optim),
         )
         super().__init__(model, train, valid, minibatches, config.bn_images, False, config.optim, config.training)
 

@@ -77,13 +77,14 @@ class LanguageModelTask:
     best = ("valid_perplexity", "min")
 
     def __init__(self, model: LSTMLanguageModel, dataset: TextDataset, config: Config, device: torch.device):
-        if config.batch_size % distributed.world_size():
-            raise UserError(f"batch_size: {config.batch_size} columns do not divide among {distributed.world_size()}")
-        if config.optim.halves and config.batch_size < 2 * distributed.world_size():
+        share, shares = distributed.data_share(config.optim)
+        if config.batch_size % shares:
+            raise UserError(f"batch_size: {config.batch_size} columns do not divide among {shares}")
+        if config.optim.halves and config.batch_size < 2 * shares:
             raise UserError(f"batch_size: {config.batch_size} cannot be halved in every process, as optim asks for")
         self.model, self.device, self.accumulate = model, device, config.training.accumulate
         data = columns(dataset.split("train"), config.batch_size).to(device)
-        mine = data.chunk(distributed.world_size(), dim=1)[distributed.rank()]
+        mine = data.chunk(shares, dim=1)[share]
         self.windows = Windows(mine.contiguous(), config.sequence_length)
         valid = columns(dataset.split("valid"), config.batch_size).to(device)
         self.valid = Windows(valid, min(config.sequence_length, len(valid) - 1))

@@ -146,17 +146,17 @@ class SpeechTask:
             return model.output_frames(self.speed.shortest(samples))
 
         self.selection = select(self.train, self.targets, frames_of, config.corpus.max_seconds)
-        world = distributed.world_size()
+        share, shares = distributed.data_share(config.optim)
         try:
             self.minibatches = BucketBatches(
                 self.train.samples,
-                int(config.corpus.batch_seconds * self.train.rate / world),
+                int(config.corpus.batch_seconds * self.train.rate / shares),
                 self.selection.indices,
                 seed=config.seed,
                 buckets=config.corpus.buckets,
                 smallest=2 if config.optim.halves else 1,
-                rank=distributed.rank(),
-                world_size=world,
+                rank=share,
+                world_size=shares,
             )
         except UserError as error:
             raise UserError(f"corpus (lengths in samples at {self.train.rate:,} Hz): {error}") from None

@@ -16,7 +16,7 @@ class Pass:
         sign: +1 at w+n, -1 at w-n, 0 at the weights themselves.
         last: true in the last pass of the step: the one in which data-parallel gradients are synchronised
             (``with contextlib.nullcontext() if part.last else model.no_sync(): …``, around forward *and* backward).
-        cost: in passes over a whole minibatch: 0.5 if it works on a half.
+        cost: in passes over a whole minibatch: 0.5 if it works on a half, 2 if two processes work on the same.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class Pass:
         weigh: Callable[[Tensor], Tensor] | None = None,
     ):
         self.index, self.sign, self.last, self._share, self._weigh = index, sign, last, share, weigh
-        self.cost = 1 if share is None else 0.5
+        self.cost: float = 1 if share is None else 0.5
 
     def __repr__(self) -> str:
         return f"Pass(index={self.index}, sign={self.sign:+d}, last={self.last})"

@@ -43,6 +43,7 @@ class MultiPassOptimizer(DelegatingOptimizer):
     """
 
     bn_stats: BNStats
+    processes_per_minibatch = 1  # data-parallel ones that are to be given the same
 
     def __init__(self, base: Optimizer, *, model: nn.Module | None = None, bn_stats: BNStats = "both"):
         if bn_stats not in get_args(BNStats):
@@ -141,6 +142,7 @@ class MultiPassOptimizer(DelegatingOptimizer):
             for index, sign in enumerate(signs):
                 weigh = self._weigher(index) if weights else None
                 part = Pass(index, sign, index == len(signs) - 1, share, weigh)
+                part.cost *= self.processes_per_minibatch
                 if weights:
                     self._move(part)
                 if index > 0:  # so that the sum, times the last pass's weight, is the weighted mean

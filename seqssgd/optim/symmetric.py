@@ -15,7 +15,8 @@ from .part import Pass
 from .random_noise import RandomNoise
 from .sharding import is_sharded
 
-Signs = Literal["batch", "halves", "steps", "ranks"]
+Signs = Literal["batch", "halves", "steps", "ranks", "pairs"]
+BY_RANK = ("ranks", "pairs")
 SIGNS: tuple[Signs, ...] = get_args(Signs)
 
 
@@ -33,7 +34,8 @@ class SymmetricNoise(RandomNoise):
             paper. ``"halves"``: a half of the minibatch each, for the price of one pass (use ``part.take``).
             ``"steps"``: two successive minibatches, one pass each, the second with the first's n reversed.
             ``"ranks"``: one pass in each data-parallel process, +n in the even and -n in the odd ones, whose mean is
-            what DDP makes of their gradients. (With the same minibatch in both of a pair it is the paper's step.)
+            what DDP makes of their gradients. ``"pairs"``: the same, where processes 2k and 2k+1 are given the same
+            minibatch: the paper's Fig. 1, the step of ``"batch"`` in the time of one pass.
         reduction: what the loss is, for ``"halves"``: ``"mean"`` over the examples of a pass (or over what
             ``part.take(..., count=)`` says: tokens, frames); ``"sum"`` over them, also a sum that is divided by a
             number of the whole minibatch. The gradient is that of the same loss of the whole minibatch.
@@ -47,11 +49,13 @@ class SymmetricNoise(RandomNoise):
 
     Which ``signs``: ``"batch"`` where noise, not the minibatch, makes the gradient's variance (large minibatches, late
     in training), and to reproduce the paper; ``"halves"`` where passes are what a training costs; ``"steps"`` where
-    minibatches cannot be split; ``"ranks"`` with DDP.
+    minibatches cannot be split; ``"ranks"`` with DDP; ``"pairs"`` for the paper's step with DDP, where minibatches
+    are too small to be shared out among all processes.
 
     Raises:
-        ValueError: an unknown choice, no group with a ``"noise"`` entry, an impossible level; ``"ranks"`` without an
-            even number of processes, or with sharded weights (FSDP2), which all processes put together.
+        ValueError: an unknown choice, no group with a ``"noise"`` entry, an impossible level; ``"ranks"`` or
+            ``"pairs"`` without an even number of processes, or with sharded weights (FSDP2), which all processes put
+            together.
 
     With SGD:
 
@@ -109,11 +113,11 @@ class SymmetricNoise(RandomNoise):
         if signs not in SIGNS:
             raise ValueError(f"signs={signs!r} is not one of {', '.join(SIGNS)}")
         processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-        if signs == "ranks" and processes % 2:
-            raise ValueError(f'signs="ranks" needs an even number of data-parallel processes; there are {processes}')
+        if signs in BY_RANK and processes % 2:
+            raise ValueError(f'signs="{signs}" needs an even number of data-parallel processes; there are {processes}')
         if reduction not in get_args(Reduction):
             raise ValueError(f'reduction must be "mean" or "sum", not {reduction!r}')
-        self.signs, self.reduction = signs, reduction
+        self.signs, self.reduction, self.processes_per_minibatch = signs, reduction, 2 if signs == "pairs" else 1
         super().__init__(
             base, distribution=distribution, granularity=granularity, seed=seed, model=model, bn_stats=bn_stats
         )
@@ -121,7 +125,7 @@ class SymmetricNoise(RandomNoise):
     def _signs(self) -> Sequence[int]:
         if self.signs == "steps":
             return (-1,) if self.draws % 2 else (+1,)
-        if self.signs == "ranks":
+        if self.signs in BY_RANK:
             return (-1,) if dist.get_rank() % 2 else (+1,)
         return (+1, -1)
 
@@ -174,5 +178,5 @@ class SymmetricNoise(RandomNoise):
 
     def _check_groups(self) -> None:
         super()._check_groups()
-        if self.signs == "ranks" and any(is_sharded(p) for _, p in self._perturbed()):
-            raise ValueError('signs="ranks" with sharded weights: each process needs whole weights; use DDP')
+        if self.signs in BY_RANK and any(is_sharded(p) for _, p in self._perturbed()):
+            raise ValueError(f'signs="{self.signs}" with sharded weights: each process needs whole weights; use DDP')

@@ -110,8 +110,9 @@ class OptimConfig:
         distribution: of the noise: rademacher, gaussian or uniform; null: the method's own.
         granularity: over what the norm is taken (tensor, layer, filter), or what the size of an element is measured
             by (filter_std: the filter's norm; absolute: nothing); null: the method's own.
-        signs: of ssgd: where the gradients at w+n and w-n come from: batch (two passes), halves, steps, or ranks (one;
-            the last takes an even number of processes). Of ivon: one (a perturbation a step), batch, halves or steps.
+        signs: of ssgd: where the gradients at w+n and w-n come from: batch (two passes), halves, steps or ranks (one),
+            or pairs (one in each of two processes, with one minibatch); the last two take an even number of processes.
+            Of ivon: one (a perturbation a step), batch, halves or steps.
         copies: of one-sided noise: the perturbations of a step.
         pairs: of nso: the symmetric pairs of a step.
         clean_weight: of nso and mrwp: how much the gradient at the weights themselves counts.

@@ -1,6 +1,6 @@
 """Data-parallel processes, as torchrun starts them. In a process started otherwise everything here does nothing.
 
-Every process runs the same program; :func:`rank` and :func:`world_size` say which share of the data is its own.
+Every process runs the same program; :func:`data_share` says which share of the data is its own.
 Process 0 alone writes files and prints.
 """
 
@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import nn
 
 from ..errors import UserError
-from .config import TrainingConfig
+from .config import OptimConfig, TrainingConfig
 
 
 def setup(config: TrainingConfig, seed: int) -> torch.device:
@@ -63,6 +63,12 @@ def rank() -> int:
 def world_size() -> int:
     """The number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def data_share(optim: OptimConfig) -> tuple[int, int]:
+    """Which share of every minibatch this process works on, and of how many: with signs "pairs" two work on one."""
+    together = 2 if optim.method == "ssgd" and optim.signs == "pairs" and world_size() > 1 else 1
+    return rank() // together, world_size() // together
 
 
 def is_main() -> bool:
