@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from twin import scaled_noise, unit_noise
 
-from seqssgd.optim import IVON, MRWP, NSO, SAM, CovarianceNoise, DropConnect, OneSidedNoise, noise_groups
+from seqssgd.optim import IVON, MRWP, MSAM, NSO, SAM, CovarianceNoise, DropConnect, OneSidedNoise, noise_groups
 
 X, Y = torch.randn(5, 4, generator=torch.Generator().manual_seed(1)).double(), torch.ones(5, 2).double()
 SEED = 6
@@ -110,9 +110,10 @@ def dropconnect(q):
     return equation
 
 
-def covariance(s, diagonal):
+def covariance(s, diagonal, centred=False):
     def equation(w, gradient, step):
         (epsilon,) = unit_noise([(len(X),)], "gaussian", SEED, step, torch.float64)
+        epsilon = epsilon - centred * epsilon.mean()
         each = [gradient(w, slice(i, i + 1)) for i in range(len(X))]
         noise = combined(*[(s * epsilon[i] / len(X), g) for i, g in enumerate(each)])
         if diagonal:
@@ -121,6 +122,26 @@ def covariance(s, diagonal):
         return plus(gradient(w, ALL), noise)
 
     return equation
+
+
+def msam(rho):
+    momentum = []
+
+    def equation(w, gradient, step):
+        v = momentum if step else [torch.zeros_like(x) for x in w]
+        size = torch.cat([x.flatten() for x in v]).norm()
+        g = gradient(plus(w, v, -rho / size if step else 0.0), ALL)
+        momentum[:] = [0.9 * x + y + 1e-2 * z for x, y, z in zip(v, g, w, strict=True)]  # as SGD in the test has it
+        return g
+
+    return equation
+
+
+def ahead(level):
+    def make(model, level=level, **base):
+        return MSAM(torch.optim.SGD(model.parameters(), **base), rho=level)
+
+    return make
 
 
 def weighed(level, **settings):
@@ -175,6 +196,8 @@ METHODS = {  # name: how it is made, the equation (None: it has a test of its ow
     "asam": (sharp(0.5, adaptive=True, eta=0.1), sam(0.5, eta=0.1), 2),
     "covariance": (weighed(1.5), covariance(1.5, diagonal=False), 1),
     "covariance_diagonal": (weighed(1.5, diagonal=True), covariance(1.5, diagonal=True), 2),
+    "covariance_centred": (weighed(1.5, centred=True), covariance(1.5, diagonal=False, centred=True), 1),
+    "msam": (ahead(0.3), msam(0.3), 1),
     "dropconnect": (noisy(DropConnect, 0.4), dropconnect(0.4), 1),
     "ivon": (variational(), None, 1),
     "ivon_square": (variational(estimate="square"), None, 1),
@@ -184,4 +207,5 @@ METHODS = {  # name: how it is made, the equation (None: it has a test of its ow
 }  # fmt: skip
 GRADIENTS = [name for name, method in METHODS.items() if method[1]]  # methods that are a gradient for any optimizer
 HALVES = ("mrwp", "mrwp_clean", "ivon_halves")
-WEIGHED = ("covariance", "covariance_diagonal")
+WEIGHED = ("covariance", "covariance_diagonal", "covariance_centred")
+ASCENTS = ("sam", "asam")

@@ -4,12 +4,26 @@ import copy
 
 import pytest
 import torch
-from peer_methods import GRADIENTS, HALVES, METHODS, WEIGHED, X, Y, bits, loss_of, losses_of, network, same_bits
+from peer_methods import (
+    ASCENTS,
+    GRADIENTS,
+    HALVES,
+    METHODS,
+    WEIGHED,
+    X,
+    Y,
+    bits,
+    loss_of,
+    losses_of,
+    network,
+    same_bits,
+)
 from torch import nn
 from torch.func import functional_call
 
 from seqssgd.optim import (
     MRWP,
+    MSAM,
     NSO,
     SAM,
     CovarianceNoise,
@@ -203,14 +217,14 @@ def accumulated(name, nesting, steps=2):
 def test_gradients_accumulate_in_either_nesting(name):
     """Micro-batches inside the loop are one minibatch; outside, SAM's each have a perturbation of their own."""
     inner, outer, whole = (accumulated(name, nesting) for nesting in ("inner", "outer", "whole"))
-    equal = [("inner", "outer")] if "sam" not in name else []
+    equal = [("inner", "outer")] if name not in ASCENTS else []
     if name not in HALVES + WEIGHED:  # the halves of the whole are other halves, and it has other weights
         equal += [("inner", "whole")]
     results = {"inner": inner, "outer": outer, "whole": whole}
     for a, b in equal:
         for p, q in zip(results[a], results[b], strict=True):
             torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-12)
-    if "sam" in name:
+    if name in ASCENTS:
         model, optimizer = make(name)
         gradients = []
         for x, y in MICROS:
@@ -239,7 +253,7 @@ def test_a_scaler_changes_nothing_and_a_skipped_step_leaves_exact_weights(name):
             scaler.update()
             optimizer.zero_grad()
         results.append(bits(model))
-    if "sam" in name:  # the norm of scaled gradients rounds otherwise
+    if name in ASCENTS:  # the norm of scaled gradients rounds otherwise
         for a, b in zip(*results, strict=True):
             torch.testing.assert_close(a, b)
     else:
@@ -305,6 +319,9 @@ def test_impossible_settings_are_refused_at_once():
         (lambda: DropConnect(base(1.0)), "must be below 1, not 1.0"),
         (lambda: SAM(torch.optim.SGD([weight], lr=0.1), rho=-1.0), "not -1.0"),
         (lambda: SAM(torch.optim.SGD([weight], lr=0.1), eta=0.0), "eta=0.0"),
+        (lambda: MSAM(torch.optim.SGD([weight], lr=0.1, momentum=0.9), rho=-1.0), "not -1.0"),
+        (lambda: MSAM(torch.optim.SGD([weight], lr=0.1), rho=0.1), "has none: give SGD momentum=0.9"),
+        (lambda: MSAM(torch.optim.Adagrad([weight]), rho=0.1), "has none: give Adagrad"),
         (lambda: OneSidedNoise(torch.optim.SGD([weight], lr=0.1)), "noise_groups"),
         (lambda: CovarianceNoise(torch.optim.SGD([weight], lr=0.1), noise=-1.0), "not -1.0"),
         (lambda: CovarianceNoise(torch.optim.SGD(noise_groups(network(), 0.1), lr=0.1), noise=0.1), "one level"),
@@ -325,12 +342,29 @@ def test_what_a_method_needs_in_the_loop_it_asks_for():
         assert same_bits(bits(model), clean)
 
 
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "NAdam", "RMSprop"])
+def test_momentum_sam_looks_along_the_momentum_of_any_optimizer_that_has_some(name):
+    model = network()
+    settings = {"momentum": 0.9} if name == "RMSprop" else {}
+    base = getattr(torch.optim, name)(model.parameters(), lr=0.01, **settings)
+    optimizer = MSAM(base, rho=0.2)
+    train(model, optimizer, 2)
+    key = "momentum_buffer" if settings else "exp_avg"
+    momentum = torch.cat([base.state[p][key].flatten() for p in model.parameters()])
+    clean = torch.cat([w.flatten() for w in bits(model)])
+    for part in optimizer.passes():
+        moved = torch.cat([w.flatten() for w in bits(model)]) - clean
+        torch.testing.assert_close(moved, -0.2 * momentum / momentum.norm())
+        part.mean(losses_of(model)).backward()
+
+
+@pytest.mark.parametrize("centred", [False, True])
 @pytest.mark.parametrize("diagonal", [False, True])
-def test_covariance_noise_has_the_second_moments_of_the_gradients_or_their_diagonal(diagonal):
+def test_covariance_noise_has_the_second_moments_of_the_gradients_or_their_diagonal(diagonal, centred):
     """Over 1,000 draws; the bounds are five standard deviations of an entry of the estimate."""
     weight, s, draws = nn.Parameter(torch.zeros(3, dtype=torch.float64)), 2.0, 1000
     examples = torch.tensor([[1.0, 0.5, 0.0], [2.0, -1.0, 1.0], [0.0, 1.0, 3.0], [1.0, 1.0, 1.0]]).double()
-    optimizer = CovarianceNoise(torch.optim.SGD([weight], lr=0.0), noise=s, diagonal=diagonal)
+    optimizer = CovarianceNoise(torch.optim.SGD([weight], lr=0.0), noise=s, diagonal=diagonal, centred=centred)
     noise = torch.empty(draws, 3, dtype=torch.float64)
     for draw in range(draws):
         for part in optimizer.passes():
@@ -338,10 +372,11 @@ def test_covariance_noise_has_the_second_moments_of_the_gradients_or_their_diago
         noise[draw] = weight.grad - examples.mean(0)
         optimizer.step()
         optimizer.zero_grad()
-    wanted = s**2 / 4 * (examples.T @ examples / 4)
+    rows = examples - centred * examples.mean(0)
+    wanted = s**2 / 4 * (rows.T @ rows / 4)
     if diagonal:
         wanted = wanted.diag().diag()
-    size = (s**2 / 4 * (examples.T @ examples / 4)).diag().sqrt()
+    size = (s**2 / 4 * (rows.T @ rows / 4)).diag().sqrt()
     bound = 5 * (2 / draws) ** 0.5 * torch.outer(size, size)
     assert ((noise.T @ noise / draws - wanted).abs() < bound).all()
     assert (noise.mean(0).abs() < 5 * size / draws**0.5).all()

@@ -13,6 +13,7 @@ from seqssgd.errors import UserError
 from seqssgd.optim import (
     IVON,
     MRWP,
+    MSAM,
     NSO,
     SAM,
     CovarianceNoise,
@@ -45,6 +46,7 @@ BUILT = {
     "covariance": ({"noise": 2.0}, CovarianceNoise, {"diagonal": False}, None, 1),
     "sam": ({}, SAM, {"adaptive": False}, None, 2),
     "asam": ({"eta": 0.02}, SAM, {"adaptive": True, "eta": 0.02}, None, 2),
+    "msam": ({"rho": 0.2, "momentum": 0.9}, MSAM, {}, None, 1),
     "ivon": (
         {"ess": 120.0, "signs": "halves"}, IVON, {"signs": "halves", "estimate": "price"}, ("gaussian", "absolute"), 1,
     ),
@@ -68,7 +70,7 @@ def test_a_name_builds_its_method_and_training_counts_its_passes(name, tmp_path)
     read_once = 5 * 4 * 6  # steps × sequences × length
     assert result["units"] == read_once
     row = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[0])
-    assert row["noise"] == {"sam": 0.05, "asam": 0.5, "ivon": 1.0}.get(name, optim["noise"])
+    assert row["noise"] == {"sam": 0.05, "asam": 0.5, "msam": 0.2, "ivon": 1.0}.get(name, optim["noise"])
 
 
 @every_method
@@ -82,7 +84,7 @@ def test_a_configuration_that_was_settled_and_read_again_is_the_same(name):
 def test_settings_of_other_methods_are_refused_unless_there_is_no_method():
     for name, settings, message in (
         ("sam", {"noise": 0.5}, r"optim.noise: sam has no such setting \(these have: ssgd, weight_noise, .*\); leave"),
-        ("ssgd", {"rho": 0.1}, r"optim.rho: ssgd has no such setting \(these have: sam, asam\)"),
+        ("ssgd", {"rho": 0.1}, r"optim.rho: ssgd has no such setting \(these have: sam, asam, msam\)"),
         ("nso", {"signs": "halves"}, "optim.signs: nso has no such setting"),
         ("two_draws", {"copies": 3}, "optim.copies: two_draws has no such setting"),
         ("dropconnect", {"distribution": "gaussian"}, "optim.distribution: dropconnect"),
@@ -99,6 +101,15 @@ def test_a_sign_on_each_rank_takes_an_even_number_of_processes():
     config = OptimConfig(method="ssgd", noise=0.3, signs="ranks")
     with pytest.raises(UserError, match=r'optim: signs="ranks" needs an even number of .* processes; there are 1'):
         build_optimizer(torch.nn.Linear(2, 2), config)
+
+
+def test_momentum_sam_asks_for_a_radius_and_a_momentum():
+    for settings, message in (
+        ({"momentum": 0.9}, "optim: msam needs optim.rho"),
+        ({"rho": 0.2}, "optim: MSAM looks along the momentum of the base optimizer"),
+    ):
+        with pytest.raises(UserError, match=message):
+            build_optimizer(torch.nn.Linear(2, 2), OptimConfig(method="msam", **settings))
 
 
 def test_ivon_asks_for_the_size_of_the_data_and_has_betas_of_its_own():

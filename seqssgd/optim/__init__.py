@@ -9,6 +9,7 @@ from .dropconnect import DropConnect
 from .finder import NoiseCurve, noise_finder
 from .groups import noise_groups
 from .ivon import IVON
+from .msam import MSAM
 from .noise import NoiseSource
 from .passes import MultiPassOptimizer, Pass
 from .peers import MRWP, NSO, OneSidedNoise, SinglePass
@@ -21,6 +22,7 @@ from .together import Together
 __all__ = [
     "IVON",
     "MRWP",
+    "MSAM",
     "NSO",
     "SAM",
     "CovarianceNoise",

@@ -29,13 +29,16 @@ class CovarianceNoise(MultiPassOptimizer):
       parameter, leave of that the diagonal exactly (the noise is then no Gaussian, as the paper's is); a second pass
       gives g.
 
-    F has the second moments of the gradients, as the Fisher matrix, not their covariance: the ε are not centred. An
-    example is what ``Pass.mean`` is given one loss for. Processes weigh their own examples, each with its own ε.
+    F is the empirical Fisher matrix (second moments of the gradients, with the labels of the data), not the gradients'
+    covariance. With ``centred`` it is that, F - ggᵀ, the noise of SGD itself: the ε have their mean taken out, over the
+    examples of one ``Pass.mean``. An example is what ``Pass.mean`` is given one loss for. Processes weigh their own
+    examples, each with its own ε.
 
     Args:
         base: the optimizer that steps. Groups without a ``"noise"`` entry get ``noise``.
         noise: the level s.
         diagonal: diag(F) in place of F.
+        centred: the covariance of the gradients in place of F.
         seed: of the noise.
         model, bn_stats: see :class:`MultiPassOptimizer`.
 
@@ -57,6 +60,7 @@ class CovarianceNoise(MultiPassOptimizer):
         *,
         noise: float,
         diagonal: bool = False,
+        centred: bool = False,
         seed: int = 0,
         model: nn.Module | None = None,
         bn_stats: BNStats = "both",
@@ -65,7 +69,7 @@ class CovarianceNoise(MultiPassOptimizer):
         for group in (base.defaults, *base.param_groups):  # the defaults are for groups that are added later
             group.setdefault(self.level_key, noise)
         self._check_groups()
-        self.diagonal = diagonal
+        self.diagonal, self.centred = diagonal, centred
         self.gaussian, self.signs = NoiseSource("gaussian", seed=seed), NoiseSource("rademacher", seed=seed)
         self._run.weighed = 0  # losses that were weighed in all loops so far: the position in the stream of ε
         self._run.weighing = 0  # and in this one, which may yet be left half-way
@@ -88,6 +92,10 @@ class CovarianceNoise(MultiPassOptimizer):
         epsilon = torch.empty_like(losses)
         self.gaussian.fill_([epsilon], self._run.weighing * world + rank)
         self._run.weighing += 1
+        if self.centred and len(losses) < 2:
+            raise ValueError("centred noise needs two examples or more in part.mean(losses): one has no covariance")
+        if self.centred:
+            epsilon.sub_(epsilon.mean())
         epsilon.mul_(self.param_groups[0][self.level_key])
         return epsilon if self.diagonal else epsilon.add_(1)
 

@@ -1,5 +1,7 @@
 """The diagonal of the Hessian, weight by weight, from what the passes of a step leave in the gradients."""
 
+from collections.abc import Mapping
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -42,6 +44,7 @@ class PassProducts:
         saved: list[Tensor],
         params: list[Tensor],
         scales: list[Tensor] | None,
+        earlier: Mapping[int, Tensor],
     ) -> None:
         """After a pass, while the weights are still moved and ``.grad`` holds the sum of the passes so far.
 
@@ -51,12 +54,13 @@ class PassProducts:
             moved, saved: the weights where they are, and their copies.
             params: the parameters themselves.
             scales: what to multiply the sum with, once it is whole: one for each weight, or None.
+            earlier: by the ids of parameters, what else is in their gradients.
         """
         last = index == len(weights) - 1
         for i, (there, w, p) in enumerate(zip(moved, saved, params, strict=True)):
             if p.grad is None:
                 continue
-            product = (there - w).mul_(p.grad)
+            product = (there - w).mul_(p.grad if id(p) not in earlier else p.grad - earlier[id(p)])
             if not last:
                 self._first[i] = product
                 continue

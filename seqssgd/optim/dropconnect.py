@@ -32,6 +32,8 @@ class DropConnect(RandomNoise):
         ValueError: no group with a ``"noise"`` entry; a level that is no probability below 1.
     """
 
+    alters_gradients = True
+
     def __init__(self, base: Optimizer, *, seed: int = 0, model: nn.Module | None = None, bn_stats: BNStats = "both"):
         super().__init__(
             base, distribution="uniform", granularity="absolute", seed=seed, model=model, bn_stats=bn_stats

@@ -210,8 +210,11 @@ class IVON(RandomNoise):
                 self.base.curvature(group, p).mul_(group["ess"] / float(group[self.level_key]) ** 2)
                 for group, p in perturbed
             ]
-        counts = tuple(self._pass_weights(count, part._share))
-        self._run.products.take(part.index, counts, weights, saved, [p for _, p in perturbed], scales)
+        counts, params = tuple(self._pass_weights(count, part._share)), [p for _, p in perturbed]
+        self._run.products.take(part.index, counts, weights, saved, params, scales, self._run.earlier)
+
+    def _reads_gradients(self) -> bool:
+        return self.estimate == "price"
 
     def _stepping(self) -> None:
         perturbed = [p for _, p in self._perturbed()]

@@ -1,6 +1,6 @@
 """What the two gradients of a pair tell of the curvature, at no pass."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -29,12 +29,25 @@ class PairDots:
         self.along: Tensor | None = None
         self.squares: Tensor | None = None
 
-    def take(self, index: int, weights: Sequence[Tensor], saved: Sequence[Tensor], params: Sequence[Tensor]) -> None:
-        """Called after each pass, while ``weights`` are still moved and ``.grad`` holds the sum of the passes."""
+    def take(
+        self,
+        index: int,
+        weights: Sequence[Tensor],
+        saved: Sequence[Tensor],
+        params: Sequence[Tensor],
+        earlier: Mapping[int, Tensor],
+    ) -> None:
+        """Called after each pass, while ``weights`` are still moved and ``.grad`` holds the sum of the passes.
+
+        Args:
+            earlier: by the ids of parameters, what else is in their gradients.
+        """
         dots, squares = [], []
         for moved, w, p in zip(weights, saved, params, strict=True):
             n = moved - w
             dots.append(n.new_zeros(()) if p.grad is None else (n * p.grad).sum(dtype=torch.float64))
+            if id(p) in earlier:
+                dots[-1] = dots[-1] - (n * earlier[id(p)]).sum(dtype=torch.float64)
             squares.append(n.square().sum(dtype=torch.float64))
         found = torch.stack([dot.double() for dot in dots])
         if index == 0:

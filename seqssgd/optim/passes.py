@@ -44,6 +44,7 @@ class MultiPassOptimizer(DelegatingOptimizer):
 
     bn_stats: BNStats
     processes_per_minibatch = 1  # data-parallel ones that are to be given the same
+    alters_gradients = False  # whether _finish() does, instead of only reading what is there
 
     def __init__(self, base: Optimizer, *, model: nn.Module | None = None, bn_stats: BNStats = "both"):
         if bn_stats not in get_args(BNStats):
@@ -71,7 +72,14 @@ class MultiPassOptimizer(DelegatingOptimizer):
         raise NotImplementedError
 
     def _finish(self, part: Pass, weights: list[Tensor], saved: list[Tensor]) -> None:
-        """Changes, after ``part``, what is in ``.grad``: the weighted sum over this step's passes so far."""
+        """After ``part``: reads ``.grad``, the weighted sum over this step's passes so far, or alters it.
+
+        Where it is only read, there are also the gradients of loops before in it, in the last pass: ``_run.earlier``.
+        """
+
+    def _reads_gradients(self) -> bool:
+        """Whether :meth:`_finish` makes use of the gradients."""
+        return False
 
     def _stepping(self) -> None:
         """Called when the base optimizer is about to step."""
@@ -135,7 +143,6 @@ class MultiPassOptimizer(DelegatingOptimizer):
         statistics = RunningStatistics(self.model) if keeps and self.model is not None else None
         importance: Sequence[float] = (1.0,)
         earlier = gradients.set_aside(self._parameters()) if weights else []
-        leaves_gradients = type(self)._finish is MultiPassOptimizer._finish
         try:
             if weights:
                 self._save(weights)
@@ -147,8 +154,10 @@ class MultiPassOptimizer(DelegatingOptimizer):
                     self._move(part)
                 if index > 0:  # so that the sum, times the last pass's weight, is the weighted mean
                     gradients.scale(self._parameters(), importance[index - 1] / importance[index])
-                if part.last and leaves_gradients:  # data-parallel training exchanges them together with this pass's
-                    gradients.add([(p, gradient / importance[index]) for p, gradient in earlier])
+                if part.last and not self.alters_gradients:  # data-parallel training exchanges them with this pass's
+                    earlier = [(p, gradient / importance[index]) for p, gradient in earlier]
+                    gradients.add(earlier)
+                    self._run.earlier = {id(p): gradient for p, gradient in earlier} if self._reads_gradients() else {}
                     earlier = []
                 with statistics.kept() if statistics and (self.bn_stats == "none" or index > 0) else nullcontext():
                     self._run.watch.start_pass(self._parameters())
@@ -159,6 +168,7 @@ class MultiPassOptimizer(DelegatingOptimizer):
                     self._finish_pass(part)
         finally:
             self._restore()
+            self._run.earlier = {}
         gradients.scale(self._parameters(), importance[-1])
         gradients.add(earlier)
 

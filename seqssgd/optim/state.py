@@ -32,6 +32,7 @@ class StepState:
         training: whether the model was in training mode when the loop began.
         buffers: the one extra copy of the weights, reused from step to step.
         watch: knows where the gradients come from.
+        earlier: gradients of loops before, by parameter, that are part of those of the last pass.
         gathering: the FSDP2 modules that must gather anew when weights move.
         pair: what a pair of passes tells of the curvature, where that is recorded.
         products: and what the passes tell of its diagonal, where a method uses that.
@@ -57,6 +58,7 @@ class StepState:
         self.checked = math.inf
         self.buffers: list[Tensor] = []
         self.gathering: list[FSDPModule] = []
+        self.earlier: dict[int, Tensor] = {}
         self.pair: PairDots | None = None
         self.products = PassProducts()
 

@@ -171,7 +171,11 @@ class SymmetricNoise(RandomNoise):
 
     def _finish(self, part: Pass, weights: list[Tensor], saved: list[Tensor]) -> None:
         if self._run.pair is not None:
-            self._run.pair.take(part.index, weights, saved, [p for _, p in self._perturbed()])
+            params = [p for _, p in self._perturbed()]
+            self._run.pair.take(part.index, weights, saved, params, self._run.earlier)
+
+    def _reads_gradients(self) -> bool:
+        return self._run.pair is not None
 
     def _draw(self, index: int) -> int:
         return self.draws // 2 if self.signs == "steps" else self.draws

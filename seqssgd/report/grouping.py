@@ -31,6 +31,7 @@ METHODS = {
     "nso": "NSO",
     "sam": "SAM",
     "asam": "ASAM",
+    "msam": "MSAM",
     "mrwp": "m-RWP",
     "smoothout": "SmoothOut",
     "adasmoothout": "AdaSmoothOut",
@@ -44,7 +45,7 @@ FAMILIES = (
     *("none", "ema", "swa"),
     *("weight_noise", "two_draws", "graves", "smoothout", "adasmoothout", "dropconnect", "mrwp"),
     *("ssgd", "nso"),
-    *("sam", "asam"),
+    *("sam", "asam", "msam"),
     *("ivon",),
 )
 # Settings that a method with noise is always named by: what goes without saying, and how the rest is said.

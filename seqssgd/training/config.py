@@ -98,7 +98,7 @@ class OptimConfig:
     Attributes:
         method: none (the base optimizer alone, whatever the settings of other methods), ssgd (symmetric weight
             noise), or one it is compared with: weight_noise, two_draws, smoothout, adasmoothout, graves, nso, mrwp,
-            dropconnect, covariance, sam, asam, ivon (noise that adapts to the curvature), ema, swa.
+            dropconnect, covariance, sam, asam, msam, ivon (noise that adapts to the curvature), ema, swa.
         base: the optimizer that steps: sgd, adam or adamw; ivon steps by itself.
         lr: learning rate.
         momentum: of sgd.
@@ -116,8 +116,9 @@ class OptimConfig:
         copies: of one-sided noise: the perturbations of a step.
         pairs: of nso: the symmetric pairs of a step.
         clean_weight: of nso and mrwp: how much the gradient at the weights themselves counts.
-        rho: of sam and asam: the norm of the perturbation.
+        rho: of sam, asam and msam: the norm of the perturbation.
         diagonal: of covariance: the diagonal of the gradients' second moments alone, for a second pass.
+        centred: of covariance: the covariance of the gradients in place of their second moments.
         eta: of asam: what is added to the size of each weight.
         ess: of ivon: λ, the effective sample size: the number of training examples, in units of the loss's mean.
         hess_init: of ivon: the start of its diagonal of the Hessian.
@@ -156,6 +157,7 @@ class OptimConfig:
     clean_weight: float | None = None
     rho: float | None = None
     diagonal: bool | None = None
+    centred: bool | None = None
     eta: float | None = None
     ess: float | None = None
     hess_init: float | None = None

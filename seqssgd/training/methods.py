@@ -14,6 +14,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from ..optim import (
     IVON,
     MRWP,
+    MSAM,
     NSO,
     SAM,
     CovarianceNoise,
@@ -82,19 +83,22 @@ def _settled(value: T | None) -> T:
     return value
 
 
-def _sam(model: nn.Module, c: OptimConfig, **settings: Any) -> MultiPassOptimizer:
-    groups, rho = model.parameters(), _settled(c.rho)
+def _sam(model: nn.Module, c: OptimConfig, method: Callable[..., MultiPassOptimizer] = SAM, **settings: Any) -> Any:
+    if c.rho is None:
+        raise ValueError(f"{c.method} needs optim.rho, the norm of its perturbation")
+    groups, rho = model.parameters(), c.rho
     if c.only is not None:
         by_role = noise_groups(model, 1.0, only=c.only)
         groups = [{"params": group["params"], "rho": rho * group["noise"]} for group in by_role]
-    return SAM(BASES[c.base](groups, c), rho=rho, model=model, bn_stats=c.bn_stats, **settings)
+    return method(BASES[c.base](groups, c), rho=rho, model=model, bn_stats=c.bn_stats, **settings)
 
 
 def _covariance(model: nn.Module, c: OptimConfig) -> MultiPassOptimizer:
     base = BASES[c.base](model.parameters(), c)
     return CovarianceNoise(
-        base, noise=c.noise, diagonal=_settled(c.diagonal), seed=c.noise_seed, model=model, bn_stats=c.bn_stats
-    )
+        base, noise=c.noise, diagonal=_settled(c.diagonal), centred=_settled(c.centred), seed=c.noise_seed,
+        model=model, bn_stats=c.bn_stats,
+    )  # fmt: skip
 
 
 def _ivon(model: nn.Module, c: OptimConfig) -> MultiPassOptimizer:
@@ -137,9 +141,12 @@ METHODS: dict[str, Method] = {
     ),
     "mrwp": Method(_noisy(MRWP, "clean_weight", *_NOISE), _settings("gaussian", "filter_std", clean_weight=0.5)),
     "dropconnect": Method(_noisy(DropConnect), {**_LEVEL, "noise": 0.0}),
-    "covariance": Method(_covariance, {"noise": 0.0, "noise_schedule": None, "noise_ramp": None, "diagonal": False}),
+    "covariance": Method(
+        _covariance, {"noise": 0.0, "noise_schedule": None, "noise_ramp": None, "diagonal": False, "centred": False}
+    ),
     "sam": Method(_sam, {**_LEVEL, "rho": 0.05}),
     "asam": Method(lambda model, c: _sam(model, c, adaptive=True, eta=c.eta), {**_LEVEL, "rho": 0.5, "eta": 0.01}),
+    "msam": Method(partial(_sam, method=MSAM), {**_LEVEL, "rho": None}),
     "ivon": Method(_ivon, {**_LEVEL, **_IVON}, betas=(0.9, 0.99999)),
     "ema": Method(lambda model, c: _average(model, c, c.average_decay), {"average_decay": 0.999, "average_start": 0}),
     "swa": Method(partial(_average, decay=None), {"average_start": 0}),

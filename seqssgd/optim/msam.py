@@ -1,0 +1,85 @@
+"""Momentum-SAM: the look ahead along the momentum, which costs no pass."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from .batchnorm import BNStats
+from .part import Pass
+from .passes import MultiPassOptimizer
+from .sharding import is_sharded
+
+MOMENTA = ("momentum_buffer", "exp_avg")  # what the optimizers of torch.optim call it in their state
+
+
+class MSAM(MultiPassOptimizer):
+    r"""Momentum-SAM (Becker, Altrock, Risse 2024): one pass, at a point along the momentum v of the base optimizer:
+
+    .. math:: w \leftarrow w - \eta\,\text{step}\Bigl(\nabla L\bigl(w - \rho\,v/\|v\|_2\bigr)\Bigr)
+
+    SGD's momentum, or the first moment of Adam and its relatives; the norm is over all perturbed parameters together.
+    Outside the loop over passes the weights are w, so that nothing has to be swapped before evaluation. The first step
+    has no momentum yet and is the base optimizer's. With weight decay by L2 penalty the momentum contains it.
+
+    Args:
+        base: the optimizer that steps, with momentum. Its groups' ``"rho"`` entries, where there are any, go before
+            ``rho``; a group with 0 is not perturbed and does not count in the norm.
+        rho: ρ, how far to look.
+        model, bn_stats: see :class:`MultiPassOptimizer`.
+
+    Raises:
+        ValueError: ``rho`` is negative or not finite, the base optimizer has no momentum, sharded weights (FSDP2).
+
+    >>> import torch
+    >>> weight = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
+    >>> optimizer = MSAM(torch.optim.SGD([weight], lr=0.0, momentum=0.9), rho=0.5)
+    >>> for step in range(2):
+    ...     for _ in optimizer.passes():
+    ...         [round(x, 4) for x in weight.tolist()]
+    ...         (weight**2).sum().backward()
+    ...     optimizer.step()
+    ...     optimizer.zero_grad()
+    [3.0, 4.0]
+    [2.7, 3.6]
+    """
+
+    level_key = "rho"
+
+    def __init__(self, base: Optimizer, *, rho: float, model: nn.Module | None = None, bn_stats: BNStats = "both"):
+        super().__init__(base, model=model, bn_stats=bn_stats)
+        for group in (base.defaults, *base.param_groups):  # the defaults are for groups that are added later
+            group.setdefault("rho", rho)
+        self._check_groups()
+
+    def _signs(self) -> Sequence[int]:
+        return (+1,) if any(v is not None for v in self._momenta()) else (0,)
+
+    def _momenta(self) -> list[Tensor | None]:
+        """Of each perturbed parameter, None before its first step."""
+        states = [self.state.get(p, {}) for _, p in self._perturbed()]
+        return [next((state[key] for key in MOMENTA if state.get(key) is not None), None) for state in states]
+
+    def _perturb(self, part: Pass, weights: list[Tensor], saved: list[Tensor]) -> None:
+        momenta = self._momenta()
+        found = [v for v in momenta if v is not None]
+        if not found:
+            return
+        scale = 1 / (nn.utils.get_total_norm(found) + 1e-12)
+        for (group, _), w, v in zip(self._perturbed(), weights, momenta, strict=True):
+            if v is not None:
+                w.addcmul_(v.to(w), scale.to(w), value=-float(group["rho"]))
+
+    def _check_group(self, group: dict[str, Any], index: int) -> None:
+        super()._check_group(group, index)
+        if not group.get(self.level_key):
+            return
+        if not (group.get("momentum", self.defaults.get("momentum")) or group.get("betas", self.defaults.get("betas"))):
+            raise ValueError(
+                f"MSAM looks along the momentum of the base optimizer, and parameter group {index} has none: "
+                f"give {type(self.base).__name__} momentum=0.9, or take an optimizer that has some"
+            )
+        params = [group["params"]] if isinstance(group["params"], Tensor) else group["params"]
+        if any(is_sharded(p) for p in params):
+            raise ValueError("MSAM with sharded weights has not been tried; use DDP")
