@@ -2,9 +2,10 @@
 
     python data_prep/cifar.py --source cifar-10-python.tar.gz --out data/cifar10
 
-The source is one of Krizhevsky's archives, python or binary, whose md5 is checked; a folder where one was unpacked; or
-a folder with a copy in Parquet files, as they are on the Hugging Face hub (train*.parquet and test*.parquet). Archives
-are read without unpacking them, and pickles without running what they ask for.
+The source is one of Krizhevsky's archives, python or binary, whose md5 is checked; a folder where one was unpacked, of
+whose python files it is checked, too; or a folder with a copy in Parquet files, as they are on the Hugging Face hub
+(train*.parquet and test*.parquet). Archives are read without unpacking them, and pickles without running what they ask
+for.
 """
 
 import argparse
@@ -35,6 +36,9 @@ Sets = dict[str, tuple[np.ndarray, np.ndarray]]  # images (N, 3, 32, 32) of uint
 class Form:
     """How one of Krizhevsky's archives is made: its md5, the files of each set, that with the names of the classes, and
     where the labels are: their key in a pickle, or the number of bytes before each image, of which the last is it.
+
+    ``md5s`` are those of its files in their order, as torchvision's CIFAR10 and CIFAR100 have them; none are published
+    of the binary ones.
     """
 
     title: str
@@ -43,6 +47,7 @@ class Form:
     test: tuple[str, ...]
     classes: str
     labels: str | int
+    md5s: tuple[str, ...] = ()
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -52,14 +57,18 @@ class Form:
 BATCHES = tuple(f"data_batch_{number}" for number in range(1, 6))
 FORMS = {
     "cifar-10-python.tar.gz": Form(
-        "CIFAR-10", "c58f30108f718f92721af3b95e74349a", BATCHES, ("test_batch",), "batches.meta", "labels"
+        "CIFAR-10", "c58f30108f718f92721af3b95e74349a", BATCHES, ("test_batch",), "batches.meta", "labels",
+        ("c99cafc152244af753f735de768cd75f", "d4bba439e000b95fd0a9bffe97cbabec", "54ebc095f3ab1f0389bbae665268c751",
+         "634d18415352ddfa80567beed471001a", "482c414d41f54cd18b22e5b47cb7c3cb", "40351d587109b95175f43aff81a1287e",
+         "5ff9c542aee3614f3951f8cda6e48888"),
     ),
     "cifar-10-binary.tar.gz": Form(
         "CIFAR-10", "c32a1d4ab5d03f1284b67883e8d87530", tuple(f"{name}.bin" for name in BATCHES), ("test_batch.bin",),
         "batches.meta.txt", 1,
     ),
     "cifar-100-python.tar.gz": Form(
-        "CIFAR-100", "eb9058c3a382ffc7106e4002c42a8d85", ("train",), ("test",), "meta", "fine_labels"
+        "CIFAR-100", "eb9058c3a382ffc7106e4002c42a8d85", ("train",), ("test",), "meta", "fine_labels",
+        ("16019d7e3df5f24257cddd939b257f8d", "f0ef6b0ae62326f3e7ffdfab6717acfc", "7973b15100ade9c7d40fb424638fde48"),
     ),
     "cifar-100-binary.tar.gz": Form(
         "CIFAR-100", "03b5dce01913d631647c71ecec9e9cb8", ("train.bin",), ("test.bin",), "fine_label_names.txt", 2
@@ -77,6 +86,8 @@ def main(argv: list[str] | None = None) -> None:
     else:
         form, contents = read_folder(args.source) if args.source.is_dir() else read_archive(args.source)
         name, sets, classes = form.title, *decode(form, contents, args.source)
+        if args.source.is_dir():
+            check_files(form, contents, args.source)
     check(sets, classes, args.source)
     if not write_image_dataset(args.out, sets, name, classes):
         print(f"{args.out} is already prepared from these images; nothing to do")
@@ -134,6 +145,21 @@ def read_folder(source: Path) -> tuple[Form, dict[str, bytes]]:
     form, folder, found = max(places, key=lambda place: len(place[2]) / len(place[0].files))
     present = [name for name in found if (folder / name).is_file()]  # and no link to nothing
     return form, _complete(form, {name: (folder / name).read_bytes() for name in present}, source)
+
+
+def check_files(form: Form, contents: dict[str, bytes], source: Path) -> None:
+    """Raises a ``UserError`` that names the files of an unpacked archive that are not the true ones."""
+    if not form.md5s:
+        print(f"note: {source}: no checksums of these files are published; give the archive to have them checked")
+    damaged = [
+        f"{name} has md5 {found}, not {md5}"
+        for name, md5 in zip(form.files, form.md5s, strict=bool(form.md5s))
+        if (found := hashlib.md5(contents[name]).hexdigest()) != md5
+    ]
+    if damaged:
+        raise UserError(
+            f"{source}: {'; '.join(damaged)}; unpack Krizhevsky's archive again, or give the archive itself"
+        )
 
 
 def _complete(form: Form, contents: dict[str, bytes], source: Path) -> dict[str, bytes]:

@@ -199,8 +199,8 @@ def load_recognizer(run: str | Path, checkpoint: str | Path = "best") -> tuple[R
     path = find_checkpoint(run, checkpoint)
     model = Recognizer(RecognizerConfig(features, network), tokenizer.vocab_size)
     state = checkpoints.load(path)
-    check_files(run, state, path)
     checkpoints.load_model(model, state, path)
+    check_files(run, state, path)
     return model.eval(), tokenizer
 
 
@@ -234,8 +234,8 @@ def check_same_corpus(run: str | Path, folder: str | Path) -> None:
     Raises:
         UserError: it holds another one.
     """
-    known = read_section(run, "data", KIND)["valid"]["fingerprint"]
-    if load_for_run(run, folder, "valid").fingerprint != known:
+    known = read_section(run, "data", KIND)["valid"]
+    if not load_for_run(run, folder, "valid").is_that_of(known):
         raise UserError(f"{folder} is not the corpus that {run} was trained on; give that --data, or leave --save out")
 
 

@@ -38,10 +38,10 @@ def kind_of(config: Mapping[str, Any]) -> str | None:
     model = config.get("model")
     if not isinstance(model, Mapping):
         return None
+    if {"features", "network"} <= set(model) or {"tokens", "augment"} <= set(config):
+        return RECOGNISER
     if "hidden_size" in model:
         return LANGUAGE_MODEL
-    if {"features", "network"} <= set(model):
-        return RECOGNISER
     return CLASSIFIER if set(model) == {"name"} else None
 
 

@@ -78,7 +78,8 @@ def describe_images(dataset: ImageDataset | EncodedDataset) -> dict[str, object]
     return {
         "name": dataset.info["name"],
         "classes": len(dataset.classes),
-        "fingerprint": dataset.info["fingerprint"],
+        "fingerprint": dataset.info["fingerprint"],  # of CIFAR's content; of the others' names and sizes
+        **({"content": dataset.content} if isinstance(dataset, EncodedDataset) and dataset.content else {}),
     }
 
 
@@ -89,7 +90,9 @@ def check_same_images(run: str | Path, dataset: ImageDataset | EncodedDataset) -
         UserError: it was trained on other images, or is not a run.
     """
     trained_on = read_section(run, "data", KIND)
-    if trained_on.get("fingerprint") != dataset.info["fingerprint"]:
+    then, now = trained_on, describe_images(dataset)
+    known = "content" in then and "content" in now
+    if then.get("fingerprint") != now["fingerprint"] or (known and then["content"] != now["content"]):
         raise UserError(
             f"{dataset.folder} ({dataset.info['name']}) is not the data that {run} was trained on "
             f"({trained_on.get('name')}); give that --data"

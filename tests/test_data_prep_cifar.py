@@ -142,11 +142,18 @@ def _small(monkeypatch):
 
 @pytest.fixture
 def known(monkeypatch):
-    """Lets an archive pass for Krizhevsky's of that name."""
+    """Lets an archive, or the folder where one was unpacked, pass for Krizhevsky's of that name."""
+
+    def md5(path: Path) -> str:
+        return hashlib.md5(path.read_bytes()).hexdigest()
 
     def know(path: Path, name: str) -> Path:
-        md5 = hashlib.md5(path.read_bytes()).hexdigest()
-        forms = {**CIFAR.FORMS, name: dataclasses.replace(CIFAR.FORMS[name], md5=md5)}
+        form = CIFAR.FORMS[name]
+        if not path.is_dir():
+            form = dataclasses.replace(form, md5=md5(path))
+        elif form.md5s:
+            form = dataclasses.replace(form, md5s=tuple(md5(path / file) for file in form.files))
+        forms = {**CIFAR.FORMS, name: form}
         monkeypatch.setattr(CIFAR, "FORMS", forms)
         return path
 
@@ -160,7 +167,7 @@ def known(monkeypatch):
 @pytest.mark.parametrize("form", CIFAR.FORMS)
 def test_images_labels_and_classes_are_those_of_the_archive(known, tmp_path, form, packed):
     files = members(form)
-    source = known(pack(tmp_path / form, files), form) if packed else unpack(tmp_path / "source/deeper", files)
+    source = known(pack(tmp_path / form, files) if packed else unpack(tmp_path / "source/deeper", files), form)
     data = prepare(source if packed else tmp_path / "source", tmp_path / "out")
     assert data.info["name"] == form.upper().rpartition("-")[0]
     assert_equal_to_sets(data)
@@ -183,12 +190,14 @@ def test_a_copy_that_went_through_jpeg_says_so(tmp_path, capsys):
     assert np.array_equal(data.split("test").images[3].permute(1, 2, 0).numpy(), np.asarray(jpeg))
 
 
-def test_a_rerun_from_any_form_of_the_same_images_does_nothing(tmp_path, capsys):
-    prepare(unpack(tmp_path / "source", members("cifar-10-python.tar.gz")), tmp_path / "out")
+def test_a_rerun_from_any_form_of_the_same_images_does_nothing(known, tmp_path, capsys):
+    python = "cifar-10-python.tar.gz"
+    prepare(known(unpack(tmp_path / "source", members(python)), python), tmp_path / "out")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
     capsys.readouterr()
     prepare(unpack(tmp_path / "binary", members("cifar-10-binary.tar.gz")), tmp_path / "out")
-    assert "nothing to do" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "nothing to do" in said and "no checksums of these files are published; give the archive" in said
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
 
 
@@ -212,6 +221,19 @@ def test_archives_with_another_md5_are_refused(tmp_path, capsys):
     assert "which none of cifar-10-python.tar.gz, " in refused(
         capsys, CIFAR.main, "--source", other, "--out", tmp_path / "out"
     )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("form", ["cifar-10-python.tar.gz", "cifar-100-python.tar.gz"])
+def test_an_unpacked_file_with_another_md5_is_refused(known, tmp_path, capsys, form):
+    files = members(form)
+    source = known(unpack(tmp_path / "source", files), form)
+    name = CIFAR.FORMS[form].train[-1]
+    content = bytearray(files[name])
+    content[content.index(SETS["train"][0][-1].tobytes())] ^= 1  # the first pixel of an image
+    (source / name).write_bytes(content)
+    said = refused(capsys, CIFAR.main, "--source", source, "--out", tmp_path / "out")
+    assert f"source: {name} has md5 " in said and "unpack Krizhevsky's archive again" in said
     assert not (tmp_path / "out").exists()
 
 

@@ -1,6 +1,8 @@
 """Sets of prepared speech as they are read: samples, checks before training, and every fault by name."""
 
 import io
+import json
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -15,7 +17,7 @@ import torch
 from sphere_files import speech_like, sphere
 
 from seqssgd.data import audio as audio_module
-from seqssgd.data import shards
+from seqssgd.data import contents, shards
 from seqssgd.data.audio import decode
 from seqssgd.data.speech import load_speech, set_names
 from seqssgd.data.speech_rows import Utterance
@@ -216,6 +218,65 @@ def test_a_prepared_file_that_has_changed_is_refused(tmp_path):
         file.write(b"x")
     with pytest.raises(UserError, match="train.parquet has changed since it was prepared"):
         load_speech(tmp_path / "toy", "train")
+
+
+def silenced(folder: Path, name: str = "train") -> None:
+    """Replaces the recordings of a set by silence of the same length."""
+    table = pq.read_table(folder / f"{name}.parquet")
+    rows = table.to_pylist()
+    for cell in (row["audio"] for row in rows):
+        cell["bytes"] = encoded(np.zeros_like(soundfile.read(io.BytesIO(cell["bytes"]), dtype="int16")[0]))
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), folder / f"{name}.parquet")
+
+
+def test_a_prepared_file_whose_size_was_kept_or_noted_anew_is_refused_too(tmp_path):
+    file = prepared(tmp_path / "toy") / "train.parquet"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(UserError, match="train.parquet has changed since it was prepared; remove"):
+        load_speech(tmp_path / "toy", "train")
+    assert len(load_speech(tmp_path / "toy", "test")) == 2
+    silenced(prepared(tmp_path / "other"))
+    info = json.loads((tmp_path / "other/dataset.json").read_text())
+    info["sets"]["train"]["files"]["train.parquet"] = (tmp_path / "other/train.parquet").stat().st_size
+    (tmp_path / "other/dataset.json").write_text(json.dumps(info))
+    with pytest.raises(UserError, match="train.parquet has changed since it was prepared; remove"):
+        load_speech(tmp_path / "other", "train")
+
+
+def test_files_are_read_through_only_where_their_times_have_changed(tmp_path, monkeypatch):
+    read = []
+    checksum = contents.checksum
+    monkeypatch.setattr(contents, "checksum", lambda path: read.append(path.name) or checksum(path))
+    data = load_speech(prepared(tmp_path / "toy"), "train")
+    assert not read
+    shutil.copytree(tmp_path / "toy", tmp_path / "kept")  # with their times
+    assert load_speech(tmp_path / "kept", "train").content == data.content and not read
+    shutil.copytree(tmp_path / "toy", tmp_path / "copied", copy_function=shutil.copyfile)
+    assert load_speech(tmp_path / "copied", "train").content == data.content and read == ["train.parquet"]
+
+
+def test_recordings_tell_sets_apart_whoever_wrote_them(tmp_path):
+    made = load_speech(prepared(tmp_path / "toy"), "train")
+    shutil.copytree(tmp_path / "toy", tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/dataset.json").unlink()
+    same = load_speech(tmp_path / "elsewhere", "train")
+    assert same.content == made.content and same.is_that_of(made.description())
+    silenced(tmp_path / "elsewhere")
+    silent = load_speech(tmp_path / "elsewhere", "train")
+    assert silent.fingerprint == made.fingerprint and not silent.is_that_of(made.description())
+
+
+def test_sets_of_earlier_versions_load_with_a_note(tmp_path, capsys):
+    made = load_speech(prepared(tmp_path / "toy"), "train")
+    info = json.loads((tmp_path / "toy/dataset.json").read_text())
+    for count in info["sets"].values():
+        del count["content"], count["sha256"]
+    (tmp_path / "toy/dataset.json").write_text(json.dumps(info))
+    old = load_speech(tmp_path / "toy", "train")
+    assert "toy/train was prepared without checksums" in capsys.readouterr().err
+    assert old.content is None and "content" not in old.description() and old.is_that_of(made.description())
 
 
 def test_a_recording_that_is_not_as_long_as_prepared_is_an_error_when_it_is_read(tmp_path, monkeypatch):

@@ -113,6 +113,20 @@ def test_wrong_input_is_refused_in_one_line(data, tmp_path, capsys, small):
     assert not (tmp_path / "run").exists()
 
 
+def test_images_of_the_same_names_and_sizes_but_another_content_are_refused(data, tmp_path, small, capsys):
+    train(data, run := tmp_path / "run", "--max-steps", 1)
+    tree = write_tree(tmp_path / "tree")
+    path = next((tree / "train").rglob("*.JPEG"))
+    content = bytearray(path.read_bytes())
+    content[13] ^= 1  # the unit of the pixels' density
+    path.write_bytes(content)
+    load("data_prep/imagenet.py").main(["--source", str(tree), "--out", str(tmp_path / "out")])
+    assert load_encoded(tmp_path / "out").info["fingerprint"] == load_encoded(data).info["fingerprint"]
+    said = refused(capsys, TRAIN.main, *command(tmp_path / "out", run))
+    assert "a run of another configuration (data.content.train = " in said
+    assert "is not the data that" in refused(capsys, EVALUATE.main, "--run", run, "--data", tmp_path / "out")
+
+
 def test_evaluation_on_other_images_is_refused(data, tmp_path, capsys, small):
     train(data, run := tmp_path / "run", "--max-steps", 1)
     other = write_tree(tmp_path / "tree", train=3)

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -11,6 +12,7 @@ import torch
 import yaml
 from programs import ROOT, kill_and_resume, load, outcome, refused, start, without_times
 
+from seqssgd.data.audio import decode, encode_flac
 from seqssgd.metrics import score
 from seqssgd.report import compare, read_run, summary
 from seqssgd.speech.decode import arpa_words
@@ -240,6 +242,20 @@ def test_data_that_the_model_cannot_use_are_refused(data, finished, tmp_path, ca
     message = refused(capsys, TRAIN.main, *command(tmp_path / "text", tmp_path / "run"))
     assert "text/train has no column audio" in message and not (tmp_path / "run").exists()
     assert "--lm, --lexicon, --alpha and --beta are of beam search" in refuse(data, "--lm", "x.arpa")
+
+
+def test_a_run_goes_on_with_the_recordings_that_it_began_with_only(data, tmp_path, capsys):
+    train(data, tmp_path / "run", "--max-steps", 1)
+    folder = tmp_path / "silent"
+    shutil.copytree(data, folder)
+    table = pq.read_table(folder / "train.parquet")
+    rows = table.to_pylist()
+    for row in rows:
+        row["audio"]["bytes"] = encode_flac(np.zeros_like(decode(row["audio"]["bytes"]).samples[:, 0]), 16_000)
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), folder / "train.parquet")
+    (folder / "dataset.json").unlink()  # or the changed file would be refused for itself
+    said = refused(capsys, TRAIN.main, *command(folder, tmp_path / "run"))
+    assert "a run of another configuration (data.train.content = " in said
 
 
 def test_language_models_that_are_none_are_refused(data, finished, tmp_path, capsys):

@@ -234,7 +234,7 @@ def main(argv: list[str] | None = None) -> int:
     device = training.setup(config.training, config.seed)
     model = Recognizer(config.model, tokenizer.vocab_size).to(device)
     task = SpeechTask(model, tokenizer, sets, config, device)
-    about = {role: {"fingerprint": data.fingerprint, "rates": data.source_rates} for role, data in sets.items()}
+    about = {role: data.description() for role, data in sets.items()}
 
     def begin(run: Path) -> None:
         make_folder(run / "tokenizer")  # so that the run can be used without the data

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from seqssgd.data.contents import check_set
 from seqssgd.data.images import Normalization, ShuffledBatches
 from seqssgd.data.pictures import ImageError, decode_rgb
 from seqssgd.data.prefetching import prefetch
@@ -125,14 +126,20 @@ class EncodedDataset:
         """The names of the classes, in the order of their labels."""
         return self.info["classes"]
 
+    @property
+    def content(self) -> dict[str, str]:
+        """What differs between sets whose images differ, by name; none of those that an earlier version prepared."""
+        return {name: count["content"] for name, count in self.info["sets"].items() if "content" in count}
+
     def split(self, name: str, size: int = 224, workers: int = 1) -> EncodedImages:
         """``"train"`` or ``"valid"``, whose minibatches are squares of ``size`` pixels decoded by ``workers`` threads.
 
         Raises:
-            UserError: the files cannot be read.
+            UserError: the files cannot be read, or have changed.
         """
         from seqssgd.data.hub import open_parquet
 
+        check_set(self.folder, name, self.info["sets"][name])
         files = [self.folder / file for file in sorted(self.info["sets"][name]["files"])]
         title = str(self.folder / name)
         return EncodedImages(title, open_parquet(title, files, "images").cast(_features()), size, workers)

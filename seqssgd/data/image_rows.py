@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from seqssgd.data.contents import of_item
 from seqssgd.data.hub import why_not_read
 from seqssgd.data.items import printable
 from seqssgd.data.pictures import ImageError, decode_rgb
@@ -54,7 +55,7 @@ class LabelledImage:
         if self.shortest_side and min(image.size) > self.shortest_side:
             content = _reduced(image, self.shortest_side)
         row = {"image": {"bytes": content, "path": printable(self.path)}, "label": self.label}
-        return row, {"labels": {str(self.label): 1}}
+        return row, {"labels": {str(self.label): 1}, "content": of_item(f"{self.label} {self.path}", content)}
 
 
 def read_file(path: str | Path) -> bytes:

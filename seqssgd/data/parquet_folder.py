@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from seqssgd.data.contents import as_text, seal
 from seqssgd.data.shards import FORMAT, Form, Item, Rejected, Shard, cut, merge, write_shards
 from seqssgd.errors import UserError
 from seqssgd.files import atomic_path, naming
@@ -115,6 +116,9 @@ def read_info(folder: str | Path, kind: str) -> dict | None:
         if info["format"] != FORMAT or not isinstance(info["fingerprint"], str):
             raise ValueError
         files = {file: size for count in info["sets"].values() for file, size in count["files"].items()}
+        for count in info["sets"].values():
+            if not (isinstance(count.get("sha256", {}), dict) and isinstance(count.get("content", ""), str)):
+                raise ValueError
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -199,11 +203,14 @@ def _count(name: str, form: Form, results: list[dict], rejected: list[Rejected])
     counts: dict = {}
     for result in mine:
         merge(counts, result["counts"])
+    files = {result["file"] if len(mine) > 1 else f"{name}.parquet": result for result in mine}
     return {
         f"{form.unit}s": sum(result["rows"] for result in mine),
         "rejected": sum(item.set == name for item in rejected),
         **form.total(name, counts),
-        "files": {result["file"] if len(mine) > 1 else f"{name}.parquet": result["bytes"] for result in mine},
+        "content": as_text(counts.get("content", 0)),
+        "files": {file: result["bytes"] for file, result in files.items()},
+        "sha256": {file: result["sha256"] for file, result in files.items()},
     }
 
 
@@ -254,6 +261,7 @@ def _finish(stage: Path, shards: list[Shard], info: dict) -> None:
     with atomic_path(stage / "dataset.json") as path:
         text = json.dumps(info, indent=2, ensure_ascii=False) + "\n"
         path.write_text(text, encoding="utf-8", errors="backslashreplace")
+    seal(stage, [file for count in info["sets"].values() for file in count["files"]])
 
 
 def _is_prepared(out: Path, fingerprint: str, kind: str) -> bool:

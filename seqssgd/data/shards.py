@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from seqssgd.data.contents import checksum
 from seqssgd.data.items import printable, reason_of
 from seqssgd.data.progress import Progress
 from seqssgd.errors import UserError
@@ -159,7 +160,7 @@ def _finished(stage: Path, shard: Shard) -> dict | None:
     """The result of a shard that is there and whole; one with rejected rows is tried again."""
     try:
         result = json.loads((stage / shard.done).read_bytes())
-        whole = (stage / shard.file).stat().st_size == result["bytes"] and "counts" in result
+        whole = (stage / shard.file).stat().st_size == result["bytes"] and "counts" in result and "sha256" in result
         if whole and result["fingerprint"] == shard.fingerprint and not result["rejected"]:
             return result
     except (OSError, ValueError, KeyError, TypeError):
@@ -190,6 +191,7 @@ def _write_shard(stage: Path, shard: Shard, advance: Callable[[int], None] = lam
                     advance(1)
                 writer.write_table(pa.Table.from_pylist(rows, schema))
     result["bytes"] = (stage / shard.file).stat().st_size
+    result["sha256"] = checksum(stage / shard.file)
     with atomic_path(stage / shard.done) as path:
         path.write_text(json.dumps(result), encoding="utf-8")
     return result

@@ -8,7 +8,7 @@ The package datasets keeps a copy of every set, which it can map into memory, in
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from seqssgd.data.contents import as_text, check_set, of_samples
 from seqssgd.errors import UserError, require
 
 if TYPE_CHECKING:  # the packages of the extra are imported where they are needed, by _packages()
@@ -40,6 +41,7 @@ class SpeechSet:
         speakers: of the utterances; None where the set does not name them all.
         samples: how long every waveform is.
         caches: whether decoded recordings are kept in memory.
+        content: differs between sets whose recordings differ; None where an earlier version prepared them.
     """
 
     def __init__(
@@ -50,7 +52,9 @@ class SpeechSet:
         rates: Sequence[int],
         counts: Sequence[int],
         cache_gigabytes: float,
+        content: str | None = None,
     ) -> None:
+        self.content = content
         self.name, self.rate, self.source_rates, self._rates = name, rate, sorted(set(rates)), rates
         self.ids, self.texts = list(table["id"]), list(table["text"])
         speakers = list(table["speaker"]) if "speaker" in table.column_names else [None]
@@ -73,6 +77,16 @@ class SpeechSet:
     def fingerprint(self) -> str:
         """Differs between sets whose ids, transcripts, durations or order differ."""
         return hashlib.sha256(json.dumps([self.rate, self.ids, self.texts, self.samples]).encode()).hexdigest()
+
+    def description(self) -> dict[str, Any]:
+        """What a run's configuration says of a set that it was trained on."""
+        known = {"fingerprint": self.fingerprint, "rates": self.source_rates}
+        return known if self.content is None else {**known, "content": self.content}
+
+    def is_that_of(self, description: Mapping[str, Any]) -> bool:
+        """Whether a set that was described so is this one, as far as both are known."""
+        then, now = description.get("content"), self.content
+        return description.get("fingerprint") == self.fingerprint and (then is None or now is None or then == now)
 
     def __str__(self) -> str:
         others = [f"{rate:,}" for rate in self.source_rates if rate != self.rate]
@@ -127,6 +141,7 @@ def load_speech(folder: str | Path, name: str, rate: int = 16_000, cache_gigabyt
     folder = Path(folder)
     info, files = _find(folder, name)
     title = str(folder / name)
+    content = None if info is None else check_set(folder, name, info["sets"][name])
     table = _open(title, files)
     ids, texts = list(table["id"]), list(table["text"])
     problems = []
@@ -143,14 +158,15 @@ def load_speech(folder: str | Path, name: str, rate: int = 16_000, cache_gigabyt
         rates = [info["sets"][name]["sample_rate"]] * len(table)
         counts = [round(duration * own) for duration, own in zip(table["duration"], rates, strict=True)]
     else:
-        rates, counts, wrong = _decode_all(title, table, ids)
+        rates, counts, wrong, found = _decode_all(title, table, ids)
         problems += wrong
+        content = found if content is None else content
     if problems:
         more = f"; and {len(problems) - 5:,} more" if len(problems) > 5 else ""
         raise UserError(
             f"{title}: {len(problems):,} of {len(table):,} utterances cannot be used: {'; '.join(problems[:5])}{more}"
         )
-    return SpeechSet(title, table, rate, rates, counts, cache_gigabytes)
+    return SpeechSet(title, table, rate, rates, counts, cache_gigabytes, content)
 
 
 def scaled(samples: "np.ndarray") -> Tensor:
@@ -205,13 +221,13 @@ def _open(title: str, files: Sequence[Path]) -> "datasets.Dataset":
         raise UserError(f"{title}: the column audio holds no recordings, but {kind}; prepare it again") from None
 
 
-def _decode_all(title: str, table: "datasets.Dataset", ids: Sequence) -> tuple[list[int], list[int], list[str]]:
-    """The sample rates and lengths of all recordings, and what is wrong with them."""
+def _decode_all(title: str, table: "datasets.Dataset", ids: Sequence) -> tuple[list[int], list[int], list[str], str]:
+    """The sample rates and lengths of all recordings, what is wrong with them, and a fingerprint of their content."""
     from seqssgd.data.items import reason_of
     from seqssgd.data.progress import Progress
 
     _, audio = _packages()
-    rates, counts, problems = [], [], []
+    rates, counts, problems, content = [], [], [], 0
     with Progress(len(table), unit=f"recordings of {title} checked") as progress:
         rows: Any = table.select_columns("audio")
         for row in rows:
@@ -219,11 +235,12 @@ def _decode_all(title: str, table: "datasets.Dataset", ids: Sequence) -> tuple[l
                 recording = _decode(row["audio"])
                 rates.append(recording.rate)
                 counts.append(len(recording.samples))
+                content += of_samples(str(ids[progress.done]), recording.samples)
             except Exception as error:
                 key = str(ids[progress.done])
                 problems.append(f"{key} {reason_of(error, key, audio.AudioError)}")
             progress.advance()
-    return rates, counts, problems
+    return rates, counts, problems, as_text(content)
 
 
 def _decode(cell: dict | None) -> "Recording":

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from seqssgd.data.audio import AudioError, Recording, flac_of
+from seqssgd.data.contents import of_samples
 from seqssgd.data.items import printable
 from seqssgd.data.shards import Form
 from seqssgd.data.transcripts import clean, no_text
@@ -59,7 +60,8 @@ class Utterance:
         counts: dict[str, Any] = {"words": len(text.split()), "seconds": duration,
                                   "speakers": {speaker: 1} if speaker else {},
                                   "rates": {str(recording.rate): self.id},
-                                  "notes": {recording.note: 1} if recording.note else {}}  # fmt: skip
+                                  "notes": {recording.note: 1} if recording.note else {},
+                                  "content": of_samples(self.id, recording.samples)}  # fmt: skip
         return row, counts
 
 

@@ -221,7 +221,7 @@ def _speech(run: Path, folder: Path, path: Path, settings: dict, device: torch.d
     known = settings.get("data", {})
     sets = {role: load_for_run(run, folder, role) for role in ("train", "valid")}
     for role, data in sets.items():
-        if data.fingerprint != known.get(role, {}).get("fingerprint"):
+        if not data.is_that_of(known.get(role, {})):
             raise UserError(f"{folder} is not the corpus that {run} was trained on; give that as --data")
 
     seconds = sum(sets["train"].samples) / sets["train"].rate / len(sets["train"])
