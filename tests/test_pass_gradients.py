@@ -60,6 +60,66 @@ def test_gradients_that_were_there_before_are_added_to_in_place():
         torch.testing.assert_close(a, b + 1)
 
 
+def copies_in_a_loop(optimizer, model) -> int:
+    """How many tensors a pass loop copies beside the weights, of which it keeps copies in buffers."""
+
+    class Count(torch.utils._python_dispatch.TorchDispatchMode):
+        copies = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.copies += func is torch.ops.aten.clone.default
+            return func(*args, **(kwargs or {}))
+
+    loops = optimizer.passes()
+    with Count() as count:
+        next(loops)  # up to the first pass
+    loss_of(model).backward()
+    for _ in loops:
+        loss_of(model).backward()
+    return count.copies
+
+
+def test_gradients_that_zero_grad_has_left_at_zero_are_not_copied():
+    model, optimizer = regression()
+    twin, other = regression()
+    for step in range(3):
+        assert copies_in_a_loop(optimizer, model) == 0, step
+        copies_in_a_loop(other, twin)
+        optimizer.step(), other.step()
+        optimizer.zero_grad(set_to_none=False), other.zero_grad()
+    assert all(p.grad is not None for p in model.parameters())
+    assert equal(weights_of(model), weights_of(twin))
+
+
+def test_what_is_written_to_gradients_at_zero_is_kept():
+    results = []
+    for write in (lambda p: p.grad.add_(1), lambda p: setattr(p, "grad", torch.ones_like(p)), None):
+        model, optimizer = regression()
+        copies_in_a_loop(optimizer, model)
+        optimizer.zero_grad(set_to_none=False)
+        for p in model.parameters() if write else ():
+            write(p)
+        assert copies_in_a_loop(optimizer, model) == (len(list(model.parameters())) if write else 0)
+        results.append(gradients(model))
+    for added, replaced, plain in zip(*results, strict=True):
+        torch.testing.assert_close(added, plain + 1)
+        torch.testing.assert_close(replaced, plain + 1)
+
+
+def test_a_base_optimizer_that_clears_in_its_own_way_is_not_believed():
+    class Keeps(torch.optim.SGD):
+        def zero_grad(self, set_to_none=True):
+            """Leaves everything as it is."""
+
+    model, optimizer = regression(base=Keeps)
+    copies_in_a_loop(optimizer, model)
+    before = gradients(model)
+    optimizer.zero_grad(set_to_none=False)
+    copies_in_a_loop(optimizer, model)
+    for once, twice in zip(before, gradients(model), strict=True):
+        torch.testing.assert_close(twice, 2 * once)
+
+
 def test_a_parameter_used_in_one_pass_only_counts_half():
     model, optimizer = regression()
     for part in optimizer.passes():

@@ -133,6 +133,8 @@ class DelegatingOptimizer(Optimizer):
         if self._run.noisy and not self._run.closure:
             self._require_idle("clear the gradients")
         self.base.zero_grad(set_to_none)
+        zeroed = not set_to_none and type(self.base).zero_grad is Optimizer.zero_grad  # others may do anything
+        self._run.zeros.note(self._parameters() if zeroed else ())
         self._run.watch.cleared()
         if self._run.phase == "broken":  # nothing is left of the loop that was
             self._run.phase = "idle"

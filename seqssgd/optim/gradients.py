@@ -1,21 +1,40 @@
 """What the passes do to the gradients of parameters, in place."""
 
+import weakref
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
-from .sharding import local
+from .sharding import is_sharded, local
 
 Gradients = list[tuple[Tensor, Tensor]]  # parameters, each with a gradient
 
 
+class Zeros:
+    """Which gradients are still the zeros that ``zero_grad(set_to_none=False)`` left, told without waiting for the
+    device: from which tensors they are, and how often these had been written to."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[weakref.ref[Tensor], int]] = {}
+
+    def note(self, parameters: Iterable[Tensor]) -> None:
+        """The gradients of ``parameters``, and no others, are 0 now."""
+        whole = [p for p in parameters if p.grad is not None and not is_sharded(p)]
+        self._known = {id(p): (weakref.ref(p.grad), p.grad._version) for p in whole}
+
+    def has(self, p: Tensor) -> bool:
+        """Whether the gradient of ``p`` is known to be 0."""
+        gradient, version = self._known.get(id(p), (None, 0))
+        return gradient is not None and p.grad is not None and gradient() is p.grad and p.grad._version == version
+
+
 @torch.no_grad()
-def set_aside(parameters: Iterable[Tensor]) -> Gradients:
-    """Copies of the gradients, which become 0."""
+def set_aside(parameters: Iterable[Tensor], zeros: Zeros) -> Gradients:
+    """Copies of the gradients, which become 0; none of those that are ``zeros`` already."""
     earlier = []
     for p in parameters:
-        if p.grad is not None:
+        if p.grad is not None and not zeros.has(p):
             earlier.append((p, p.grad.clone()))
             p.grad.zero_()  # in place: data-parallel buckets and captured graphs hold on to its address
     return earlier

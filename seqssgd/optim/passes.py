@@ -142,7 +142,7 @@ class MultiPassOptimizer(DelegatingOptimizer):
         keeps = bool(weights) and self.bn_stats != "both"
         statistics = RunningStatistics(self.model) if keeps and self.model is not None else None
         importance: Sequence[float] = (1.0,)
-        earlier = gradients.set_aside(self._parameters()) if weights else []
+        earlier = gradients.set_aside(self._parameters(), self._run.zeros) if weights else []
         try:
             if weights:
                 self._save(weights)

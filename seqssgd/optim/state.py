@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import Tensor
 
 from .diagonal import PassProducts
+from .gradients import Zeros
 from .guards import GradientWatch
 from .pair import PairDots
 
@@ -33,6 +34,7 @@ class StepState:
         buffers: the one extra copy of the weights, reused from step to step.
         watch: knows where the gradients come from.
         earlier: gradients of loops before, by parameter, that are part of those of the last pass.
+        zeros: knows which of them are 0.
         gathering: the FSDP2 modules that must gather anew when weights move.
         pair: what a pair of passes tells of the curvature, where that is recorded.
         products: and what the passes tell of its diagonal, where a method uses that.
@@ -49,7 +51,7 @@ class StepState:
     def forget(self) -> None:
         """Drops what belongs to this process alone and is made anew in the next pass."""
         self.closure = False
-        self.watch = GradientWatch()
+        self.watch, self.zeros = GradientWatch(), Zeros()
         self.saved: tuple[list[Tensor], list[Tensor]] = [], []
         self.moved = self.training = False
         self.writes: list[int] = []
