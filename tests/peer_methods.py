@@ -8,7 +8,18 @@ import torch
 from torch import nn
 from twin import scaled_noise, unit_noise
 
-from seqssgd.optim import IVON, MRWP, MSAM, NSO, SAM, CovarianceNoise, DropConnect, OneSidedNoise, noise_groups
+from seqssgd.optim import (
+    IVON,
+    MRWP,
+    MSAM,
+    NSO,
+    SAM,
+    CovarianceNoise,
+    DropConnect,
+    OneSidedNoise,
+    ShapedNoise,
+    noise_groups,
+)
 
 X, Y = torch.randn(5, 4, generator=torch.Generator().manual_seed(1)).double(), torch.ones(5, 2).double()
 SEED = 6
@@ -199,6 +210,8 @@ METHODS = {  # name: how it is made, the equation (None: it has a test of its ow
     "covariance_centred": (weighed(1.5, centred=True), covariance(1.5, diagonal=False, centred=True), 1),
     "msam": (ahead(0.3), msam(0.3), 1),
     "dropconnect": (noisy(DropConnect, 0.4), dropconnect(0.4), 1),
+    "ssgd_shaped": (noisy(ShapedNoise, 0.3), None, 2),
+    "ssgd_shaped_halves": (noisy(ShapedNoise, 0.3, signs="halves"), None, 2),
     "ivon": (variational(), None, 1),
     "ivon_square": (variational(estimate="square"), None, 1),
     "ivon_batch": (variational(signs="batch"), None, 2),
@@ -206,6 +219,6 @@ METHODS = {  # name: how it is made, the equation (None: it has a test of its ow
     "ivon_steps": (variational(signs="steps"), None, 1),
 }  # fmt: skip
 GRADIENTS = [name for name, method in METHODS.items() if method[1]]  # methods that are a gradient for any optimizer
-HALVES = ("mrwp", "mrwp_clean", "ivon_halves")
+HALVES = ("mrwp", "mrwp_clean", "ivon_halves", "ssgd_shaped_halves")
 WEIGHED = ("covariance", "covariance_diagonal", "covariance_centred")
 ASCENTS = ("sam", "asam")

@@ -19,6 +19,7 @@ from seqssgd.optim import (
     CovarianceNoise,
     DropConnect,
     OneSidedNoise,
+    ShapedNoise,
     SinglePass,
     SymmetricNoise,
     WeightAverage,
@@ -30,6 +31,7 @@ from seqssgd.training.methods import METHODS
 BUILT = {
     "none": ({}, SinglePass, {}, None, 1),
     "ssgd": ({"noise": 0.3}, SymmetricNoise, {"signs": "batch"}, ("rademacher", "layer"), 2),
+    "ssgd_shaped": ({"noise": 0.3, "damping": 0.2}, ShapedNoise, {"signs": "batch"}, ("rademacher", "layer"), 2),
     "weight_noise": (
         {"noise": 0.3, "granularity": "tensor"}, OneSidedNoise, {"copies": 1}, ("rademacher", "tensor"), 1,
     ),
@@ -83,7 +85,11 @@ def test_a_configuration_that_was_settled_and_read_again_is_the_same(name):
 
 def test_settings_of_other_methods_are_refused_unless_there_is_no_method():
     for name, settings, message in (
-        ("sam", {"noise": 0.5}, r"optim.noise: sam has no such setting \(these have: ssgd, weight_noise, .*\); leave"),
+        (
+            "sam",
+            {"noise": 0.5},
+            r"optim.noise: sam has no such setting \(these have: ssgd, .*\); leave",
+        ),
         ("ssgd", {"rho": 0.1}, r"optim.rho: ssgd has no such setting \(these have: sam, asam, msam\)"),
         ("nso", {"signs": "halves"}, "optim.signs: nso has no such setting"),
         ("two_draws", {"copies": 3}, "optim.copies: two_draws has no such setting"),

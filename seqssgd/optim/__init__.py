@@ -16,6 +16,7 @@ from .peers import MRWP, NSO, OneSidedNoise, SinglePass
 from .random_noise import RandomNoise
 from .sam import SAM
 from .schedules import LambdaNoise
+from .shaped import ShapedNoise
 from .symmetric import SymmetricNoise
 from .together import Together
 
@@ -35,6 +36,7 @@ __all__ = [
     "OneSidedNoise",
     "Pass",
     "RandomNoise",
+    "ShapedNoise",
     "SinglePass",
     "SymmetricNoise",
     "Together",

@@ -54,6 +54,7 @@ class NoiseSource:
         levels: Sequence[float],
         layers: Sequence[str],
         draw: int,
+        shapes: Sequence[Tensor] | None = None,
     ) -> None:
         """Sets ``weights`` to ``saved`` + n, the size of n as the granularity says.
 
@@ -63,11 +64,14 @@ class NoiseSource:
             levels: one noise level for each weight.
             layers: one layer name for each weight.
             draw: which perturbation of the stream.
+            shapes: what the elements are multiplied with before n is scaled to its size; None: nothing.
 
         Raises:
             ValueError: DTensors that are sharded otherwise than FSDP2 does.
         """
         pieces = self.fill_(weights, draw)
+        if shapes is not None:
+            torch._foreach_mul_(pieces, list(shapes))
         if self.granularity == "absolute":
             scales = [w.new_ones(()) for w in saved]
         elif self.granularity == "filter_std":
@@ -78,7 +82,7 @@ class NoiseSource:
                 for w, z in zip(saved, pieces, strict=True)
             ]
         else:
-            scales = self._ratios(weights, saved, pieces, layers)
+            scales = self._ratios(weights, saved, pieces, layers, flat=shapes is None)
         for piece, w, scale, level in zip(pieces, saved, scales, levels, strict=True):
             torch.addcmul(w, piece, scale.to(w.dtype), value=level, out=piece)
 
@@ -116,13 +120,15 @@ class NoiseSource:
         else:
             tensor.copy_(_random_signs_(torch.empty_like(tensor.reshape(-1)), generator).view(tensor.shape))
 
-    def _ratios(self, weights: Sequence, saved: Sequence, noise: Sequence, layers: Sequence[str]) -> list[Tensor]:
+    def _ratios(
+        self, weights: Sequence, saved: Sequence, noise: Sequence, layers: Sequence[str], flat: bool
+    ) -> list[Tensor]:
         """‖w‖/‖z‖ for each weight, as 0-dim tensors: nothing here waits for the device."""
         ratios: dict[int, Tensor] = {}
         for device in dict.fromkeys(w.device for w in saved):
             here = [i for i, w in enumerate(saved) if w.device == device]
             squares_w = sum_over_shards(_squared_norms([saved[i] for i in here]), [weights[i] for i in here])
-            if self.distribution == "rademacher":
+            if self.distribution == "rademacher" and flat:
                 squares_z = squares_w.new_tensor([noise[i].numel() for i in here])
             else:
                 squares_z = _squared_norms([noise[i] for i in here])

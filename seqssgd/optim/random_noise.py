@@ -55,17 +55,24 @@ class RandomNoise(MultiPassOptimizer):
 
     def _add_noise(self, weights: list[Tensor], saved: list[Tensor], draw: int) -> None:
         """Sets the weights to w + n, n being perturbation ``draw`` of the stream."""
-        params, levels, layers = [], [], []
-        for number, group in enumerate(self.param_groups):
-            names = group.get("layers") or range(len(group["params"]))
-            for name, p in zip(names, group["params"], strict=True):
-                if group.get(self.level_key) and p.requires_grad:
-                    params.append(p)
-                    levels.append(float(group[self.level_key]))
-                    layers.append(f"{number}.{name}")  # groups of two models may name different layers alike
-        self.source.add_(params, saved, levels, layers, draw)
+        perturbed, layers = self._perturbed(), self._layers()
+        params, levels = [p for _, p in perturbed], [float(group[self.level_key]) for group, _ in perturbed]
+        self.source.add_(params, saved, levels, layers, draw, self._shapes(params, layers))
         if self.source.granularity in NORMS and min(levels) < self._run.checked / 2:  # seldom, as it waits
             self._run.checked = 0.0 if are_too_coarse(params, saved, levels) else min(levels)
+
+    def _layers(self) -> list[str]:
+        """The layer of each weight that is moved."""
+        return [
+            f"{number}.{name}"  # groups of two models may name different layers alike
+            for number, group in enumerate(self.param_groups)
+            for name, p in zip(group.get("layers") or range(len(group["params"])), group["params"], strict=True)
+            if group.get(self.level_key) and p.requires_grad
+        ]
+
+    def _shapes(self, params: list[Tensor], layers: list[str]) -> list[Tensor] | None:
+        """What makes the noise of some weights larger than that of others, before it is scaled to its size."""
+        return None
 
     def _warn_of_twins(self) -> None:
         self._run.watch.seed = self.source.seed

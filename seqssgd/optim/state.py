@@ -37,6 +37,7 @@ class StepState:
         zeros: knows which of them are 0.
         gathering: the FSDP2 modules that must gather anew when weights move.
         pair: what a pair of passes tells of the curvature, where that is recorded.
+        means: running means of the diagonal, by the numbers of the parameters, for noise that follows them.
         products: and what the passes tell of its diagonal, where a method uses that.
         steps, weighed, weighing: counts of the methods that average weights and that weigh examples.
     """
@@ -44,6 +45,7 @@ class StepState:
     def __init__(self) -> None:
         self.phase: Literal["idle", "running", "complete", "broken"] = "idle"
         self.draws = 0
+        self.means: dict[int, Tensor] = {}
         self.noisy = False
         self.steps = self.weighed = self.weighing = 0
         self.forget()
@@ -65,7 +67,7 @@ class StepState:
         self.products = PassProducts()
 
     def __getstate__(self) -> dict[str, Any]:  # for pickle and copy.deepcopy
-        return {key: value for key, value in self.__dict__.items() if isinstance(value, (int, str))}
+        return {key: value for key, value in self.__dict__.items() if isinstance(value, (int, str)) or key == "means"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -28,6 +28,7 @@ BASES = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}
 METHODS = {
     "none": "{base}",
     "ssgd": "S-{base}",
+    "ssgd_shaped": "S-{base}, shaped",
     "nso": "NSO",
     "sam": "SAM",
     "asam": "ASAM",
@@ -44,7 +45,7 @@ METHODS = {
 FAMILIES = (
     *("none", "ema", "swa"),
     *("weight_noise", "two_draws", "graves", "smoothout", "adasmoothout", "dropconnect", "mrwp"),
-    *("ssgd", "nso"),
+    *("ssgd", "ssgd_shaped", "nso"),
     *("sam", "asam", "msam"),
     *("ivon",),
 )

@@ -97,8 +97,9 @@ class OptimConfig:
 
     Attributes:
         method: none (the base optimizer alone, whatever the settings of other methods), ssgd (symmetric weight
-            noise), or one it is compared with: weight_noise, two_draws, smoothout, adasmoothout, graves, nso, mrwp,
-            dropconnect, covariance, sam, asam, msam, ivon (noise that adapts to the curvature), ema, swa.
+            noise), ssgd_shaped (the same, its noise following the curvature), or one it is compared with: weight_noise,
+            two_draws, smoothout, adasmoothout, graves, nso, mrwp, dropconnect, covariance, sam, asam, msam, ivon (noise
+            that adapts to the curvature), ema, swa.
         base: the optimizer that steps: sgd, adam or adamw; ivon steps by itself.
         lr: learning rate.
         momentum: of sgd.
@@ -112,7 +113,7 @@ class OptimConfig:
             by (filter_std: the filter's norm; absolute: nothing); null: the method's own.
         signs: of ssgd: where the gradients at w+n and w-n come from: batch (two passes), halves, steps or ranks (one),
             or pairs (one in each of two processes, with one minibatch); the last two take an even number of processes.
-            Of ivon: one (a perturbation a step), batch, halves or steps.
+            Of ssgd_shaped: batch or halves. Of ivon: one (a perturbation a step), batch, halves or steps.
         copies: of one-sided noise: the perturbations of a step.
         pairs: of nso: the symmetric pairs of a step.
         clean_weight: of nso and mrwp: how much the gradient at the weights themselves counts.
@@ -121,6 +122,8 @@ class OptimConfig:
         centred: of covariance: the covariance of the gradients in place of their second moments.
         eta: of asam: what is added to the size of each weight.
         ess: of ivon: λ, the effective sample size: the number of training examples, in units of the loss's mean.
+        curvature_decay: of ssgd_shaped: of the running mean of the diagonal of the Hessian.
+        damping: of ssgd_shaped: what is added to the diagonal, in units of its mean in the layer.
         hess_init: of ivon: the start of its diagonal of the Hessian.
         clip_radius: of ivon: the largest size of an element of its update, before the learning rate; null: no limit.
         average_decay: of ema.
@@ -160,6 +163,8 @@ class OptimConfig:
     centred: bool | None = None
     eta: float | None = None
     ess: float | None = None
+    curvature_decay: float | None = None
+    damping: float | None = None
     hess_init: float | None = None
     clip_radius: float | None = None
     average_decay: float | None = None
@@ -212,7 +217,7 @@ class OptimConfig:
     @property
     def halves(self) -> bool:
         """Whether the passes of a step share the minibatch out, so that it must have two examples."""
-        return self.method == "mrwp" or (self.method in ("ssgd", "ivon") and self.signs == "halves")
+        return self.method == "mrwp" or (self.method in ("ssgd", "ssgd_shaped", "ivon") and self.signs == "halves")
 
     def _settle(self) -> None:
         """Gives the settings that were left open the method's own values; refuses those that it does not have."""

@@ -21,6 +21,7 @@ from ..optim import (
     DropConnect,
     MultiPassOptimizer,
     OneSidedNoise,
+    ShapedNoise,
     SinglePass,
     SymmetricNoise,
     WeightAverage,
@@ -131,6 +132,10 @@ _IVON = {"signs": "one", "ess": None, "hess_init": 1.0, "clip_radius": None}
 METHODS: dict[str, Method] = {
     "none": Method(_plain, {}),
     "ssgd": Method(_noisy(SymmetricNoise, "signs", *_NOISE), _settings("rademacher", "layer", signs="batch")),
+    "ssgd_shaped": Method(
+        _noisy(ShapedNoise, "signs", "curvature_decay", "damping", *_NOISE),
+        _settings("rademacher", "layer", signs="batch", curvature_decay=0.99, damping=1.0),
+    ),
     "weight_noise": Method(_ONE_SIDED, _settings("rademacher", "layer", copies=1)),
     "two_draws": Method(_noisy(OneSidedNoise, *_NOISE, copies=2), _settings("rademacher", "layer")),
     "smoothout": Method(_ONE_SIDED, _settings("uniform", "absolute", copies=1)),
@@ -175,6 +180,8 @@ LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "rho": (lambda x: 0 <= x <= 1e30, "a finite number >= 0"),
     "eta": (lambda x: 0 < x <= 1e30, "a finite number > 0"),
     "ess": (lambda x: 0 < x <= 1e30, "a finite number > 0"),
+    "curvature_decay": (lambda x: 0 <= x < 1, "a number >= 0 and < 1"),
+    "damping": (lambda x: 0 < x <= 1e30, "a finite number > 0"),
     "hess_init": (lambda x: 0 < x <= 1e30, "a finite number > 0"),
     "clip_radius": (lambda x: 0 < x <= 1e30, "a finite number > 0, or null"),
     "average_decay": (lambda x: 0 < x < 1, "a number > 0 and < 1"),

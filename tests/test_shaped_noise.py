@@ -1,0 +1,149 @@
+"""Noise that follows the curvature: against a slow twin, and what it is for.
+
+What holds for every method is in ``test_peers.py``.
+"""
+
+import copy
+
+import pytest
+import torch
+from peer_methods import X, Y, bits, losses_of, network, same_bits
+from torch import nn
+from torch.func import functional_call
+from twin import unit_noise
+
+from seqssgd.optim import ShapedNoise, noise_groups
+
+
+def make(model, noise=0.4, **settings):
+    return ShapedNoise(torch.optim.SGD(noise_groups(model, noise=noise), lr=0.1, momentum=0.9), seed=6, **settings)
+
+
+def train(model, optimizer, steps):
+    for _ in range(steps):
+        for part in optimizer.passes():
+            part.mean(losses_of(model, *part.take(X, Y))).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+class Twin:
+    """For the network of the peers: weights 0 and 2 of its parameters are perturbed, each a layer."""
+
+    def __init__(self, decay, damping, distribution, shares):
+        self.decay, self.damping, self.distribution, self.shares = decay, damping, distribution, shares
+        self.model = network()
+        self.base = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9)
+        self.h, self.count = {0: None, 2: None}, 0
+
+    def gradients(self, weights, examples):
+        names = [name for name, _ in self.model.named_parameters()]
+        leaves = [w.clone().requires_grad_() for w in weights]
+        outputs = functional_call(self.model, dict(zip(names, leaves, strict=True)), (X[examples],))
+        return torch.autograd.grad(nn.functional.mse_loss(outputs, Y[examples]), leaves)
+
+    def precision(self, index, like):
+        if self.h[index] is None:
+            return torch.ones_like(like)
+        positive = self.h[index].clamp(min=0)
+        return positive / positive.mean() + self.damping
+
+    def step(self):
+        w = bits(self.model)
+        z = unit_noise([w[0].shape, w[2].shape], self.distribution, 6, self.count, torch.float64)
+        n = [torch.zeros_like(x) for x in w]
+        for index, e in zip((0, 2), z, strict=True):
+            shaped = e / self.precision(index, w[index]).sqrt()
+            n[index] = shaped * 0.4 * w[index].norm() / shaped.norm()
+        plus = self.gradients([x + y for x, y in zip(w, n, strict=True)], self.shares[0][1])
+        minus = self.gradients([x - y for x, y in zip(w, n, strict=True)], self.shares[1][1])
+        a, b = self.shares[0][0], self.shares[1][0]
+        for index in (0, 2):
+            precision = self.precision(index, w[index])
+            size = n[index].square().sum() / (1 / precision).sum()
+            estimate = (a * n[index] * plus[index] - b * n[index] * minus[index]) * precision / size
+            before = torch.zeros_like(estimate) if self.h[index] is None else self.h[index]
+            self.h[index] = self.decay * before + (1 - self.decay) * estimate
+        for p, g, k in zip(self.model.parameters(), plus, minus, strict=True):
+            p.grad = a * g + b * k
+        self.base.step()
+        self.count += 1
+
+
+BATCH = ((0.5, slice(None)), (0.5, slice(None)))
+HALVES = ((2 / 5, slice(0, 2)), (3 / 5, slice(2, 5)))
+
+
+@pytest.mark.parametrize("distribution", ["rademacher", "gaussian"])
+@pytest.mark.parametrize("signs, shares", [("batch", BATCH), ("halves", HALVES)])
+def test_it_takes_the_steps_of_its_twin(signs, shares, distribution):
+    model, twin = network(), Twin(0.7, 0.2, distribution, shares)
+    optimizer = make(model, signs=signs, distribution=distribution, curvature_decay=0.7, damping=0.2)
+    for _ in range(5):
+        train(model, optimizer, 1)
+        twin.step()
+        for p, q in zip(model.parameters(), twin.model.parameters(), strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-12)
+    flat = network()
+    train(flat, make(flat, signs=signs, distribution=distribution, damping=1e9), 5)
+    assert not torch.allclose(flat[0].weight, model[0].weight, rtol=1e-3)  # the shape matters
+
+
+def test_steep_weights_move_little_flat_ones_much_and_the_layer_as_far_as_ever():
+    """A quadratic loss has the diagonal as its Hessian, so that every estimate is exact."""
+    steepness = torch.tensor([[0.0, 1.0, 3.0, 8.0]], dtype=torch.float64)
+    layer = nn.Linear(4, 1, bias=False).double()
+    optimizer = ShapedNoise(torch.optim.SGD(noise_groups(layer, noise=0.5), lr=0.0), damping=0.1)
+    for step in range(2):
+        for part in optimizer.passes():
+            before = optimizer._run.saved[1][0]
+            n = (layer.weight - before).detach()
+            (steepness * layer.weight**2).sum().div(2).backward()
+            assert n.norm().item() == pytest.approx(0.5 * before.norm().item())
+            if step == 1:
+                wanted = (steepness / 3 + 0.1).rsqrt()
+                torch.testing.assert_close(n.abs(), wanted * n.norm() / wanted.norm())
+            else:
+                torch.testing.assert_close(n.abs(), n.abs().mean().expand_as(n))
+            assert part.cost == 1
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def test_layers_of_two_tensors_have_one_mean():
+    torch.manual_seed(0)
+    model = nn.LSTM(3, 4, batch_first=True).double()
+    optimizer = ShapedNoise(torch.optim.SGD(noise_groups(model, noise=0.3), lr=0.0), damping=0.5)
+    for _ in range(2):
+        for _ in optimizer.passes():
+            model(torch.ones(2, 5, 3).double())[0].square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    means = [optimizer._run.means[i].clamp(min=0) for i in range(2)]
+    size = torch.cat([h.flatten() for h in means]).mean()
+    for precision, h in zip(optimizer._precisions(), means, strict=True):
+        torch.testing.assert_close(precision, h / size + 0.5)
+
+
+def test_a_copy_of_the_optimizer_goes_on_alike():
+    model = network()
+    optimizer = make(model)
+    train(model, optimizer, 3)
+    twin_model, twin = copy.deepcopy((model, optimizer))
+    for each in ((model, optimizer), (twin_model, twin)):
+        train(*each, 2)
+    assert same_bits(bits(model), bits(twin_model))
+
+
+def test_what_does_not_go_with_it_is_refused():
+    for settings, word in (
+        ({"signs": "steps"}, 'not "steps"'),
+        ({"granularity": "absolute"}, 'not granularity="absolute"'),
+        ({"granularity": "filter"}, 'not granularity="filter"'),
+        ({"damping": 0.0}, "damping=0.0"),
+        ({"curvature_decay": 1.0}, "curvature_decay=1.0"),
+    ):
+        with pytest.raises(ValueError, match=word):
+            make(network(), **settings)
+    with pytest.raises(ValueError, match="one size in a layer"):
+        make(network()).record_curvature()
