@@ -10,6 +10,7 @@ set is all utterances of some of the training speakers, so no voice is in two se
 import argparse
 import codecs
 import hashlib
+import lzma
 import re
 import sys
 import tarfile
@@ -20,6 +21,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from seqssgd.data.archives import unpacked
 from seqssgd.data.audio import decode, read_pcm
 from seqssgd.data.items import NOWHERE
 from seqssgd.data.lines import split_lines
@@ -81,7 +83,7 @@ def read_archive(source: Path) -> tuple[Files, list[Rejected]]:
     rejected = []
     total = 0
     try:
-        with tarfile.open(source, "r|*") as archive:
+        with unpacked(source) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
             for member in archive:
                 path = PurePosixPath(member.name)
                 if path.is_absolute() or ".." in path.parts:
@@ -101,7 +103,7 @@ def read_archive(source: Path) -> tuple[Files, list[Rejected]]:
                 files[name] = archive.extractfile(member).read()
     except FileNotFoundError:
         raise _missing(source) from None
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
         raise UserError(
             f"{source} is neither a folder nor a complete tar archive ({error}); download it again"
         ) from None

@@ -4,8 +4,9 @@
     python data_prep/hub_asr.py --hub /data/my_parquet_folder --text-column sentence --upper --out data/mine
 
 A local data set is a folder of Parquet files, or one written by ``save_to_disk``; its recordings are whole files (of
-any format that soundfile reads, or SPHERE) or paths to them. They are resampled where they have another rate, and kept
-as FLAC. A folder of audio files cannot be read, because datasets wants torchcodec for that.
+any format that soundfile reads, or SPHERE) or paths to files below the folder, or anywhere with --any-path. They are
+resampled where they have another rate, and kept as FLAC. A folder of audio files cannot be read, because datasets wants
+torchcodec for that.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import sys
 from functools import partial
 
 from seqssgd.data.audio import read_row
-from seqssgd.data.hub import as_files, choose_splits, holds_samples, load_hub, sources
+from seqssgd.data.hub import add_paths_option, as_files, choose_splits, holds_samples, load_hub, own_folders, sources
 from seqssgd.data.parquet_folder import add_arguments
 from seqssgd.data.shards import Rejected
 from seqssgd.data.speech_rows import Utterance
@@ -41,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--splits", nargs="+", metavar="SET=SPLIT", default=[],
                         help="what to prepare (default: train, valid and test, by their usual names)")  # fmt: skip
     add_arguments(parser)
+    add_paths_option(parser)
     parser.add_argument("--audio-column", default="audio", metavar="COLUMN", help="recordings (default: audio)")
     parser.add_argument("--text-column", default="text", metavar="COLUMN", help="transcripts (default: text)")
     parser.add_argument("--id-column", metavar="COLUMN",
@@ -88,7 +90,8 @@ def read_split(name: str, table, args: argparse.Namespace) -> tuple[list[Utteran
         if not isinstance(text, str):
             rejected.append(Rejected(name, key, path, f"has no transcript, but {text!r}"))
         else:
-            read = partial(read_row, audio, i, args.audio_column, args.sample_rate, args.channel)
+            read = partial(read_row, audio, i, args.audio_column, args.sample_rate, args.channel,
+                           own_folders(args.hub, args.any_path))  # fmt: skip
             text = args.case(text) if args.case else text
             utterances.append(Utterance(key, text, None if is_nothing(voice) else str(voice), path, size, read))
     return utterances, rejected

@@ -19,7 +19,7 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 
-from seqssgd.data.hub import as_files, choose_splits, load_hub, sources
+from seqssgd.data.hub import add_paths_option, as_files, choose_splits, load_hub, own_folders, sources
 from seqssgd.data.image_rows import KIND, LabelledImage, check_classes, image_form, read_file, read_row
 from seqssgd.data.items import NOWHERE, printable
 from seqssgd.data.lines import read_lines
@@ -64,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--splits", nargs="+", metavar="SET=SPLIT", default=[],
                         help="its train and valid set (default: by their usual names)")  # fmt: skip
     parser.add_argument("--image-column", default="image", metavar="COLUMN", help="images (default: image)")
+    add_paths_option(parser)
     parser.add_argument("--label-column", default="label", metavar="COLUMN", help="classes (default: label)")
     return parser
 
@@ -237,7 +238,7 @@ def read_split(
         if label is None or not 0 <= label < classes:
             rejected.append(Rejected(name, key, path, f"has the label {label}, where there are {classes:,} classes"))
         else:
-            read = partial(read_row, images, i, args.image_column)
+            read = partial(read_row, images, i, args.image_column, own_folders(args.hub, args.any_path))
             kept.append(LabelledImage(key, label, path, size, args.shortest_side, read))
     return kept, rejected
 

@@ -40,9 +40,9 @@ def kind_of(config: Mapping[str, Any]) -> str | None:
         return None
     if {"features", "network"} <= set(model) or {"tokens", "augment"} <= set(config):
         return RECOGNISER
-    if "hidden_size" in model:
-        return LANGUAGE_MODEL
-    return CLASSIFIER if set(model) == {"name"} else None
+    if "bn_images" in config or set(model) == {"name"}:
+        return CLASSIFIER
+    return LANGUAGE_MODEL if "hidden_size" in model else None
 
 
 def read_section(run: str | Path, name: str, kind: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import io
 import json
 import re
 import tarfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -141,6 +142,20 @@ def test_the_archive_cannot_reach_outside_itself(small, tmp_path):
     assert "no ordinary file" in reasons[link.name] and "too large" in reasons[huge.name]
     assert set(tmp_path.iterdir()) == {tmp_path / "an4.tar.gz", tmp_path / "out"}
     assert set(tmp_path.parent.iterdir()) == before
+
+
+def test_a_small_archive_that_stands_for_much_is_refused_at_once(tmp_path, capsys):
+    """A file that is passed over, of 300 MB in 300 kB."""
+    info = tarfile.TarInfo("an4/readme")
+    info.size = 300_000_000
+    pack = zlib.compressobj(wbits=31)
+    with open(tmp_path / "bomb.tar.gz", "wb") as file:
+        file.write(pack.compress(info.tobuf(tarfile.GNU_FORMAT)))
+        for _ in range(300):
+            file.write(pack.compress(b"0" * 1_000_000))
+        file.write(pack.flush())
+    said = refused(capsys, AN4.main, "--source", tmp_path / "bomb.tar.gz", "--out", tmp_path / "out")
+    assert "unpacks to more than 1" in said and not (tmp_path / "out").exists()
 
 
 def test_broken_utterances_are_reported_and_only_partial_goes_on_without_them(small, tmp_path, capsys):

@@ -142,6 +142,12 @@ def test_central_pieces_come_in_order(prepared):
     assert np.array_equal(everything[0][7].permute(1, 2, 0).numpy(), np.asarray(expected))
 
 
+def test_there_are_no_more_decoders_than_cores(prepared, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 3)
+    for workers, threads in ((1, 1), (3, 3), (100_000, 3)):
+        assert prepared.split("valid", 8, workers)._pool._max_workers == threads
+
+
 def test_impossible_settings_are_refused(prepared):
     for settings, reason in (
         ({"batch_size": 49}, "more than the 48 training images"),

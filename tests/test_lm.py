@@ -190,7 +190,7 @@ def test_what_is_no_checkpoint_of_the_run_is_refused_and_named(tmp_path):
     ("content", "reason"),
     [
         (None, "is not a run directory"),
-        ("{", "no section 'model'"),
+        ("{", r"config.yaml: no settings in YAML \(.*, line 1\); put the run's own back"),
         ("model: 3", "no section 'model'"),
         ("model: {width: 3}", "describes no LSTM language model"),
         ("model: {hidden_size: 0, num_layers: 1}", "hidden_size must be at least 1"),

@@ -188,7 +188,7 @@ def test_paths_may_be_strings_of_any_arrow_type(kind, tmp_path):
     paths = pa.array([str(tmp_path / f"{name}.wav") for name in NAMES]).cast(kind)
     texts = pa.array(NAMES).cast(pa.large_string())
     pq.write_table(pa.table({"audio": paths, "text": texts}), source / "train.parquet")
-    rows = prepare(source, tmp_path / "out")["train"]
+    rows = prepare(source, tmp_path / "out", "--any-path")["train"]
     for name, row in zip(NAMES, rows, strict=True):
         assert np.array_equal(samples_of(row), speech_like(800, seed=ord(name))[:, 0]) and row["text"] == name
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from programs import ROOT, generated_lines, kill_and_resume, load, outcome, refused, start, without_times
 
+from seqssgd import cli
 from seqssgd.data.text import load_text, write_text_dataset
 from seqssgd.errors import run_cli
 from seqssgd.lm import load_language_model
@@ -180,6 +181,25 @@ def test_wrong_data_folders_are_refused_before_anything_is_written(data, tmp_pat
             (copied / name).write_bytes(content)
         assert f"{name} {'has changed since it was prepared' if content else 'is missing'}" in refuse(copied)
         (copied / name).write_bytes(whole)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_that_the_machine_lacks_for_an_lstm_is_refused_before_a_run_begins(
+    data, tmp_path, capsys, monkeypatch, precision
+):
+    forward = torch.nn.LSTM.forward
+
+    def lacking(self, *args):
+        if torch.is_autocast_enabled("cpu"):
+            raise RuntimeError("could not create a primitive descriptor for the LSTM forward propagation primitive")
+        return forward(self, *args)
+
+    monkeypatch.setattr(torch.nn.LSTM, "forward", lacking)
+    options = command(data, tmp_path / "run", "--training.precision", precision, "--training.device", "cpu")
+    wanted = f"training.precision: this machine's CPU cannot train this network (LSTM) in {precision}; use fp32"
+    assert wanted in refused(capsys, TRAIN.main, *options)
+    assert not (tmp_path / "run").exists()
+    assert wanted in refused(capsys, cli.main, "noise-finder", *options[:6], "--", *options[6:])
 
 
 def test_texts_too_short_for_the_minibatch_are_refused(data, tmp_path, capsys):

@@ -100,6 +100,16 @@ def test_the_files_do_not_depend_on_the_number_of_jobs(tmp_path, monkeypatch):
     assert {p.name for p in tmp_path.iterdir()} == {"one", "two"}  # nothing is left beside them
 
 
+def test_there_are_no_more_processes_than_cores(tmp_path, monkeypatch, capsys):
+    asked = []
+    pool = shards.ProcessPoolExecutor
+    monkeypatch.setattr(shards, "ProcessPoolExecutor", lambda count, *more: asked.append(count) or pool(1, *more))
+    monkeypatch.setattr(shards.os, "cpu_count", lambda: 2)
+    write_speech_dataset(tmp_path / "many", SETS, "Toy", jobs=100_000)
+    assert asked == [2]
+    assert "note: --jobs 100,000 is more than the 2 cores of this machine; it takes 2" in capsys.readouterr().err
+
+
 def test_recordings_that_are_flac_already_are_kept_byte_for_byte():
     buffer = io.BytesIO()
     soundfile.write(buffer, speech_like(500), 8000, format="FLAC", subtype="PCM_S8")  # which we would never write

@@ -114,7 +114,7 @@ TUNED = {
     "tuned": True,
     "arms": {"none": {"optim.method": "none", "lr": [0.001, 1]}, "ema": {"optim.method": "ema", "lr": [1, 0.001]}},
 }
-FAILING = {"shows": "a failure", "arms": {"wild": {"optim.method": "none", "lr": 1e38}, **PAIR["arms"]}}
+FAILING = {"shows": "a failure", "arms": {"wild": {"optim.method": "none", "lr": 1e30}, **PAIR["arms"]}}
 
 
 @pytest.fixture(scope="module")

@@ -42,7 +42,7 @@ class CorpusConfig:
         size: pixels of a side of the squares that the network sees.
         smallest_area: of the random piece of a training image, as a share of the image.
         flip: whether half of the pieces are mirrored.
-        workers: threads that decode.
+        workers: threads that decode, at most as many as the machine has cores.
         ahead: minibatches that are decoded ahead of time.
     """
 

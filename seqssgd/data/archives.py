@@ -31,7 +31,7 @@ class _Limited:
 
 
 @contextlib.contextmanager
-def _unpacked(source: Path) -> Iterator[Any]:
+def unpacked(source: Path) -> Iterator[Any]:
     """The contents of a file, compressed or not, in a stream that ends where they are far more than the file."""
     with open(source, "rb") as file:
         begin = file.read(6)
@@ -56,7 +56,7 @@ def read_members(source: Path, names: Collection[str], largest: int) -> dict[str
     """
     contents: dict[str, bytes] = {}
     try:
-        with _unpacked(source) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
+        with unpacked(source) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
             for member in archive:
                 name = member.name.rpartition("/")[2]
                 if name in names and name not in contents and member.isfile() and member.size <= largest:

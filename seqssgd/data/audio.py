@@ -11,7 +11,7 @@ import io
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -110,17 +110,20 @@ def decode(data: bytes) -> Recording:
     return _decode(io.BytesIO(data))
 
 
-def read_row(table, index: int, column: str, rate: int, channel: int | None = None) -> Recording:
+def read_row(
+    table, index: int, column: str, rate: int, channel: int | None = None, folders: Collection[str] | None = None
+) -> Recording:
     """The recording in a row of a ``datasets.Dataset`` whose column is ``Audio(decode=False)``, at the given rate.
 
-    ``channel`` (from 1) is the one to take of recordings with several.
+    ``channel`` (from 1) is the one to take of recordings with several; files are read below ``folders`` only, or
+    anywhere.
     """
     cell = table[index][column] or {}
     if cell.get("array") is not None:
         recording = _from_array(cell["array"], cell.get("sampling_rate"))
     elif cell.get("bytes") is None and not cell.get("path"):
         raise AudioError("has no audio")
-    elif cell.get("bytes") is None and (reason := why_not_read(cell["path"])):
+    elif cell.get("bytes") is None and (reason := why_not_read(cell["path"], folders)):
         raise AudioError(reason)
     else:
         recording = read_file(cell["path"]) if cell.get("bytes") is None else decode(cell["bytes"])

@@ -51,13 +51,13 @@ def seal(folder: Path, files: Iterable[str]) -> None:
         os.utime(folder / file, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
-def check_set(folder: Path, name: str, count: Mapping[str, Any]) -> str | None:
+def check_set(folder: Path, name: str, info: Mapping[str, Any]) -> str | None:
     """Makes sure that the files of a set are those that were prepared.
 
     Args:
         folder: the prepared folder.
         name: of the set.
-        count: its entry in ``dataset.json``.
+        info: the contents of its ``dataset.json``.
 
     Returns:
         the fingerprint of its items; ``None``, and a note on standard error, if an earlier version prepared it, which
@@ -66,7 +66,7 @@ def check_set(folder: Path, name: str, count: Mapping[str, Any]) -> str | None:
     Raises:
         UserError: a file has changed.
     """
-    if "content" not in count or "sha256" not in count:
+    if name not in info.get("content", {}):
         print(
             f"note: {folder / name} was prepared without checksums, so whether it has changed since is not known; "
             "prepare it in a new folder to have them",
@@ -75,8 +75,8 @@ def check_set(folder: Path, name: str, count: Mapping[str, Any]) -> str | None:
         return None
     from seqssgd.data.progress import Progress  # whose package belongs to an extra
 
-    checksums, sealed = count["sha256"], (folder / "dataset.json").stat().st_mtime_ns
-    moved = [file for file in count["files"] if (folder / file).stat().st_mtime_ns != sealed]
+    checksums, sealed = info.get("sha256", {}), (folder / "dataset.json").stat().st_mtime_ns
+    moved = [file for file in info["sets"][name]["files"] if (folder / file).stat().st_mtime_ns != sealed]
     with Progress(len(moved), unit=f"files of {folder / name} checked", err=True) as progress:
         for file in moved:
             if checksum(folder / file) != checksums.get(file):
@@ -84,4 +84,4 @@ def check_set(folder: Path, name: str, count: Mapping[str, Any]) -> str | None:
                     f"{folder / file} has changed since it was prepared; remove {folder} and prepare it again"
                 )
             progress.advance()
-    return count["content"]
+    return str(info["content"][name])

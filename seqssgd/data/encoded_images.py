@@ -6,6 +6,7 @@ map into memory, in its cache (see its HF_HOME).
 
 import copy
 import math
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -72,7 +73,7 @@ class EncodedImages:
         self.name, self.labels = name, torch.from_numpy(labels.to_numpy().copy())
         self.device = torch.device("cpu")
         self._images, self._size = table.select_columns("image"), size
-        self._pool = ThreadPoolExecutor(workers, "decoder")
+        self._pool = ThreadPoolExecutor(min(workers, os.cpu_count() or 1), "decoder")
 
     def to(self, device: torch.device | str) -> "EncodedImages":
         """The same, with minibatches on a device."""
@@ -129,17 +130,18 @@ class EncodedDataset:
     @property
     def content(self) -> dict[str, str]:
         """What differs between sets whose images differ, by name; none of those that an earlier version prepared."""
-        return {name: count["content"] for name, count in self.info["sets"].items() if "content" in count}
+        return self.info.get("content", {})
 
     def split(self, name: str, size: int = 224, workers: int = 1) -> EncodedImages:
-        """``"train"`` or ``"valid"``, whose minibatches are squares of ``size`` pixels decoded by ``workers`` threads.
+        """``"train"`` or ``"valid"``, whose minibatches are squares of ``size`` pixels decoded by ``workers`` threads,
+        at most as many as the machine has cores.
 
         Raises:
             UserError: the files cannot be read, or have changed.
         """
         from seqssgd.data.hub import open_parquet
 
-        check_set(self.folder, name, self.info["sets"][name])
+        check_set(self.folder, name, self.info)
         files = [self.folder / file for file in sorted(self.info["sets"][name]["files"])]
         title = str(self.folder / name)
         return EncodedImages(title, open_parquet(title, files, "images").cast(_features()), size, workers)

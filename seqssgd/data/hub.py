@@ -1,7 +1,9 @@
 """Data sets of the Hugging Face hub, or in its formats on disk."""
 
+import argparse
+import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,12 +146,39 @@ def choose_splits(loaded: Mapping, wanted: list[str], name: str) -> dict[str, st
     return chosen
 
 
-def why_not_read(path: str | Path) -> str | None:
+def add_paths_option(parser: argparse.ArgumentParser) -> None:
+    """The option that lets cells name files anywhere."""
+    parser.add_argument("--any-path", action="store_true",
+                        help="read files that cells name outside the folder of the data set, too")  # fmt: skip
+
+
+def own_folders(name: str, anywhere: bool) -> tuple[str, ...] | None:
+    """Below which folders cells of a data set may name files: its own, or where what came from the hub is kept; None
+    for everywhere."""
+    import datasets.config
+    import huggingface_hub.constants
+
+    if anywhere:
+        return None
+    config = datasets.config
+    kept = (config.HF_DATASETS_CACHE, config.DOWNLOADED_DATASETS_PATH, huggingface_hub.constants.HF_HUB_CACHE)
+    folders = (name,) if Path(name).is_dir() else kept
+    return tuple(os.path.realpath(folder) for folder in folders)
+
+
+def why_not_read(path: str | Path, folders: Collection[str] | None) -> str | None:
     """Why the file that a cell names is left alone, before it is opened; None if it may be read.
 
-    A cell may name anything: a device or a pipe would never end.
+    A cell may name anything: a device or a pipe would never end, and a private file would become a part of the set.
+
+    Args:
+        path: the file's.
+        folders: below which it must be, links followed (see :func:`own_folders`); None: anywhere.
     """
     path = Path(path)
+    real = Path(os.path.realpath(path))
+    if folders is not None and path.exists() and not any(real.is_relative_to(folder) for folder in folders):
+        return "names a file outside the folder of the data set, which is read with --any-path only"
     if path.exists() and not path.is_file():
         return "names what is no ordinary file"
     if path.is_file() and path.stat().st_size > LARGEST:

@@ -66,14 +66,15 @@ def read_file(path: str | Path) -> bytes:
         raise ImageError(f"cannot be read ({error.strerror})") from None
 
 
-def read_row(table: "datasets.Dataset", index: int, column: str) -> bytes:
-    """The encoded image in a row: its bytes, or those of the file that it names; or an ``ImageError``."""
+def read_row(table: "datasets.Dataset", index: int, column: str, folders: Collection[str] | None = None) -> bytes:
+    """The encoded image in a row: its bytes, or those of the file that it names, which must be below one of ``folders``
+    if these are given; or an ``ImageError``."""
     cell = table[index][column] or {}
     if cell.get("bytes") is not None:
         return cell["bytes"]
     if not cell.get("path"):
         raise ImageError("is no image, but an empty cell")
-    if reason := why_not_read(cell["path"]):
+    if reason := why_not_read(cell["path"], folders):
         raise ImageError(reason)
     return read_file(cell["path"])
 

@@ -99,7 +99,7 @@ def write_sets(
         _write_report(stage, rejected)
         counts = {name: _count(name, form, results, rejected) for name in sets}
         _check_counts(counts, form, expected or {}, most_rejected, name, rejected, stage / "rejected.jsonl")
-        _finish(stage, shards, info | {"sets": counts, "fingerprint": fingerprint})
+        _finish(stage, shards, info | {"sets": counts, **_contents(sets, results), "fingerprint": fingerprint})
         os.replace(stage, out)  # replaces an empty folder, never a full one
     return True
 
@@ -116,9 +116,8 @@ def read_info(folder: str | Path, kind: str) -> dict | None:
         if info["format"] != FORMAT or not isinstance(info["fingerprint"], str):
             raise ValueError
         files = {file: size for count in info["sets"].values() for file, size in count["files"].items()}
-        for count in info["sets"].values():
-            if not (isinstance(count.get("sha256", {}), dict) and isinstance(count.get("content", ""), str)):
-                raise ValueError
+        if not all(isinstance(info.get(entry, {}), dict) for entry in ("content", "sha256")):
+            raise ValueError
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -203,15 +202,25 @@ def _count(name: str, form: Form, results: list[dict], rejected: list[Rejected])
     counts: dict = {}
     for result in mine:
         merge(counts, result["counts"])
-    files = {result["file"] if len(mine) > 1 else f"{name}.parquet": result for result in mine}
     return {
         f"{form.unit}s": sum(result["rows"] for result in mine),
         "rejected": sum(item.set == name for item in rejected),
         **form.total(name, counts),
-        "content": as_text(counts.get("content", 0)),
-        "files": {file: result["bytes"] for file, result in files.items()},
-        "sha256": {file: result["sha256"] for file, result in files.items()},
+        "files": {file: result["bytes"] for file, result in _files(name, mine).items()},
     }
+
+
+def _files(name: str, results: list[dict]) -> dict[str, dict]:
+    """The results of a set's shards by the names that their files are going to have."""
+    return {result["file"] if len(results) > 1 else f"{name}.parquet": result for result in results}
+
+
+def _contents(sets: Iterable[str], results: list[dict]) -> dict[str, dict]:
+    """The checksums of all files, and the fingerprints of the items of all sets."""
+    of = {name: [result for result in results if result["set"] == name] for name in sets}
+    sums = {name: sum(result["counts"].get("content", 0) for result in mine) for name, mine in of.items()}
+    files = {file: result["sha256"] for name, mine in of.items() for file, result in _files(name, mine).items()}
+    return {"content": {name: as_text(total) for name, total in sums.items()}, "sha256": files}
 
 
 def _write_report(stage: Path, rejected: list[Rejected]) -> None:

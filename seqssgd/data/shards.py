@@ -4,7 +4,9 @@ per job."""
 import hashlib
 import json
 import multiprocessing
+import os
 import signal
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -131,6 +133,11 @@ def write_shards(stage: Path, shards: Sequence[Shard], jobs: int) -> list[dict]:
     """The results of all shards, in their order; those that an earlier call finished are taken from it."""
     if jobs < 1:
         raise UserError(f"--jobs {jobs}: there must be at least 1")
+    if jobs > (cores := os.cpu_count() or 1):
+        print(
+            f"note: --jobs {jobs:,} is more than the {cores} cores of this machine; it takes {cores}", file=sys.stderr
+        )
+        jobs = cores
     results = {i: result for i, shard in enumerate(shards) if (result := _finished(stage, shard))}
     todo = {i: shard for i, shard in enumerate(shards) if i not in results}
     total, unit = sum(len(shard.items) for shard in shards), f"{shards[0].form.unit}s" if shards else ""

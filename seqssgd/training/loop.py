@@ -134,7 +134,7 @@ class _Loop:
             for part in self.optimizer.passes():
                 for index, batch in enumerate(micros):
                     with self.synchronise(part.last and index == len(micros) - 1):
-                        with self.autocast(), self.precision_checked():
+                        with self.autocast():
                             loss, seen = self.task.loss(batch, part)
                         self.scaler.scale(loss / len(micros)).backward()
                     total += loss.detach()
@@ -218,19 +218,6 @@ class _Loop:
     def autocast(self) -> torch.autocast:
         half = torch.float16 if self.config.precision == "fp16" else torch.bfloat16
         return torch.autocast(self.device.type, half, enabled=self.config.precision != "fp32")
-
-    @contextlib.contextmanager
-    def precision_checked(self) -> Iterator[None]:
-        """An operation that the machine lacks in half precision is a setting to change, not a bug."""
-        try:
-            yield
-        except RuntimeError as error:
-            if "could not create a primitive" not in str(error) or self.config.precision == "fp32":
-                raise
-            raise UserError(
-                f"training.precision: this machine's {self.device.type.upper()} cannot train this network in "
-                f"{self.config.precision}; use fp32"
-            ) from error
 
     def step_schedulers(self, when: str) -> None:
         with warnings.catch_warnings():  # a skipped first step looks to torch like a scheduler called too early

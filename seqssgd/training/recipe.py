@@ -16,6 +16,7 @@ from .command_line import Command
 from .config import build_optimizer, build_schedulers
 from .logs import say
 from .loop import fit
+from .precision import check_precision
 from .run import RunDirectory
 from .task import Task
 from .unused import left_out
@@ -31,9 +32,10 @@ def train(command: Command, task: Task, about: Mapping[str, Any], begin: Callabl
         begin: called by the main process with the run directory as soon as that is open.
 
     Raises:
-        UserError: see :func:`build_optimizer`, :class:`RunDirectory` and :func:`fit`.
+        UserError: see :func:`check_precision`, :func:`build_optimizer`, :class:`RunDirectory` and :func:`fit`.
     """
     config = command.config
+    check_precision(task.model, config.training)
     optimizer = build_optimizer(task.model, config.optim)
     if (built := _built.get()) is not None:
         built.append((task, optimizer, config))

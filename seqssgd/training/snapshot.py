@@ -125,6 +125,10 @@ def _compare(usual: Any, value: Any, name: str) -> None:
     Raises:
         ValueError: it is not.
     """
+    if usual is None and name.startswith("optimizer.param_groups."):  # torch's switches, such as foreach
+        if not (value is None or isinstance(value, bool)):
+            raise ValueError(f"{name} is {_shown(value)}")
+        return
     if usual is None or (value is None and name.startswith("rng.")):  # a random generator without a number in reserve
         return
     if isinstance(usual, torch.Tensor):
