@@ -87,7 +87,7 @@ def test_every_method_is_tuned_with_as_many_trials():
         assert settings["optim.method"] in METHODS
     assert set(found.values()) == {3}
     tuned = {settings["optim.method"] for settings in STUDIES["methods"]["arms"].values()}
-    assert tuned == set(METHODS) - {"swa"}
+    assert tuned == set(METHODS) - {"swa", "ivon", "msam"}  # of which studies.yaml says why
 
 
 def test_the_first_trials_of_all_methods_come_first():
