@@ -24,7 +24,8 @@ def _is_a(thing: Any, module: str, name: str) -> bool:
 
 def is_sharded(tensor: Tensor) -> "TypeGuard[DTensor]":
     """Whether ``tensor`` is a DTensor."""
-    return _is_a(tensor, "torch.distributed.tensor", "DTensor")
+    # asked of every weight several times a step, and of most this is the answer
+    return type(tensor) not in (nn.Parameter, Tensor) and _is_a(tensor, "torch.distributed.tensor", "DTensor")
 
 
 def _is_gathering(module: nn.Module) -> "TypeGuard[FSDPModule]":
