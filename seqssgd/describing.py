@@ -1,6 +1,6 @@
 """What noise does to the model of a recipe: of one of its configurations, or of a run."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import yaml
@@ -8,7 +8,7 @@ from torch import nn
 
 from .errors import UserError
 from .optim import Description, describe
-from .runs import read_config, read_section
+from .runs import CLASSIFIER, LANGUAGE_MODEL, RECOGNISER, kind_of, read_config, read_section
 from .training import OptimConfig, build_optimizer
 from .training.recipe import build, load_program
 
@@ -43,7 +43,7 @@ def describe_run(run: Path, checkpoint: str = "best") -> str:
     Raises:
         UserError: not a run of a recipe, no such checkpoint, or a damaged one.
     """
-    settings = read_section(run, "optim", "a recipe")
+    settings = read_section(run, "optim")
     model = _load_model(run, checkpoint)
     try:
         config = OptimConfig(**settings)
@@ -53,17 +53,20 @@ def describe_run(run: Path, checkpoint: str = "best") -> str:
 
 
 def _load_model(run: Path, checkpoint: str) -> nn.Module:
-    """The model of a run, whichever recipe it is of; the sections of its configuration tell."""
+    """The model of a run, whichever recipe it is of."""
     from .asr import load_recognizer
     from .lm import load_language_model
     from .vision import load_classifier
 
-    settings = read_section(run, "model", "a recipe")
-    if "features" in settings:
-        return load_recognizer(run, checkpoint)[0]
-    if isinstance(read_config(run).get("data"), dict) and "classes" in read_config(run)["data"]:
-        return load_classifier(run, checkpoint)
-    return load_language_model(run, checkpoint)[0]
+    loaders: dict[str | None, Callable[[Path, str], nn.Module]] = {
+        RECOGNISER: lambda *where: load_recognizer(*where)[0],
+        CLASSIFIER: load_classifier,
+        LANGUAGE_MODEL: lambda *where: load_language_model(*where)[0],
+    }
+    load = loaders.get(kind_of(read_config(run)))
+    if load is None:
+        raise UserError(f"{run / 'config.yaml'}: section 'model' is that of no recipe; give a --run of a recipe")
+    return load(run, checkpoint)
 
 
 def _text(config: OptimConfig, description: Description) -> str:

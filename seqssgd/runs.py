@@ -45,23 +45,23 @@ def kind_of(config: Mapping[str, Any]) -> str | None:
     return LANGUAGE_MODEL if "hidden_size" in model else None
 
 
-def read_section(run: str | Path, name: str, kind: str) -> dict[str, Any]:
+def read_section(run: str | Path, name: str, kind: str | None = None) -> dict[str, Any]:
     """One section of a run's configuration.
 
     Args:
         run: the run directory.
         name: of the section.
-        kind: of runs that have it, for the message.
+        kind: of runs that are meant; None: any.
 
     Raises:
         UserError: not a run directory, a run of another kind, or it has no such section.
     """
     config = read_config(run)
-    if (found := kind_of(config)) not in (None, kind):
+    if kind is not None and (found := kind_of(config)) not in (None, kind):
         raise UserError(f"{run} is a run of {found}; give a --run of {kind}")
     section = config.get(name)
     if not isinstance(section, dict):
-        raise UserError(f"{Path(run) / 'config.yaml'} has no section {name!r}; give a --run of {kind}")
+        raise UserError(f"{Path(run) / 'config.yaml'} has no section {name!r}; give a --run of {kind or 'a recipe'}")
     return section
 
 

@@ -11,9 +11,11 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
+import yaml
 
 from seqssgd.data.images import write_image_dataset
 from seqssgd.errors import run_cli
+from seqssgd.optim import describe, noise_groups
 from seqssgd.training import checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -77,6 +79,12 @@ def without_times(tree):
     if isinstance(tree, (list, tuple)):
         return [without_times(value) for value in tree]
     return (tree.dtype, tree.numpy().tobytes()) if isinstance(tree, torch.Tensor) else tree
+
+
+def table_of(model: torch.nn.Module, run: Path) -> str:
+    """What ``describe`` finds in a model with the level and the roles of a run's configuration."""
+    optim = yaml.safe_load((run / "config.yaml").read_text())["optim"]
+    return str(describe(noise_groups(model, noise=optim["noise"], only=optim["only"])))
 
 
 def generated_lines(count: int, words: int = 20, seed: int = 0) -> list[str]:

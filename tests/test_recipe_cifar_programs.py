@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from programs import ROOT, coloured_images, kill_and_resume, load, outcome, refused, without_times
+from programs import ROOT, coloured_images, kill_and_resume, load, outcome, refused, table_of, without_times
 
+from seqssgd import cli
 from seqssgd.data.images import AugmentedBatches, Normalization, load_images
 from seqssgd.optim.batchnorm import recalibrate_bn
 from seqssgd.report import compare, read_run, summary
@@ -42,6 +43,11 @@ def finished(data, tmp_path_factory) -> Path:
     torch.set_num_threads(1)
     train(data, run := tmp_path_factory.mktemp("finished") / "run")
     return run
+
+
+def test_a_run_is_described(finished, capsys):
+    assert cli.main(["describe", str(finished)]) == 0
+    assert table_of(load_classifier(finished), finished) in capsys.readouterr().out
 
 
 # ---- runs ------------------------------------------------------------------------------------------------------------

@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from programs import ROOT, kill_and_resume, load, outcome, refused, start, without_times
+from programs import ROOT, kill_and_resume, load, outcome, refused, start, table_of, without_times
 
+from seqssgd import cli
 from seqssgd.data.audio import decode, encode_flac
 from seqssgd.metrics import score
 from seqssgd.report import compare, read_run, summary
@@ -65,6 +66,11 @@ def finished(data, tmp_path_factory) -> Path:
     result = train(data, run, *options, "--optim.lr", 0.02, "--model.network.dropout", 0)
     assert result["nonfinite"] == 0 and result["best"]["valid_cer"] < 60
     return run
+
+
+def test_a_run_is_described(finished, capsys):
+    assert cli.main(["describe", str(finished)]) == 0
+    assert table_of(load_recognizer(finished)[0], finished) in capsys.readouterr().out
 
 
 def evaluate(capsys, run: Path, data: Path, *options: object) -> list[str]:

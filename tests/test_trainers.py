@@ -66,6 +66,11 @@ class Counting(exactness.lightning_automatic.Module):
         self.norms.append(nn.utils.get_total_norm([p.grad for p in self.parameters()]).item())
 
 
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where Lightning writes what it is not told a place for
+
+
 def fit(module, ckpt_path=None, program=exactness.lightning_automatic, **settings):
     trainer = program.trainer(**{**exactness.QUIET, **settings})
     trainer.fit(module, torch.utils.data.DataLoader(DATA, batch_size=8), ckpt_path=ckpt_path)
