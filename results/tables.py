@@ -4,9 +4,9 @@
 
 A sub-folder holds the run directories of one comparison, without their checkpoints; ``reports`` has the tables and
 curves of each. ``benchmarks`` holds what the benchmarks wrote with ``--json``, ``noise_finder`` the curves that
-``seqssgd noise-finder`` wrote for RECIPE/CONFIGURATION@STEPS of warm-up, ``escape`` what the study of escape wrote.
-The place of each table in a README file is marked by ``<!-- results/NAME: begin -->`` and ``<!-- results/NAME: end
--->``.
+``seqssgd noise-finder`` wrote for RECIPE/CONFIGURATION@STEPS of warm-up, ``escape`` what the study of escape wrote,
+``diagonal.json`` what that of the Hessian's diagonal did. The place of each table in a README file is marked by
+``<!-- results/NAME: begin -->`` and ``<!-- results/NAME: end -->``.
 """
 
 import csv
@@ -161,6 +161,12 @@ def escape_tables() -> str:
     return program.markdown(json.loads((RESULTS / "escape/escape.json").read_text()))
 
 
+def diagonal_tables() -> str:
+    """The tables of the study of the Hessian's diagonal, as the study itself writes them."""
+    program = load_program(RESULTS.parent / "recipes/studies/diagonal.py")
+    return program.markdown(json.loads((RESULTS / "diagonal.json").read_text(encoding="utf-8")))
+
+
 def tables(compared: dict[str, Comparison]) -> dict[str, tuple[Path, str]]:
     """Every table of which there are figures here, by name: the file that shows it, and its text."""
     root = RESULTS.parent
@@ -169,6 +175,7 @@ def tables(compared: dict[str, Comparison]) -> dict[str, tuple[Path, str]]:
         shown["benchmarks/coverage"] = (root / "benchmarks/README.md", coverage_table())
     shown["noise_finder"] = (root / "recipes/studies/README.md", noise_table())
     shown["escape"] = (root / "recipes/studies/README.md", escape_tables())
+    shown["diagonal"] = (root / "recipes/studies/README.md", diagonal_tables())
     measured = {name: readme for name, readme in BENCHMARKS.items() if (RESULTS / f"{name}.json").is_file()}
     return shown | {name: (root / readme, benchmark_table(name)) for name, readme in measured.items()}
 

@@ -104,6 +104,32 @@ def test_it_takes_the_steps_of_its_equations(signs, estimate, radius):
     assert any((state["hess"] - 0.4).abs().max() > 0.01 for state in states)
 
 
+@pytest.mark.parametrize("radius", [math.inf, 0.3])
+def test_it_agrees_with_the_authors_program_on_the_same_perturbations(radius, monkeypatch):
+    program = pytest.importorskip("ivon", reason="ivon-opt, the authors' package, is not installed")
+    model, other = network(), network()
+    optimizer = IVON(model.parameters(), 0.1, **SETTINGS, clip_radius=radius)
+    settings = {key: value for key, value in SETTINGS.items() if key != "betas"}
+    theirs = program.IVON(other.parameters(), 0.1, beta1=0.8, beta2=0.9, clip_radius=radius, **settings)
+    points = []
+
+    @torch.no_grad()
+    def sample(source, saved, draw):
+        for p, point in zip(model.parameters(), points, strict=True):
+            p.copy_(point)
+
+    monkeypatch.setattr(optimizer, "_sample", sample)
+    for _ in range(6):
+        with theirs.sampled_params(train=True):
+            points[:] = bits(other)
+            theirs.zero_grad()
+            losses_of(other).mean().backward()
+        theirs.step()
+        one_step(model, optimizer)
+        for p, q in zip(model.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(p, q, rtol=0, atol=1e-7)  # they draw in single precision
+
+
 def test_a_schedule_scales_the_noise_and_the_estimate_is_none_the_larger():
     model, reference = network(), network()
     optimizer = IVON(model.parameters(), 0.1, **SETTINGS, signs="batch", seed=6)

@@ -64,7 +64,8 @@ class PassProducts:
             if not last:
                 self._first[i] = product
                 continue
-            product.mul_(weights[index])
+            if len(weights) == 2:
+                product.mul_(weights[index])
             if len(weights) == 2 and i in self._first:
                 product.add_(self._first.pop(i).mul_(2 * weights[0]))
             if scales is not None:
