@@ -109,7 +109,9 @@ def test_wrong_input_is_refused_in_one_line(data, tmp_path, capsys, small):
     assert "smallest_area: 0.0 is not" in said("--corpus.smallest_area", 0)
     assert "training.accumulate: 7 minibatches of 8 are more than" in said("--training.accumulate", 7)
     assert "optim.lr_warmup: warmup(0)" in said("--optim.lr_warmup", 0)
-    assert "damaged, or not of a set of images" in said(folder=coloured_images(tmp_path / "colours"))
+    assert "colours holds a set of small images, where a set of images is wanted; choose another folder " in said(
+        folder=coloured_images(tmp_path / "colours")
+    )
     assert not (tmp_path / "run").exists()
 
 

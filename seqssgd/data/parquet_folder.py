@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from seqssgd.data.contents import as_text, seal
+from seqssgd.data.prepared import check_kind
 from seqssgd.data.shards import FORMAT, Form, Item, Rejected, Shard, cut, merge, write_shards
 from seqssgd.errors import UserError
 from seqssgd.files import atomic_path, naming
@@ -121,9 +122,11 @@ def read_info(folder: str | Path, kind: str) -> dict | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, KeyError, TypeError, AttributeError):
+        check_kind(path, (kind,))
         raise UserError(
             f"{path} is damaged, or not of a {kind}; choose another folder, or prepare these data in a new one"
         ) from None
+    check_kind(path, (kind,))
     for file, size in files.items():
         target = Path(folder) / file
         if not target.is_file() or target.stat().st_size != size:

@@ -11,10 +11,18 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from seqssgd.documents import parse_json
 from seqssgd.errors import UserError
 from seqssgd.files import naming
 
 FORMAT = 1  # of prepared folders; a later, incompatible one gets another number
+# What dataset.json, or its entry for a set, has in one kind of data only; what that kind is, and what writes it.
+KINDS = {
+    "level": ("text", "data_prep/ptb.py or data_prep/text.py"),
+    "utterances": ("speech corpus", "data_prep/an4.py or another program for speech"),
+    "smallest_class": ("set of images", "data_prep/imagenet.py"),
+    "classes": ("set of small images", "data_prep/cifar.py"),
+}
 
 
 def read_info(folder: Path, entries: Iterable[str]) -> dict | None:
@@ -32,9 +40,40 @@ def read_info(folder: Path, entries: Iterable[str]) -> dict | None:
     except (ValueError, KeyError, TypeError):
         pass
     path = folder / "dataset.json"
+    check_kind(path, entries)
     raise UserError(
         f"{path} is damaged or of another version or kind; choose another folder, or prepare these data in a new one"
     )
+
+
+def check_kind(path: Path, wanted: Iterable[str]) -> None:
+    """Makes sure that a ``dataset.json`` is not one of another kind of data.
+
+    Args:
+        path: the file.
+        wanted: entries that the kind has, or its name.
+
+    Raises:
+        UserError: it is.
+    """
+    try:
+        info = parse_json(path.read_bytes())
+        found = next((kind for entry, kind in KINDS.items() if _has(info, entry)), None)
+    except (OSError, ValueError):
+        return
+    asked = next((kind for entry, kind in KINDS.items() if entry in wanted or kind[0] in wanted), None)
+    if found is not None and asked is not None and found != asked:
+        raise UserError(
+            f"{path.parent} holds a {found[0]}, where a {asked[0]} is wanted; choose another folder "
+            f"({asked[1]} writes one)"
+        )
+
+
+def _has(info: Any, entry: str) -> bool:
+    """Whether a ``dataset.json``, or what it says of a set, has an entry."""
+    sets = info.get("sets") if isinstance(info, dict) else None
+    first = next(iter(sets.values()), None) if isinstance(sets, dict) else info
+    return isinstance(first, dict) and entry in first
 
 
 def is_prepared(out: Path, fingerprint: str, entries: Iterable[str], kind: str) -> bool:
