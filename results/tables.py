@@ -167,6 +167,30 @@ def diagonal_tables() -> str:
     return program.markdown(json.loads((RESULTS / "diagonal.json").read_text(encoding="utf-8")))
 
 
+def diagonal_picture() -> "Figure":
+    """The error of a single estimate of the diagonal over the level, by weight: a panel for each network."""
+    found = json.loads((RESULTS / "diagonal.json").read_text(encoding="utf-8"))
+    figure = new_figure(9.0, 3.2)
+    panels = figure.subplots(1, len(found), squeeze=False)[0]
+    for axes, (network, kinds) in zip(panels, found.items(), strict=True):
+        methods = dict.fromkeys(row.split()[1] for row in kinds["weight"])
+        for method, colour in zip(methods, COLOURS, strict=False):
+            rows = {row.split()[0]: values for row, values in kinds["weight"].items() if row.split()[1] == method}
+            errors = [values["one estimate"] for values in rows.values()]
+            axes.loglog([float(level) for level in rows], errors, "o-", color=colour, label=method, markersize=4)
+        levels = list(dict.fromkeys(row.split()[0] for row in kinds["weight"]))
+        axes.set_xticks([float(level) for level in levels], levels, fontsize=9)
+        heights = [y for y in (1, 2, 3, 5, 10, 20, 50, 100, 200) if axes.get_ylim()[0] <= y <= axes.get_ylim()[1]]
+        axes.set_yticks(heights, [str(y) for y in heights], fontsize=9)
+        axes.minorticks_off()
+        axes.set_title(network, fontsize=10)
+        axes.set_xlabel("level c", fontsize=9)
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("error of one estimate / diagonal", fontsize=9)
+    panels[0].legend(fontsize=8)
+    return figure
+
+
 def tables(compared: dict[str, Comparison]) -> dict[str, tuple[Path, str]]:
     """Every table of which there are figures here, by name: the file that shows it, and its text."""
     root = RESULTS.parent
@@ -187,6 +211,7 @@ def main() -> None:
         print(f"{readme.relative_to(RESULTS.parent)}: results/{name}")
     for name, comparison in compared.items():
         write_report(comparison, RESULTS / "reports" / name, page=False)  # seqssgd compare writes the page
+    (RESULTS / "diagonal.png").write_bytes(picture_files(diagonal_picture, "diagonal")["png"])
     (RESULTS / "reports/overview.png").write_bytes(picture_files(lambda: overview(compared), "overview")["png"])
 
 
