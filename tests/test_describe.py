@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from seqssgd.optim import NSO, SAM, DropConnect, OneSidedNoise, SymmetricNoise, describe, noise_groups
+from seqssgd.optim import IVON, NSO, SAM, DropConnect, OneSidedNoise, SymmetricNoise, describe, noise_groups
 from seqssgd.optim.noise import DISTRIBUTIONS, GRANULARITIES
 from seqssgd.optim.roles import LEFT_ALONE
 
@@ -52,6 +52,22 @@ def test_dropconnect_moves_by_what_it_drops():
     optimizer = DropConnect(torch.optim.SGD(noise_groups(network, noise=0.4), lr=0.1))
     said = {layer.name: layer.norm for layer in describe(optimizer).layers}
     assert said == pytest.approx(moved(optimizer, network), rel=0.1)
+
+
+def test_dropconnect_at_a_level_that_drops_all_has_no_norm_yet():
+    optimizer = DropConnect(torch.optim.SGD(noise_groups(model(), noise=0.4), lr=0.1))
+    optimizer.param_groups[0]["noise"] = 1.0
+    assert {layer.norm for layer in describe(optimizer).layers} == {None}
+
+
+def test_ivon_moves_by_its_posterior_before_and_after_it_has_learned_a_curvature():
+    network = model()
+    optimizer = IVON(noise_groups(network, noise=0.5), 0.1, ess=50.0, hess_init=0.3, betas=(0.9, 0.9))
+    for _ in range(2):
+        said = {layer.name: layer.norm for layer in describe(optimizer).layers}
+        assert said == pytest.approx(moved(optimizer, network), rel=0.1)
+        optimizer.step()
+        optimizer.zero_grad()
 
 
 def test_a_norm_that_depends_on_the_gradient_is_not_told():

@@ -259,6 +259,25 @@ def test_samples_that_end_early_leave_the_exact_weights(error):
     one_step(model, optimizer)
 
 
+def test_a_model_is_not_saved_at_a_draw():
+    model = network(torch.float32)
+    optimizer = IVON(model.parameters(), 0.1, **SETTINGS, model=model)
+    for index in optimizer.samples(2):
+        with pytest.raises(RuntimeError, match="cannot take the state dict of the model"):
+            model.state_dict()
+        with torch.no_grad():
+            model.eval()(X.float())
+        assert index < 2
+    model.state_dict()
+
+
+def test_samples_without_noise_are_the_weights():
+    model = network(torch.float32)
+    optimizer = IVON(noise_groups(model, 0.0), 0.1, **SETTINGS)
+    clean = bits(model)
+    assert [index for index in optimizer.samples(3) if same_bits(bits(model), clean)] == [0, 1, 2]
+
+
 # ---- what is refused -------------------------------------------------------------------------------------------------
 
 

@@ -151,7 +151,7 @@ def test_an_embedding_that_bounds_its_norms_is_refused_under_noise_and_trained_w
 def test_a_weight_that_is_changed_inside_a_pass_is_refused(name):
     for index in range(METHODS[name][2]):
         model = network()
-        optimizer = METHODS[name][0](model, lr=0.1)
+        optimizer = METHODS[name][0](model, lr=0.1, momentum=0.9)
         for _ in range(2):
             with pytest.raises(RuntimeError, match="changed inside a pass"):
                 for part in optimizer.passes():

@@ -1,21 +1,16 @@
 """What noise does to the weights of a model, layer by layer, and what it leaves alone."""
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from .groups import pattern_of
-from .noise import NORMS
+from .noise import norm_of
 from .roles import LEFT_ALONE, Kind, kinds
-from .sharding import is_sharded
-
-_STANDARD_DEVIATION = {"rademacher": 1.0, "gaussian": 1.0, "uniform": 1 / math.sqrt(3)}
 
 
 @dataclass(frozen=True)
@@ -134,7 +129,7 @@ def describe(optimizer_or_groups: Optimizer | Iterable[dict[str, Any]], model: n
             together: dict[str, list[tuple[str, Tensor]]] = {}
             for _, layer, role, p in rows:
                 together.setdefault(layer, []).append((role, p))
-            layers += [_layer(optimizer_or_groups, name, own, group[key]) for name, own in together.items()]
+            layers += [_layer(optimizer_or_groups, group, name, own, group[key]) for name, own in together.items()]
         else:
             for name, _, role, p in rows:
                 left.setdefault(LEFT_ALONE.get(role, "level 0"), []).append((name, p))
@@ -171,14 +166,14 @@ def _parameters(
     return zip(names, layers, roles, params, strict=True)
 
 
-def _layer(optimizer: Any, name: str, own: Sequence[tuple[str, Tensor]], level: float) -> Layer:
+def _layer(optimizer: Any, group: dict[str, Any], name: str, own: Sequence[tuple[str, Tensor]], level: float) -> Layer:
     trained = [p for _, p in own if p.requires_grad]
     return Layer(
         name,
         ", ".join(dict.fromkeys(role for role, _ in own)),
         tuple(() if is_lazy(p) else tuple(p.shape) for _, p in own),
         float(level),
-        _noise_norm(optimizer, trained, float(level)),
+        _noise_norm(optimizer, group, trained, float(level)),
         sum(map(_size, trained)),
         sum(_size(p) for _, p in own),
     )
@@ -193,30 +188,13 @@ def _size(p: Tensor) -> int:
     return 0 if is_lazy(p) else p.numel()
 
 
-def _noise_norm(optimizer: Any, weights: Sequence[Tensor], level: float) -> float | None:
+def _noise_norm(optimizer: Any, group: dict[str, Any], weights: list[Tensor], level: float) -> float | None:
     """‖n‖ over ``weights``; None if the optimizer's noise has none that is known beforehand."""
-    from .dropconnect import DropConnect
-    from .passes import MultiPassOptimizer
-
     if any(is_lazy(p) or p.is_meta for p in weights):
         return None
-    if isinstance(optimizer, DropConnect):
-        return math.sqrt(level / (1 - level)) * _norm(weights)
-    source = getattr(optimizer, "source", None)
-    if source is None and isinstance(optimizer, MultiPassOptimizer):
-        return None
-    if source is None or source.granularity in NORMS:
-        return level * _norm(weights)
-    scale = level * _STANDARD_DEVIATION[source.distribution]
-    if source.granularity == "absolute":
-        return scale * math.sqrt(sum(p.numel() for p in weights))
-    return scale * math.sqrt(sum(p.numel() / max(len(p), 1) * _norm([p]) ** 2 for p in weights))  # filters of one size
-
-
-@torch.no_grad()
-def _norm(weights: Sequence[Tensor]) -> float:
-    norms = [torch.linalg.vector_norm(p, dtype=torch.promote_types(p.dtype, torch.float32)) for p in weights]
-    return math.sqrt(sum((norm.full_tensor() if is_sharded(norm) else norm).item() ** 2 for norm in norms))
+    if hasattr(optimizer, "noise_norm"):
+        return optimizer.noise_norm(group, weights)
+    return None if hasattr(optimizer, "passes") else level * norm_of(weights)
 
 
 def _table(rows: Sequence[Sequence[str]], align: str) -> list[str]:

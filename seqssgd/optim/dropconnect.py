@@ -1,5 +1,6 @@
 """DropConnect: multiplicative noise whose gradient passes through the same mask."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .batchnorm import BNStats
+from .noise import norm_of
 from .passes import Pass
 from .random_noise import RandomNoise
 from .sharding import local
@@ -38,6 +40,11 @@ class DropConnect(RandomNoise):
         super().__init__(
             base, distribution="uniform", granularity="absolute", seed=seed, model=model, bn_stats=bn_stats
         )
+
+    def noise_norm(self, group: dict[str, Any], weights: list[Tensor]) -> float | None:
+        """√(q/(1-q)) ‖w‖, the root of the mean square; None for a level that is no probability below 1."""
+        q = float(group.get(self.level_key, 0.0))
+        return math.sqrt(q / (1 - q)) * norm_of(weights) if q < 1 else None
 
     def _signs(self) -> Sequence[int]:
         return (+1,)

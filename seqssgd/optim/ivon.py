@@ -167,6 +167,12 @@ class IVON(RandomNoise):
             base, distribution="gaussian", granularity="absolute", seed=seed, model=model, bn_stats=bn_stats
         )
 
+    def noise_norm(self, group: dict[str, Any], weights: list[Tensor]) -> float | None:
+        """The root of the mean of ‖n‖², which is the sum of 1/λ(h+δ), times the level."""
+        with torch.no_grad():
+            total = sum(self.base.curvature(group, p).mul_(group["ess"]).reciprocal_().sum().item() for p in weights)
+        return float(group.get(self.level_key, 0.0)) * math.sqrt(total)
+
     # ---- the passes ------------------------------------------------------------------------------------------------
 
     def _signs(self) -> Sequence[int]:
@@ -243,8 +249,9 @@ class IVON(RandomNoise):
     def samples(self, count: int) -> Iterator[int]:
         """Yields 0, 1, … ``count``-1, with the weights at as many draws of the posterior; then they are what they were.
 
-        The draws are the same at every call. A ``break`` or an exception brings the weights back too. For an evaluation
-        by the mean over models: average the probabilities, not their logarithms.
+        The draws are the same at every call; with every level 0 all are the weights themselves. A ``break`` or an
+        exception brings the weights back too. For an evaluation by the mean over models: average the probabilities,
+        not their logarithms. With ``model=`` it is an error to save or copy the model at a draw.
 
         Raises:
             RuntimeError: inside a loop over passes.
@@ -255,13 +262,18 @@ class IVON(RandomNoise):
         try:
             self._run.phase = "running"
             for index in range(count):
+                if not weights:
+                    yield index
+                    continue
                 with torch.no_grad():
                     if index == 0:
                         self._save(weights)
                     self._sample(source, self._run.saved[1], index)
                     self._drop_stale_copies()
+                self._run.moved = self._run.sampling = True
                 yield index
         finally:
+            self._run.sampling = False
             self._restore()
             self._run.phase = phase
 

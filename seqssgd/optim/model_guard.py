@@ -41,7 +41,7 @@ class EvaluationGuard(ModelGuard):
         if torch.compiler.is_compiling() or module.training:
             return
         state = self._state()
-        if state is not None and (state.training or not torch.is_grad_enabled()):  # some train in evaluation mode
+        if state is not None and not state.sampling and (state.training or not torch.is_grad_enabled()):
             self._refuse("evaluate")
 
 

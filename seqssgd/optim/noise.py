@@ -17,6 +17,7 @@ Granularity = Literal[Norm, "filter_std", "absolute"]
 DISTRIBUTIONS: tuple[Distribution, ...] = get_args(Distribution)
 NORMS: tuple[Norm, ...] = get_args(Norm)
 GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
+_STANDARD_DEVIATION = {"rademacher": 1.0, "gaussian": 1.0, "uniform": 1 / math.sqrt(3)}
 
 
 class NoiseSource:
@@ -101,6 +102,15 @@ class NoiseSource:
                 self._fill(piece)
         return pieces
 
+    def norm(self, weights: Sequence[Tensor], level: float) -> float:
+        """‖n‖ over ``weights`` at their values of the moment; the root of its mean square where it is not fixed."""
+        if self.granularity in NORMS:
+            return level * norm_of(weights)
+        scale = level * _STANDARD_DEVIATION[self.distribution]
+        if self.granularity == "absolute":
+            return scale * math.sqrt(sum(p.numel() for p in weights))
+        return scale * math.sqrt(sum(p.numel() / max(len(p), 1) * norm_of([p]) ** 2 for p in weights))  # equal filters
+
     def _seed(self, tensors: Sequence[Tensor], draw: int, shard: int) -> None:
         # Devices count in order of appearance: rank 1's cuda:1 must draw what rank 0's cuda:0 draws.
         for order, device in enumerate(dict.fromkeys(tensor.device for tensor in tensors)):
@@ -176,6 +186,13 @@ def are_too_coarse(weights: Sequence[Tensor], saved: Sequence[Tensor], levels: S
             stacklevel=2,
         )
     return coarse
+
+
+@torch.no_grad()
+def norm_of(weights: Sequence[Tensor]) -> float:
+    """‖w‖ over all of ``weights``, over all their shards too."""
+    norms = [torch.linalg.vector_norm(p, dtype=torch.promote_types(p.dtype, torch.float32)) for p in weights]
+    return math.sqrt(sum((norm.full_tensor() if is_sharded(norm) else norm).item() ** 2 for norm in norms))
 
 
 def _squared_norms(tensors: list[Tensor]) -> Tensor:

@@ -46,6 +46,13 @@ class RandomNoise(MultiPassOptimizer):
             raise ValueError("no parameter group has a noise level; build them with noise_groups(model, noise=...)")
         self.source = NoiseSource(distribution, granularity, seed)
 
+    def noise_norm(self, group: dict[str, Any], weights: list[Tensor]) -> float | None:
+        """‖n‖ over some weights of a parameter group, at the group's level and the weights' values of the moment.
+
+        Where the norm is not fixed it is the root of its mean square; None where there is none.
+        """
+        return self.source.norm(weights, float(group.get(self.level_key, 0.0)))
+
     def _perturb(self, part: Pass, weights: list[Tensor], saved: list[Tensor]) -> None:
         if part.sign > 0 or (part.sign < 0 and part.index == 0):
             self._warn_of_twins()

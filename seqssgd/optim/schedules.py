@@ -18,7 +18,8 @@ class LambdaNoise:
     """Sets every group's noise level to its initial level times a factor, as ``LambdaLR`` does for learning rates.
 
     The initial level and the number of :meth:`step` calls are kept in the groups, so that a checkpoint of the optimizer
-    alone brings back the schedule too.
+    alone brings back the schedule too, whether it is loaded before this is made or after. A second schedule for an
+    optimizer that had one goes on from its time too; ``load_state_dict({"time": 0})`` begins anew.
 
     Args:
         optimizer: its groups' ``"noise"`` entries, as they are now, are the initial levels (``"rho"`` of SAM).
@@ -39,7 +40,7 @@ class LambdaNoise:
     def __init__(self, optimizer: Optimizer, factor: Schedule):
         self.optimizer, self.factor = optimizer, factor
         self.key = getattr(optimizer, "level_key", "noise")
-        self._set(0)
+        self._set(next((group[entry] for group in optimizer.param_groups if (entry := f"{self.key}_time") in group), 0))
 
     @property
     def time(self) -> int:

@@ -30,6 +30,7 @@ class StepState:
         writes: how often each of the weights had been written to when the pass began.
         norms: what their norms were then; taken in the first loop only.
         checked: the smallest level at which the weights were seen to move as they should; 0: they did not.
+        sampling: whether they were moved in order to be evaluated there.
         training: whether the model was in training mode when the loop began.
         buffers: the one extra copy of the weights, reused from step to step.
         watch: knows where the gradients come from.
@@ -55,7 +56,7 @@ class StepState:
         self.closure = False
         self.watch, self.zeros = GradientWatch(), Zeros()
         self.saved: tuple[list[Tensor], list[Tensor]] = [], []
-        self.moved = self.training = False
+        self.moved = self.sampling = self.training = False
         self.writes: list[int] = []
         self.norms: list[Tensor] | None = None
         self.first_loop = True
