@@ -306,6 +306,9 @@ def test_the_same_checks_hold_for_configurations_that_programs_build():
 def test_settings_that_only_the_machine_can_refuse():
     with pytest.raises(UserError, match=r"^seed: 9{30} is not a whole number"):
         setup(TrainingConfig(), 10**30 - 1)
+    for make in (lambda: setup(TrainingConfig(), -7), lambda: OptimConfig(noise_seed=-7)):
+        with pytest.raises(UserError, match=r"seed: -7 is not a whole number from 0 on .*; give 7, or any other"):
+            make()
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="^training.device: cuda is not available here"):
             setup(TrainingConfig(device="cuda"), 0)

@@ -33,6 +33,13 @@ def _percent(value: Any) -> str:
     return f"; {', '.join(f'{one:g}' for one in values)} % is {', '.join(f'{one / 100:g}' for one in values)}"
 
 
+def check_seed(key: str, value: int) -> None:
+    """Raises a ``UserError`` for a seed that not every generator takes for what it is: to Python's -1 is 1."""
+    hint = f"; give {min(-value, 10**18 - 1)}, or any other" if value < 0 else ""
+    if not 0 <= value < 2**63:
+        raise UserError(f"{key}: {value} is not a whole number from 0 on of at most 18 digits{hint}")
+
+
 def _one_of(choices: Iterable[str], key: str, value: str) -> None:
     require(value in choices, key, value, f"one of {', '.join(choices)}")
 
@@ -188,6 +195,7 @@ class OptimConfig:
         require(0 <= self.weight_decay <= LARGEST, "optim.weight_decay", self.weight_decay, "a finite number >= 0")
         require(0 <= self.momentum < 1, "optim.momentum", self.momentum, "a number >= 0 and < 1")
         require(0 <= self.noise <= LARGEST, "optim.noise", self.noise, "a finite number >= 0")
+        check_seed("optim.noise_seed", self.noise_seed)
         _one_of(METHODS, "optim.method", self.method)
         self._settle()
         require(all(0 <= beta < 1 for beta in self.betas), "optim.betas", self.betas, "two numbers >= 0 and < 1")

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import nn
 
 from ..errors import UserError
-from .config import OptimConfig, TrainingConfig
+from .config import OptimConfig, TrainingConfig, check_seed
 
 
 def setup(config: TrainingConfig, seed: int) -> torch.device:
@@ -24,10 +24,9 @@ def setup(config: TrainingConfig, seed: int) -> torch.device:
         the device for model and batches.
 
     Raises:
-        UserError: CUDA is asked for and there is none; more threads than cores; the seed has more than 64 bits.
+        UserError: CUDA is asked for and there is none; more threads than cores; the seed is negative or too large.
     """
-    if not -(2**63) <= seed < 2**63:
-        raise UserError(f"seed: {seed} is not a whole number of at most 18 digits")
+    check_seed("seed", seed)
     cores = os.cpu_count() or 1
     if config.threads is not None and config.threads > cores:
         raise UserError(f"training.threads: {config.threads} is more than the {cores} cores of this machine")
