@@ -4,9 +4,15 @@ import os
 import random
 
 import pytest
+import torch
 from campaign.inputs import BATCH, Inputs, Reader, mutate, reader_try
 from campaign.kills import Kills
 from campaign.powercut import Disk
+from campaign.trainings import RECIPES, Trainings
+from programs import load
+
+from seqssgd.training import build_optimizer, parse_recipe
+from seqssgd.training.methods import METHODS
 
 
 @pytest.mark.timeout(600)
@@ -19,6 +25,20 @@ def test_a_killed_training_and_one_that_is_not_the_same(tmp_path, monkeypatch):
     assert found["trials"] == 1 and "failed" not in found
     kills.whole[training.name] = (["something else"], kills.whole[training.name][1])
     assert kills.trial(random.Random(4))["failed"] == 1
+
+
+def test_every_recipe_takes_every_method_as_the_campaign_gives_it(tmp_path, monkeypatch):
+    """Or a trial would end before it began; what is given is read, not trained."""
+    for name in ("text", "images", "speech", "photos"):
+        monkeypatch.setattr(Trainings, name, tmp_path)
+    (tmp_path / "data").touch()
+    trainings = Trainings(tmp_path)
+    for recipe in RECIPES:
+        for method in METHODS:
+            training = trainings.recipe(recipe, method)
+            program = load(f"recipes/{recipe}/train.py")
+            config = parse_recipe(program.Config, [word.replace("OUT", str(tmp_path)) for word in training.arguments])
+            build_optimizer(torch.nn.Linear(2, 2), config.config.optim)
 
 
 def test_readers_that_raise_hang_or_take_memory_are_noticed(tmp_path):

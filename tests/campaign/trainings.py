@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from picture_folders import prepared_tree
 from programs import ROOT, coloured_images, generated_lines, load, outcome
 
 from seqssgd.data.text import write_text_dataset
@@ -13,8 +14,13 @@ from seqssgd.errors import run_cli
 from seqssgd.training.methods import METHODS
 
 # What a method needs beside its name to do something in a tiny training.
-NOISY = {"ssgd", "weight_noise", "two_draws", "smoothout", "adasmoothout", "graves", "nso", "mrwp", "dropconnect"}
-RECIPES = {"ptb_lstm": "small_cpu.yaml", "cifar_cnn": "resnet20_cpu.yaml", "wsj_sgcn": "an4_ssgd.yaml"}
+NEEDS = {"ivon": ["--optim.ess", 100], "msam": ["--optim.rho", 0.1, "--optim.momentum", 0.9]}
+RECIPES = {
+    "ptb_lstm": "small_cpu.yaml",
+    "cifar_cnn": "resnet20_cpu.yaml",
+    "wsj_sgcn": "an4_ssgd.yaml",
+    "imagenet_resnet": "resnet18.yaml",
+}
 TINY = {
     "ptb_lstm": ["--model.hidden_size", 6, "--model.dropout", 0.3, "--batch_size", 4, "--sequence_length", 8],
     "cifar_cnn": ["--corpus.valid", 12, "--corpus.pad", 1, "--batch_size", 16, "--bn_images", 20],
@@ -22,6 +28,10 @@ TINY = {
         *("--model.network.width", 12, "--model.network.layers", 2, "--model.features.bins", 24),
         *("--model.network.front_end", "stack", "--model.network.dropout", 0.1, "--corpus.batch_seconds", 8),
         *("--augment.time_width", 5, "--augment.frequency_width", 3, "--optim.lr", 0.01),
+    ],
+    "imagenet_resnet": [
+        *("--corpus.size", 16, "--batch_size", 8, "--training.accumulate", 1, "--bn_images", 16),
+        *("--optim.lr", 0.01, "--optim.lr_warmup", 1, "--optim.lr_milestones", "[1]"),
     ],
 }
 
@@ -68,14 +78,21 @@ class Trainings:
 
         return tones.prepare(self.folder / "speech", sizes={"train": 16, "valid": 4, "test": 4})
 
+    @cached_property
+    def photos(self) -> Path:
+        folder = self.folder / "photos"
+        if not (folder / "out").exists():
+            folder.mkdir()
+            prepared_tree(folder)
+        return folder / "out"
+
     def recipe(self, recipe: str, method: str, *more: object) -> Training:
-        data = {"ptb_lstm": "text", "cifar_cnn": "images", "wsj_sgcn": "speech"}[recipe]
+        data = dict(zip(RECIPES, ("text", "images", "speech", "photos"), strict=True))[recipe]
         file = ROOT / "recipes" / recipe / RECIPES[recipe]
         words = ["--config", file, "--data", getattr(self, data), "--out", "OUT", *TINY[recipe]]
         words += ["--training.threads", 1, "--training.precision", "fp32", "--training.epochs", 2]
         words += ["--training.log_every", 2, "--training.checkpoint_every", 3, "--optim.method", method, *more]
-        if method in NOISY:
-            words += ["--optim.noise", 0.2]
+        words += ["--optim.noise", 0.2 if "noise" in METHODS[method].settings else 0, *NEEDS.get(method, [])]
         name = f"{recipe} {method}"
         return Training(name, load(f"recipes/{recipe}/train.py").main, tuple(map(str, words)))
 
@@ -86,7 +103,8 @@ class Trainings:
         return Training("studies", load("recipes/studies/run.py").main, tuple(map(str, words)))
 
     def any(self, chance: random.Random) -> Training:
-        """One of all, evenly over recipes and methods; the runner of studies is as likely as a recipe in ten."""
+        """One of all, evenly over methods and, but for ImageNet's large network, over recipes; the runner of studies is
+        as likely as a recipe in ten."""
         if chance.random() < 0.03:
             return self.study()
-        return self.recipe(chance.choice(list(RECIPES)), chance.choice(list(METHODS)))
+        return self.recipe(*chance.choices(list(RECIPES), (10, 10, 10, 1)), chance.choice(list(METHODS)))
