@@ -105,12 +105,36 @@ STAND_INS = {  # module, then what each of its parameters is
         {"weight": "norm", "beta": "norm", "grn.weight": "norm"},
     ),
     "a norm by its name in the model": (
-        module("Model", {"ln_1": module("MyScale", weight=(3, 8)), "plain": module("MyScale", weight=(3, 8))}),
+        module("Model", {"ln_1": module("MyScale", weight=(8,)), "plain": module("MyScale", weight=(3, 8))}),
         {"ln_1.weight": "norm", "plain.weight": "other"},
     ),
+    "a norm by its name and its bias": (
+        module("Model", {"ln_1": module("MyScale", weight=(3, 8), bias=(3, 8))}),
+        {"ln_1.weight": "norm", "ln_1.bias": "bias"},
+    ),
+    "matrices in modules that are called after norms": (
+        module("Model", {name: module("Mine", weight=(64, 64)) for name in ("norm_proj", "proj_norm")}),
+        {"norm_proj.weight": "by name", "proj_norm.weight": "by name"},
+    ),
     "scales": (
-        module("Block", layer_scale_1=(3, 8), gamma=(3, 8), weight_g=(3, 3), weight_v=(3, 8)),
-        {"layer_scale_1": "gain", "gamma": "gain", "weight_g": "gain", "weight_v": "other"},
+        module("Block", layer_scale_1=(3, 8), weight_g=(3, 1, 4), weight_v=(3, 8, 4), lambda_1=(3,), gamma=(1, 8)),
+        {"layer_scale_1": "gain", "weight_g": "gain", "weight_v": "other", "lambda_1": "gain", "gamma": "gain"},
+    ),
+    "a gain and its shift": (
+        module("Block", gamma=(5, 7), beta=(5, 7)),
+        {"gamma": "gain", "beta": "gain"},
+    ),
+    "matrices that are called after gains": (
+        module("Block", gamma=(5, 7), gamma_kernel=(6, 6), gamma_proj=(9, 6)),
+        {"gamma": "by name", "gamma_kernel": "other", "gamma_proj": "other"},
+    ),
+    "matrices that are called b": (
+        module(
+            "Block",
+            {"lora": module("MyLoRA", a=(2, 8), b=(8, 2)), "dense": module("D", b=(16, 16), w=(16, 16))},
+            b_proj=(64, 64),
+        ),
+        {"b_proj": "other", "lora.a": "other", "lora.b": "other", "dense.b": "other", "dense.w": "other"},
     ),
     "LoRA by hand": (module("LoRA", A=(4, 8), B=(8, 4), scale=()), {"A": "other", "B": "other", "scale": "gain"}),
     "peft's LoHa and IA3": (
@@ -146,6 +170,12 @@ def test_every_kind_is_in_a_stand_in():
         "dense",
         "other",
     }
+
+
+def test_gains_by_their_names_alone_are_warned_of():
+    model = nn.ModuleDict({"norm_proj": module("Mine", weight=(64, 64)), "out": nn.Linear(64, 64)})
+    with pytest.warns(UserWarning, match=r"50.0% of the weights .* by their names alone: norm_proj.weight"):
+        noise_groups(model, noise=0.5)
 
 
 def test_weight_norm_in_a_module_that_torch_does_not_know():

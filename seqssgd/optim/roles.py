@@ -1,7 +1,8 @@
 """What each parameter of a model is: a weight with a role, or something that noise leaves alone, and why.
 
 The class of the module decides where torch knows it. Elsewhere a parameter of two dimensions or more is a weight,
-unless its name or its type says that it is none. ``docs/which_weights.md`` has every rule with its reason.
+unless its name or its type says that it is none. A name that only hints at it needs a
+second sign. ``docs/which_weights.md`` has every rule with its reason.
 """
 
 import re
@@ -20,6 +21,7 @@ LEFT_ALONE = {
     "bias": "biases, also those of positions and of experts",
     "norm": "gains of norm layers and of activations",
     "gain": "gains of weight normalisation and scales of layers",
+    "by name": "matrices that are gains by their names alone",
     "vector": "vectors and scalars of modules that torch does not know",
     "state space": "poles, time steps and decays of state spaces",
     "initial state": "learned initial states",
@@ -41,7 +43,9 @@ _BIAS = re.compile(r"b(_[a-z0-9]+|\d*)")
 _NORM_CLASS = re.compile(r"(?i).*(norm(alization)?(gated|\dd)?|grn)")
 _NORM_MODULE = re.compile(r"(?i)(.*_)?(layer_?|batch_?|group_?|rms_?)?(norm|ln|bn)(_.*|\d*)")
 _NORM_GAIN = re.compile(r"(?i)weight|gamma|beta|gain|scale|shift|[abg](_?\d)?")
-_GAIN = re.compile(r"(weight|kernel)\w*_g|gamma\w*|beta|gain|(\w+_)?scale|layer_?scale\w*|lambda_?\d*")
+_GAIN = re.compile(r"gain|(\w+_)?scale|layer_?scale\w*")
+_GAIN_HINT = re.compile(r"(weight|kernel)\w*_g|gamma\w*|beta|lambda_?\d*")
+_NO_GAIN = re.compile(r"gamma\w*(kernel|weight|proj)\w*")
 _GAIN_CLASS = re.compile(r"Dora\w*Layer")  # peft's magnitudes of weights
 _STATE_SPACE = re.compile(
     r"A_log(_\w+)?|log_(neg_)?A(_\w+)?|(inv_)?A_(real|imag|re|im)|Lambda(_\w+)?|dt|(inv|log)_(dt|delta|step)|dt_log"
@@ -195,26 +199,55 @@ def _kind(module: nn.Module, path: str, name: str, p: Tensor) -> str:
         full, attribute = attribute, _last(_owner(path))
     elif isinstance(module, (nn.ParameterList, nn.ParameterDict)):
         full = f"{attribute}_{name}"
-    if _says_bias(full) or _BIAS.fullmatch(name) or (known is nn.Module and _says_bias(attribute)):
+    matrix = not is_lazy(p) and sum(size > 1 for size in p.shape) > 1
+    if _says_bias(full) or (known is nn.Module and _says_bias(attribute)):
+        return "bias"
+    if _BIAS.fullmatch(name) and not (matrix and _stands_alone(module, p)):
         return "bias"
     if issubclass(known, _NORMS) or known.__module__ == "torch.nn.modules.activation":
         return "norm"
-    if _NORM_GAIN.fullmatch(name) and (_NORM_CLASS.fullmatch(_class_name(module)) or _NORM_MODULE.fullmatch(attribute)):
+    if _NORM_GAIN.fullmatch(name) and _NORM_CLASS.fullmatch(_class_name(module)):
         return "norm"
     if _GAIN.fullmatch(name) or _GAIN_CLASS.fullmatch(_class_name(module)):
         return "gain"
+    hint = "norm" if _NORM_GAIN.fullmatch(name) and _NORM_MODULE.fullmatch(attribute) else ""
+    if not hint and _GAIN_HINT.fullmatch(name) and not (matrix and _NO_GAIN.fullmatch(name)):
+        hint = "gain"
+    if hint and not (matrix and _stands_alone(module, p)):
+        return hint
     if _STATE_SPACE.fullmatch(name) or (
         _STATE_SPACE_BESIDE.fullmatch(name) and any(map(_STATE_SPACE.fullmatch, _own(module)))
     ):
         return "state space"
     if _INITIAL.fullmatch(full):
         return "initial state"
-    if not is_lazy(p) and sum(size > 1 for size in p.shape) < 2:
+    if hint:
+        return "by name"
+    if not is_lazy(p) and not matrix:
         if isinstance(module, ParametrizationList):
             return "gain"
         if p.ndim < 2 or not _WEIGHT.fullmatch(full):
             return "vector"
     return _role(module, attribute, full)
+
+
+def _stands_alone(module: nn.Module, p: Tensor) -> bool:
+    """Whether nothing beside ``p`` has a shape that makes it a bias or a gain.
+
+    Such are those of a bias of as many numbers, beside a gain; a stack of matrices, beside their stacked biases; a
+    tensor that is multiplied or added to with ``p`` spread over some of its dimensions.
+    """
+    for name, other in _own(module).items():
+        if other is p or is_lazy(other):
+            continue
+        short, long = tuple(p.shape), tuple(other.shape)
+        if short == long and (_says_bias(name) or re.fullmatch("gamma|beta|gain|scale|shift", name)):
+            return False
+        if any(short == long[:i] + long[i + 1 :] for i in range(len(long))):
+            return False
+        if short != long and len(short) == len(long) and all(s in (1, n) for s, n in zip(short, long, strict=True)):
+            return False
+    return True
 
 
 def _role(module: nn.Module, attribute: str, name: str) -> str:
