@@ -99,6 +99,7 @@ def test_every_command_says_in_one_line_what_to_install():
         "transcribe": ["--run", "run", "wave.wav"],
         "compare": ["run"],
         "describe": ["run"],
+        "landscape": ["run", "--out", "out"],
         "noise-finder": ["--config", "x.yaml", "--data", "data", "--out", "out"],
     }
     assert set(arguments) == set(COMMANDS)

@@ -104,7 +104,7 @@ def test_on_a_terminal_there_is_a_bar_with_the_evaluations_above_it(tmp_path, ca
     bars = terminal.getvalue().split("\r")
     assert "0/4 " in bars[1] and "4/4 " in bars[-1] and bars[-1].endswith("\n")
     assert f"epoch=1, loss={rows(tmp_path, 'train')[-1]['loss']:.4g}" in bars[-1]
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["valid", "finished"]
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["valid", "stopped"]
     monkeypatch.setattr("sys.stderr", terminal := Terminal())
     train(tmp_path, settings())
     assert "4/10 " in terminal.getvalue().split("\r")[1]  # a resumed run's bar begins where it is

@@ -140,7 +140,7 @@ def read(out: Path, name: str, cell: Cell) -> dict[str, Any] | None:
     path = _path(out, name)
     if not path.is_file():
         return None
-    found = json.loads(path.read_text())
+    found = json.loads(path.read_text(encoding="utf-8"))
     if found["settings"] != _plain(cell):
         raise UserError(f"{path}: made with other settings (--quick, --seed or another version); choose another --out")
     return found

@@ -210,7 +210,7 @@ class Study:
 
     def _write(self, found: Mapping[str, Any]) -> None:
         with atomic_path(self.out / FILE) as temporary:
-            temporary.write_text(json.dumps(_plain(found), indent=2) + "\n")
+            temporary.write_text(json.dumps(_plain(found), indent=2) + "\n", encoding="utf-8")
 
     def _complete(self, found: Mapping[str, Any]) -> bool:
         stages = all(stage in run for run in found["runs"].values() for stage in STAGES)
@@ -234,7 +234,7 @@ def read(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
         if not {"settings", "runs", "surfaces"} <= set(found):
             raise ValueError
         return found

@@ -112,7 +112,7 @@ def data_folder(run: str | Path) -> Path:
         UserError: it is not there any more, or not known.
     """
     try:
-        words = json.loads((Path(run) / "environment.json").read_text())["command"]
+        words = json.loads((Path(run) / "environment.json").read_text(encoding="utf-8"))["command"]
     except (OSError, ValueError, KeyError):
         words = []
     found = None
