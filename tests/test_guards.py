@@ -396,3 +396,113 @@ def test_gradients_accumulate_without_noise_over_several_loops():
             optimizer.zero_grad()
         for one, two in zip(*gradients, strict=True):
             torch.testing.assert_close(2 * one, two)
+
+
+# ---- levels that come late, loops that are taken back ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["set", "loaded"])
+def test_noise_that_comes_after_the_optimizer_asks_for_passes_at_once(how):
+    model, optimizer = regression(noise=0.0)
+    if how == "set":
+        optimizer.param_groups[0]["noise"] = 0.5
+    else:
+        optimizer.load_state_dict(regression()[1].state_dict())
+        assert model[0].weight._post_accumulate_grad_hooks
+    clean = weights_of(model)
+    loss_of(model).backward()
+    with pytest.raises(RuntimeError, match="without passes"):
+        optimizer.step()
+    assert equal(weights_of(model), clean)
+
+
+@every_method
+def test_a_step_after_passes_without_any_backward_is_refused(name):
+    if name in HALVES or "covariance" in name or "sam" in name:
+        return  # they ask for what is missing in the loop themselves
+
+    def wrong(model, optimizer):
+        for _ in optimizer.passes():
+            pass
+        optimizer.step()
+
+    is_refused_and_then_as_good_as_new(name, wrong, "no pass had a backward")
+
+
+@pytest.mark.parametrize("gradients_of", ["zeros", "none"])
+def test_a_step_on_gradients_that_were_only_cleared_is_refused(gradients_of):
+    model, optimizer = regression()
+    one_step_of(model, optimizer)
+    clean = weights_of(model)
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p) if gradients_of == "zeros" else None
+    for _ in optimizer.passes():
+        loss_of(model)
+    with pytest.raises(RuntimeError, match="no pass had a backward"):
+        optimizer.step()
+    with pytest.raises(RuntimeError, match="no pass had a backward"):
+        regression()[1].step(lambda: loss_of(model))
+    assert equal(weights_of(model), clean)
+
+
+def test_passes_may_be_without_backward_where_that_is_meant():
+    model, optimizer = regression()
+    clean = weights_of(model)
+    optimizer.step(lambda: None)  # a closure that skips its minibatch
+    assert equal(weights_of(model), clean)
+    summed = [torch.zeros_like(p) for p in model.parameters()]
+    for _ in optimizer.passes():
+        for total, g in zip(summed, torch.autograd.grad(loss_of(model), list(model.parameters())), strict=True):
+            total.add_(g / 2)
+    for p, total in zip(model.parameters(), summed, strict=True):
+        p.grad = total  # by hand
+    optimizer.step()
+    assert not equal(weights_of(model), clean)
+
+
+def test_a_loop_that_zero_grad_took_back_is_none():
+    model, optimizer = regression()
+    other, reference = regression()
+    calls = []
+
+    def closure():
+        calls.append(1)
+        optimizer.zero_grad()
+        loss = loss_of(model)
+        loss.backward()
+        return loss
+
+    for _ in optimizer.passes():
+        loss_of(model).backward()
+    optimizer.zero_grad()  # the minibatch is skipped
+    with pytest.raises(RuntimeError, match="without passes"):
+        optimizer.step()
+    assert optimizer.draws == 0
+    optimizer.step(closure)
+    one_step_of(other, reference)
+    assert len(calls) == 2 and equal(weights_of(model), weights_of(other))
+
+
+@pytest.mark.parametrize("how", ["break", "error"])
+def test_a_loop_that_is_left_with_its_iterator_in_a_variable_says_how_to_end_it(how):
+    model, optimizer = regression()
+    clean = weights_of(model)
+    it = optimizer.passes()
+    try:
+        for _ in it:
+            loss_of(model).backward()
+            if how == "error":
+                raise ValueError
+            break
+    except ValueError:
+        pass
+    for forbidden in (optimizer.step, optimizer.zero_grad, optimizer.state_dict, optimizer.passes):
+        with pytest.raises(RuntimeError, match=r"it\.close\(\)"):
+            forbidden()
+    it.close()
+    assert equal(weights_of(model), clean)
+    optimizer.zero_grad()
+    one_step_of(model, optimizer)
+    other, reference = regression()
+    one_step_of(other, reference)
+    assert equal(weights_of(model), weights_of(other))

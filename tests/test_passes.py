@@ -47,7 +47,7 @@ def test_noise_is_new_in_every_step_and_the_same_within_one():
     a, b = first_point(), first_point()
     assert torch.equal(a, b)  # no step in between: the micro-batches of one step share their noise
     model.zero_grad()
-    optimizer.step()  # without gradients: the weights stay
+    optimizer.step(lambda: None)  # without gradients: the weights stay
     assert not torch.equal(first_point(), a)
 
 
@@ -59,7 +59,7 @@ def test_two_successive_steps_have_opposite_signs_of_one_perturbation():
         for part in optimizer.passes():
             offsets.append(model[0].weight.detach() - w)
             signs.append((part.index, part.sign, part.last))
-        optimizer.step()
+        optimizer.step(lambda: None)
     assert signs == [(0, 1, True), (0, -1, True)] * 2
     torch.testing.assert_close(offsets[0], -offsets[1])
     torch.testing.assert_close(offsets[2], -offsets[3])
@@ -71,7 +71,7 @@ def test_the_global_random_state_is_never_touched():
     before = torch.get_rng_state()
     for _ in optimizer.passes():
         pass
-    optimizer.step()
+    optimizer.step(lambda: None)
     assert torch.equal(before, torch.get_rng_state())
 
 

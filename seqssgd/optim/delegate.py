@@ -106,6 +106,7 @@ class DelegatingOptimizer(Optimizer):
         self._go_to(position)
         self._note_position()
         self._run.phase = "idle"
+        self._check_groups()  # there may be noise now where there was none
 
     def __getstate__(self) -> dict[str, Any]:  # for pickle and copy.deepcopy
         self._require_idle("copy the optimizer")
@@ -136,8 +137,8 @@ class DelegatingOptimizer(Optimizer):
         zeroed = not set_to_none and type(self.base).zero_grad is Optimizer.zero_grad  # others may do anything
         self._run.zeros.note(self._parameters() if zeroed else ())
         self._run.watch.cleared()
-        if self._run.phase == "broken":  # nothing is left of the loop that was
-            self._run.phase = "idle"
+        if self._run.phase in ("broken", "complete"):  # nothing is left of the loop that was
+            self._run.phase, self._run.heard = "idle", False
 
     def train(self) -> None:
         """Hands on to a base optimizer that keeps other weights for training than for evaluation (ScheduleFree)."""
@@ -176,7 +177,10 @@ class DelegatingOptimizer(Optimizer):
 
     def _require_idle(self, action: str) -> None:
         if self._run.phase == "running":
-            raise RuntimeError(f"cannot {action} inside a loop over passes(): the weights are perturbed there")
+            raise RuntimeError(
+                f"cannot {action} inside a loop over passes(): the weights are perturbed there. (If that loop was left "
+                "with its iterator in a variable, `it = optimizer.passes()`, they stay so until it.close())"
+            )
 
     def _check_groups(self) -> None:
         for index, group in enumerate(self.param_groups):

@@ -3,7 +3,9 @@
 A step's gradient is the mean over its passes only if every contribution to ``.grad`` came from a ``backward()`` in a
 pass, none of them was cleared or changed on the way, and the weights stayed where they had been moved to. All of it is
 told from what torch keeps anyway: which tensor ``.grad`` is, how often it and the weights were written to, and a hook
-that autograd calls at every accumulation. Nothing here waits for the device, except on the way to an error.
+that autograd calls at every accumulation. Writes through ``.data`` torch does not count: to the weights they are seen in
+the first loop only, to the gradients (``p.grad.data.mul_()`` inside a pass) never. Nothing here waits for the device but
+on the way to an error, in the first loop, and where gradients from outside have been cleared in place.
 """
 
 import sys
@@ -145,11 +147,12 @@ class GradientWatch:
             raise RuntimeError(
                 f"the gradient of {name_of(self._altered)} was cleared, replaced or changed inside a pass, so that it "
                 "is no longer the sum over the passes. Inside the loop only call backward(); zero_grad() belongs "
-                "before the loop or after step(), clipping between the loop and step()"
+                "before the loop or after step(), clipping between the loop and step(). Hooks that write to .grad "
+                "(register_post_accumulate_grad_hook, as to clip or to step in backward) do this too: remove them"
             )
 
-    def check_passes(self) -> None:
-        """Checks that every pass has contributed, or none.
+    def check_passes(self) -> bool:
+        """Checks that every pass has contributed, or none; gives which.
 
         Raises:
             RuntimeError: a pass was without ``backward()``.
@@ -160,6 +163,7 @@ class GradientWatch:
                 "be that of the others alone. To skip a minibatch, leave the loop with break, and call zero_grad() in "
                 "place of step()"
             )
+        return any(self._counts)
 
     # ---- gradients from outside ------------------------------------------------------------------------------------
 

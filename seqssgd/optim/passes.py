@@ -20,7 +20,7 @@ from .groups import check_trainable
 from .guards import check_still, check_whose, norms_of
 from .halves import Halves
 from .part import Pass
-from .sharding import gathering_modules, local
+from .sharding import gathering_modules, is_sharded, local
 
 
 class MultiPassOptimizer(DelegatingOptimizer):
@@ -102,15 +102,20 @@ class MultiPassOptimizer(DelegatingOptimizer):
     # ---- the passes ------------------------------------------------------------------------------------------------
 
     @torch._disable_dynamo
-    def passes(self) -> Iterator[Pass]:
+    def passes(self) -> "PassLoop":
         """Yields one :class:`Pass` after another with the weights moved; call ``backward()`` in each.
 
         After the loop the weights are bit for bit what they were, and ``.grad`` holds the mean over the passes,
         ready for clipping and :meth:`step`. Gradients that were there before are kept and added to. A ``break``,
-        an exception or Ctrl-C inside the loop brings the weights back too.
+        an exception or Ctrl-C inside the loop brings the weights back too; where what this returns is kept in a
+        variable, once its ``close()`` is called.
+
+        Raises:
+            RuntimeError: inside a loop over passes; gradients that came from elsewhere, or were changed inside a pass;
+                a pass without ``backward()``.
         """
         self._require_idle("start another pass loop")
-        return _Uncompiled(self._guarded_passes())
+        return PassLoop(self._guarded_passes())
 
     def _guarded_passes(self) -> Generator[Pass, None, None]:
         run = self._run
@@ -124,7 +129,7 @@ class MultiPassOptimizer(DelegatingOptimizer):
             run.training = self.model is not None and self.model.training
             run.watch.start_loop(clearing=run.closure)
             yield from self._passes()
-            run.watch.check_passes()
+            run.heard = run.watch.check_passes() or run.heard
             run.phase = "complete"
             run.first_loop = run.first_loop and not any(g.get(self.level_key) for g in self.param_groups)
         finally:  # also a second chance, should Ctrl-C hit the restoring itself
@@ -229,10 +234,13 @@ class MultiPassOptimizer(DelegatingOptimizer):
             the closure's loss, averaged over the passes; None without a closure.
 
         Raises:
-            RuntimeError: without a closure, if no pass loop was completed since the last step. (Allowed while every
-                learning rate is 0, as when a checkpointing library initialises the state by an empty step.)
+            RuntimeError: without a closure, if no pass loop was completed since the last step or ``zero_grad()``.
+                (Allowed while every learning rate is 0, as when a checkpointing library initialises the state by an
+                empty step.) No pass had a ``backward()``, and the closure, if any, gave a loss.
         """
         self._require_idle("step")
+        if not self._run.noisy:
+            self._check_groups()  # somebody may have set a level
         if self._run.phase == "broken":
             raise RuntimeError(
                 "step() after a pass loop that was left half-way; call zero_grad() and run a whole loop over passes()"
@@ -241,6 +249,7 @@ class MultiPassOptimizer(DelegatingOptimizer):
         if closure is not None and self._run.phase == "complete":
             with torch.enable_grad():
                 loss = closure()
+            self._run.watch.check_outside(self._name_of)
         elif closure is not None:
             if self._run.noisy:
                 check_whose(closure)
@@ -248,21 +257,36 @@ class MultiPassOptimizer(DelegatingOptimizer):
         empty = self._run.phase == "idle" and not any(g.get("lr", 1) for g in self.param_groups)
         if self._run.phase == "idle" and self._run.noisy and not empty:
             raise RuntimeError(
-                "step() without passes(): the gradients were taken at the unperturbed weights. Write\n"
+                "step() without passes(): there was no loop over them since the last step or zero_grad(), so that the "
+                "gradients are not those at the perturbed weights. Write\n"
                 "    for _ in optimizer.passes():\n        loss_fn(model(inputs), targets).backward()\n"
                 "    optimizer.step()"
             )
+        if self._run.phase == "complete" and (closure is None or loss is not None):
+            self._check_heard()
         if not empty:
             self._run.watch.check_outside(self._name_of)
             self._stepping()
         self.base.step()
         if self._run.phase == "complete" and any(g.get(self.level_key) for g in self.param_groups):
             self.draws += 1
-        self._run.phase = "idle"
+        self._run.phase, self._run.heard = "idle", False
         if not empty:
             self._stepped()
         self._note_position()
         return loss
+
+    def _check_heard(self) -> None:
+        """Refuses a step where no pass had a backward, unless the gradients were made in another way."""
+        run, params = self._run, list(self._parameters()) if not self._run.heard else []
+        if not run.noisy or not any(p.requires_grad for p in params) or any(is_sharded(p) for p in params):
+            return
+        empty = all(p.grad is None or not (p.grad.is_sparse or p.grad.any()) for p in params)
+        if empty and any(g.get("lr", 1) for g in self.param_groups):
+            raise RuntimeError(
+                "step() after passes without gradients: no pass had a backward(), or it did not reach the parameters. "
+                "Call backward() in every pass; to skip a minibatch, call zero_grad() in place of step()"
+            )
 
     def _closure_passes(self, closure: Callable[[], Any]) -> Any:
         """The closure may clear the gradients or add to them; either way each pass starts from the same ones."""
@@ -287,8 +311,8 @@ class MultiPassOptimizer(DelegatingOptimizer):
         return None if any(loss is None for loss in losses) else sum(losses) / len(losses)
 
 
-class _Uncompiled(Iterator[Pass]):
-    """A generator that torch.compile does not look into, where it compiles the loop around it."""
+class PassLoop(Iterator[Pass]):
+    """The passes of a step, one after the other. torch.compile does not look into it, where it compiles the loop."""
 
     def __init__(self, generator: Generator[Pass, None, None]):
         self._generator = generator
@@ -300,6 +324,10 @@ class _Uncompiled(Iterator[Pass]):
         except BaseException:  # an interrupt may have come just after the weights were moved
             self._generator.close()
             raise
+
+    def close(self) -> None:
+        """Ends the loop if it was left half-way: the weights are what they were. Needed where it has a name."""
+        self._generator.close()
 
 
 def _same_layout(buffers: list[Tensor], weights: list[Tensor]) -> bool:

@@ -24,6 +24,7 @@ class StepState:
         phase: of the pass loop: ``"idle"`` (none since the last step), ``"running"``, ``"complete"``, ``"broken"``.
         draws: steps with noise so far, the position in the stream of perturbations.
         noisy: whether any weights have, had or are going to have a level above 0.
+        heard: whether a pass since the last step has had a ``backward()``.
         closure: whether the passes under way are those of ``step(closure)``.
         saved: the weights and their copies, while they are moved.
         moved: whether the weights are at another place than their own just now.
@@ -47,7 +48,7 @@ class StepState:
         self.phase: Literal["idle", "running", "complete", "broken"] = "idle"
         self.draws = 0
         self.means: dict[int, Tensor] = {}
-        self.noisy = False
+        self.noisy = self.heard = False
         self.steps = self.weighed = self.weighing = 0
         self.forget()
 
