@@ -243,7 +243,7 @@ def test_whatever_holds_tensors_is_halved(make, x_of):
     [
         ([torch.ones(3, 8, 8), torch.ones(3, 9, 9)], "examples one by one"),
         (tuple(torch.ones(4, 5) for _ in range(6)), "examples one by one"),
-        ([np.ones((3, 2)), np.ones((3, 4))], "examples one by one"),
+        ([np.ones((3, 2))] * 4, "examples one by one"),
         ({"images": [torch.ones(3, 8, 8)] * 5, "labels": torch.ones(3)}, "examples one by one"),
         (nn.utils.rnn.pack_sequence([X, X]), "PackedSequence"),
         ((X, nn.utils.rnn.pack_sequence([X])), "PackedSequence"),
@@ -292,3 +292,158 @@ def test_the_classes_of_transformers_are_halved():
     for half, where in zip(taken()(output), HALVES, strict=True):
         assert type(half) is type(output)
         assert half.last_hidden_state.tolist() == half["last_hidden_state"].tolist() == half[0].tolist() == where
+
+
+# ---- which lists are parts of a minibatch, and which are examples ----------------------------------------------------
+
+
+class Two(NamedTuple):
+    x: torch.Tensor
+    y: torch.Tensor
+
+
+PARTS = {
+    "a DataLoader's list": [torch.ones(6, 8), torch.ones(6, 1)],
+    "a tuple": (torch.ones(6, 8), torch.ones(6, 1)),
+    "a tuple of two alike": (torch.ones(6, 8), torch.zeros(6, 8)),
+    "a named tuple of two alike": Two(torch.ones(6, 8), torch.zeros(6, 8)),
+    "as many as there are examples": [torch.ones(2, 8), torch.ones(2, 1)],
+    "sequences": [torch.ones(4, 7, 8), torch.ones(4, 7, 1)],
+    "images at two resolutions": [torch.ones(6, 3, 8, 8), torch.ones(6, 3, 4, 4)],
+    "nested": {"a": ([torch.ones(6, 8), torch.ones(6, 1)], torch.ones(6))},
+    "mappings": ({"x": torch.ones(2, 8)}, {"y": torch.ones(2, 8)}),
+}
+
+
+@pytest.mark.parametrize("batch", PARTS.values(), ids=PARTS)
+def test_lists_of_several_tensors_of_a_minibatch_are_halved(batch):
+    def leaves(tree):
+        if isinstance(tree, torch.Tensor):
+            return [tree]
+        return [leaf for value in (tree.values() if isinstance(tree, dict) else tree) for leaf in leaves(value)]
+
+    halves = taken()(batch)
+    assert all(type(half) is type(batch) for half in halves)
+    for whole, *two in zip(leaves(batch), *map(leaves, halves), strict=True):
+        assert len(two[0]) == len(whole) // 2 and torch.equal(torch.cat(two), whole)
+
+
+def boxes(n):
+    return {"boxes": torch.ones(6, 4), "masks": torch.ones(6, n, n), "label": 3}
+
+
+@pytest.mark.parametrize(
+    "batch, word",
+    [
+        ([torch.ones(6, 8), torch.ones(6, 8)], "examples one by one"),  # sequences of equal lengths?
+        ([{"boxes": torch.ones(6, 4)}] * 6, "examples one by one"),
+        ([{"boxes": torch.ones(6, 4)}] * 5, "examples one by one"),
+        ((torch.ones(6, 3), [boxes(n) for n in range(1, 7)]), "examples one by one"),
+        ((torch.ones(6, 3), tuple((b["boxes"], b["masks"]) for b in map(boxes, range(1, 7)))), "examples one by one"),
+        ({"x": torch.ones(6, 8), "labels": [0, 1, 2, 3, 4, 5]}, "make it a tensor"),
+        ({"x": torch.ones(6, 8), "labels": (0.5,) * 6}, "make it a tensor"),
+    ],
+)
+def test_lists_that_may_be_examples_are_refused(batch, word):
+    with pytest.raises(TypeError, match=word):
+        taken()(batch)
+
+
+def test_strings_are_halved_if_there_is_one_for_each_example_and_plain_values_stay_whole():
+    batch = {"x": X, "id": tuple("abcde"), "path": list("vwxyz"), "classes": ["cat", "dog"], "size": (48, 64), "no": []}
+    for half, where in zip(taken()(batch), (slice(0, 2), slice(2, 5)), strict=True):
+        assert half["id"] == tuple("abcde"[where]) and half["path"] == list("vwxyz"[where])
+        assert (half["classes"], half["size"], half["no"]) == (["cat", "dog"], (48, 64), [])
+
+
+# ---- what the passes took --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", [None, "mrwp"])
+@pytest.mark.parametrize("forgets", [0, 1])
+def test_a_pass_that_does_not_take_its_half_is_noticed(method, forgets):
+    model = nn.Linear(2, 2)
+    base = torch.optim.SGD(noise_groups(model, 0.1), lr=0.1)
+    optimizer = MRWP(base) if method else SymmetricNoise(base, signs="halves")
+    x = X.float()
+    with pytest.raises(RuntimeError, match=f"pass {forgets} did not take it"):
+        for part in optimizer.passes():
+            y = x if part.index == forgets else part.take(x)
+            model(y).sum().backward()
+
+
+MICRO_BATCHES = {"sizes": ((TOKENS, None), (TOKENS[:2], None)), "counts": ((TOKENS[:2],) * 2, (TOKENS[2:4],) * 2)}
+
+
+def mean_of(model, part, tokens, counted):
+    x = part.take(tokens, count=tokens != PAD) if counted else part.take(tokens)
+    return model(x)[x != PAD].mean() if counted else model(x).mean()
+
+
+@pytest.mark.parametrize("what", MICRO_BATCHES)
+def test_minibatches_of_unlike_halves_in_one_pass_are_refused_and_a_loop_around_each_is_exact(what):
+    counted = what == "counts"
+    batches = [tokens for tokens, _ in MICRO_BATCHES[what]]
+    model, optimizer = make()
+    with pytest.raises(ValueError, match=r"(?s)different shares.*loop over passes\(\) around each.*reduction=\"sum\""):
+        for part in optimizer.passes():
+            for tokens in batches:
+                (mean_of(model, part, tokens, counted) / 2).backward()
+    optimizer.zero_grad()
+    each = []
+    for tokens in batches:
+        weights = (tokens != PAD) if counted else torch.ones_like(tokens)
+        each.append(expected(model, lambda a, w=weights: (a * w).sum() / w.sum() / 2, tokens))
+    for tokens in batches:
+        for part in optimizer.passes():
+            (mean_of(model, part, tokens, counted) / 2).backward()
+    assert_gradients(model, [a + b for a, b in zip(*each, strict=True)])
+
+
+@pytest.mark.parametrize("counted", [False, True])
+def test_minibatches_of_like_halves_share_a_pass(counted):
+    batches = TOKENS[:2], TOKENS[:2].flip(1)
+    model, optimizer = make()
+    weights = [(tokens != PAD) if counted else torch.ones_like(tokens) for tokens in batches]
+    each = [expected(model, lambda a, w=w: (a * w).sum() / w.sum(), t) for t, w in zip(batches, weights, strict=True)]
+    for part in optimizer.passes():
+        for tokens in batches:
+            mean_of(model, part, tokens, counted).backward()
+    assert_gradients(model, [a + b for a, b in zip(*each, strict=True)])
+
+
+def test_a_method_with_weights_of_its_own_takes_minibatches_of_any_sizes_in_one_pass():
+    model = nn.Linear(2, 2)
+    optimizer = MRWP(torch.optim.SGD(noise_groups(model, 0.1), lr=0.1))
+    for part in optimizer.passes():
+        for x in (X.float(), X[:2].float()):
+            model(part.take(x)).sum().backward()
+
+
+def test_one_count_serves_two_takes_on_any_device():
+    count = torch.ones(4, device="meta")
+    model, optimizer = make()
+    with pytest.raises(ValueError, match="not compared"):
+        for part in optimizer.passes():
+            part.take(TOKENS[:4], count=count), part.take(TOKENS[:4], count=count)
+            part.take(TOKENS[:4], count=torch.ones(4, device="meta"))
+
+
+def test_a_minibatch_without_a_counted_item_has_no_gradient_and_keeps_those_before():
+    model, optimizer = make()
+    for part in optimizer.passes():
+        mean_of(model, part, TOKENS, True).backward()
+    before = [p.grad.clone() for p in model.parameters()]
+    for part in optimizer.passes():
+        part.take(TOKENS, count=torch.zeros(5))
+        model(TOKENS).mean().backward()  # even of a loss that is not 0
+    for p, g in zip(model.parameters(), before, strict=True):
+        torch.testing.assert_close(p.grad, g, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("wrong", [-1.0, float("nan"), float("inf")])
+def test_counts_that_are_no_numbers_of_items_are_refused(wrong):
+    _, optimizer = make()
+    with pytest.raises(ValueError, match="negative, infinite or no number"):
+        for part in optimizer.passes():
+            part.take(TOKENS, count=torch.tensor([1.0, 2, 3, 4, wrong]))

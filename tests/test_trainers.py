@@ -1,6 +1,7 @@
 """What trainers do around the passes: once a step, on the mean gradient, and on again after a checkpoint."""
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 
 for package in ("accelerate", "lightning", "transformers"):
     pytest.importorskip(package, reason="pip install 'seqssgd[examples]'")
+import lightning  # noqa: E402
 from explicit import recording, replay, ulps  # noqa: E402
 from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: E402
 from lightning.pytorch.plugins import MixedPrecision  # noqa: E402
@@ -15,7 +17,7 @@ from programs import load  # noqa: E402
 
 from seqssgd.integrations import multi_pass  # noqa: E402
 from seqssgd.integrations.lightning import MultiPass  # noqa: E402
-from seqssgd.optim import LambdaNoise, noise_groups, schedules  # noqa: E402
+from seqssgd.optim import LambdaNoise, SymmetricNoise, noise_groups, schedules  # noqa: E402
 
 exactness = load("benchmarks/exactness.py")
 tiny = exactness.tiny
@@ -128,6 +130,33 @@ def test_lightning_with_mixed_precision(precision):
         fit(exactness.lightning_automatic.Module(model), max_steps=8, plugins=[plugin])
     moved = ulps(model, twin)
     assert ulps(model, lightning_twin(twin, seen, autocast=half)) < moved / 50  # what rounding to so few digits leaves
+
+
+class OnExamples(lightning.LightningModule):
+    """Sums over examples of which each is a matrix of its own; gets them as (images, targets)."""
+
+    def __init__(self):
+        super().__init__()
+        self.model, self.seen = nn.Linear(4, 1), []
+
+    def training_step(self, batch, batch_idx):
+        images, targets = batch
+        self.seen.append([len(images), len(targets)])
+        return sum(self.model(x).mean() for x in images) / len(images)
+
+    def configure_optimizers(self):
+        return SymmetricNoise(torch.optim.SGD(noise_groups(self.model, 0.1), lr=0.1), signs="halves")
+
+
+def test_lightning_halves_a_batch_as_the_callback_is_told():
+    data = [(torch.full((3, 4), float(i)), {"boxes": torch.ones(i % 3, 4)}) for i in range(6)]
+    loader = torch.utils.data.DataLoader(data, batch_size=6, collate_fn=lambda rows: tuple(zip(*rows, strict=True)))
+    for settings, said in (({}, "dim=None"), ({"take": lambda part, batch: part.take(*batch, dim=None)}, None)):
+        module = OnExamples()
+        trainer = lightning.Trainer(**{**exactness.QUIET, "callbacks": [MultiPass(**settings)], "max_steps": 2})
+        with pytest.raises((TypeError, ValueError), match=said) if said else nullcontext():
+            trainer.fit(module, loader)
+        assert module.seen == ([] if said else [[3, 3]] * 4)
 
 
 def test_a_closure_of_lightnings_without_the_callback_is_refused():

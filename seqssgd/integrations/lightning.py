@@ -10,6 +10,7 @@ try:
 except ImportError:
     from pytorch_lightning import Callback  # pyright: ignore[reportMissingImports]
 
+from ..optim.part import Pass
 from . import multi_pass
 
 if TYPE_CHECKING:
@@ -27,10 +28,18 @@ class MultiPass(Callback):
     happens once a step, on the mean gradient: clipping, the hooks around the step, what ``training_step`` logs (in the
     last pass). The step's loss, as progress bars and ``on_train_batch_end`` see it, is the mean over the passes.
 
+    Args:
+        take: given a pass and a batch, what ``training_step`` gets in it: ``part.take(batch)``, unless you say how your
+            batch is to be halved, as in ``lambda part, batch: part.take(*batch, dim=None)`` for lists of examples.
+
     Raises:
         RuntimeError: this Lightning, or the strategy, runs its loop in another way; optimize manually.
         TypeError: the optimizer has no passes.
     """
+
+    def __init__(self, take: Callable[[Pass, Any], Any] = Pass.take) -> None:
+        super().__init__()
+        self.take = take
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Called by the trainer."""
@@ -38,6 +47,7 @@ class MultiPass(Callback):
             return
         loop = trainer.fit_loop.epoch_loop.automatic_optimization
         if isinstance(loop, _Passes):
+            loop.take = self.take
             return
         own = ("_make_closure", "_make_step_fn", "_make_backward_fn", "_make_zero_grad_fn", "_optimizer_step")
         if trainer.strategy.handles_gradient_accumulation or not all(hasattr(loop, name) for name in own):
@@ -46,10 +56,13 @@ class MultiPass(Callback):
                 "automatic_optimization = False and loop over self.optimizers().passes() in training_step"
             )
         loop.__class__ = type("MultiPass" + type(loop).__name__, (_Passes, type(loop)), {})
+        loop.take = self.take
 
 
 class _Passes(Loop):
     """Mixed into Lightning's loop: what is one forward and backward pass there becomes a loop over passes."""
+
+    take: Callable[[Pass, Any], Any]
 
     def _make_closure(self, kwargs: dict[str, Any], optimizer: Any, batch_idx: int) -> Callable[[], Any]:
         closure = super()._make_closure(kwargs, optimizer, batch_idx)
@@ -60,7 +73,7 @@ class _Passes(Loop):
             zero_grad()
         backward, results = self._make_backward_fn(optimizer), []
         for part in multi_pass(optimizer).passes():
-            given = {**kwargs, "batch": part.take(kwargs["batch"])}
+            given = {**kwargs, "batch": self.take(part, kwargs["batch"])}
             with _logging(self.trainer.lightning_module, part.last):
                 results.append(self._make_step_fn(given)())
             if results[-1].closure_loss is not None:

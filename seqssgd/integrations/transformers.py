@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from ..optim.part import Pass
 from . import multi_pass
 
 if TYPE_CHECKING:
@@ -25,11 +26,15 @@ class MultiPassMixin(Trainer):
     the loss that it logs is the mean over the passes.
     """
 
+    def take(self, part: Pass, inputs: dict[str, Any]) -> dict[str, Any]:
+        """What a pass gets of the inputs. Override it to say how yours are to be halved."""
+        return part.take(inputs)
+
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """The Trainer's ``training_step`` at the weights of each pass."""
         losses = []
         for part in multi_pass(self.optimizer).passes():
             with nullcontext() if part.last else self.accelerator.no_sync(model):
-                losses.append(super().training_step(model, part.take(inputs), num_items_in_batch))
+                losses.append(super().training_step(model, self.take(part, inputs), num_items_in_batch))
         mean: Any = sum(losses) / len(losses)
         return mean

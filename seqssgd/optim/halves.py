@@ -1,14 +1,16 @@
 """Both signs for the price of one: each of two passes works on its half of the minibatch."""
 
+import math
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .nesting import map_arrays, slice_examples
+from .nesting import check_parts, map_arrays, slice_examples
 
 Reduction = Literal["mean", "sum"]
+Share = tuple[int | Tensor, int | Tensor]  # the items in the first half, and in the minibatch
 
 
 class Halves:
@@ -16,15 +18,21 @@ class Halves:
 
     Args:
         reduction: what the loss of a pass is: ``"mean"``, over its examples or over what ``count=`` says, so that the
-            halves count by their numbers of these; ``"sum"``, so that they count alike and are added.
+            halves count by their numbers of these; ``"sum"``, so that they count alike and are added. None: the method
+            weighs its passes itself.
     """
 
-    def __init__(self, reduction: Reduction = "mean") -> None:
+    def __init__(self, reduction: Reduction | None = "mean") -> None:
         self.reduction = reduction
-        self.first: int | Tensor = 0  # items in the first half
-        self.total: int | Tensor = 0  # and in the minibatch
+        self.running = 0  # the pass that takes, and that ends when weights() is called
+        self.sizes: tuple[list[int], list[int]] = [], []  # of the minibatches that each pass was shown
+        self.shares: list[Share] = []  # of those that the first pass was shown
+        self.count: Tensor | None = None  # the last one in this pass
         self.counted: bool | None = None  # whether items are what count= says, not examples
-        self.seen = [0, 0]  # examples in the minibatches that each pass was shown
+
+    def begin(self, index: int) -> None:
+        """The pass of ``index`` begins."""
+        self.running, self.count = index, None
 
     def split(self, index: int, batch: tuple, dim: int | None, count: Tensor | None) -> tuple:
         """The half of ``batch`` for the pass of ``index``; see :meth:`Pass.take`."""
@@ -38,45 +46,88 @@ class Halves:
         if self.counted is not None and self.counted != (count is not None):
             raise ValueError("give count= in every take() of a step, or in none")
         self.counted = count is not None
+        given = count
         if count is not None and not (count := torch.as_tensor(count)).ndim:
             raise ValueError("count= needs an entry for each example, such as their lengths or a mask of their tokens")
         size = _size(batch if count is None else (*batch, count), dim)
+        if dim is not None:
+            check_parts(batch, size, dim)
         if size < 2:
             raise ValueError("a minibatch that is shared out needs at least 2 examples and got 1; drop the last batch")
         half = size // 2
         start, stop = (0, half) if index == 0 else (half, size)
-        self.seen[index] += size
-        if index == 0 and count is None:
-            self.first, self.total = self.first + half, self.total + size
-        elif index == 0 and count is not None:
-            items = count.detach().movedim(dim or 0, 0)
-            precise = torch.float32 if items.device.type == "mps" else torch.float64
-            self.first = self.first + items[:half].sum(dtype=precise)
-            self.total = self.total + items.sum(dtype=precise)
+        if index == 0:
+            share = (half, size) if count is None else _items(count, half, dim or 0)
+            if self.reduction == "mean" and self.shares and not (count is not None and given is self.count):
+                _check_share(share, self.shares[0], count is not None)
+            self.shares.append(share)
+            self.count = given
+        self.sizes[index].append(size)
         if dim is None:
             return slice_examples(batch, start, stop)
 
         def narrow(array: Any) -> Any:
             return array[(slice(None),) * (dim % array.ndim) + (slice(start, stop),)]
 
-        return tuple(map_arrays(narrow, part) for part in batch)
+        def strings(names: Any) -> Any:
+            return names[start:stop] if len(names) == size else names
+
+        return tuple(map_arrays(narrow, part, strings) for part in batch)
 
     def weights(self) -> tuple[Any, Any]:
         """How much each half counts. Called after each pass, so it also checks that the pass took its half."""
-        seen = self.seen if self.seen[1] else [self.seen[0]] * 2
-        if seen[0] == 0:
-            raise RuntimeError("every pass works on its half of the minibatch: call part.take(inputs, targets) in it")
-        if seen[0] != seen[1]:
+        first, second = self.sizes
+        if not self.sizes[self.running]:
             raise RuntimeError(
-                f"the passes took halves of different minibatches ({seen[0]} and {seen[1]} examples); "
+                f"every pass works on its half of the minibatch, and pass {self.running} did not take it: call "
+                "part.take(inputs, targets) in each"
+            )
+        if self.running == 1 and sorted(first) != sorted(second):
+            raise RuntimeError(
+                f"the passes took halves of different minibatches ({_sum(first)} and {_sum(second)} examples); "
                 "call take() on the same data in both"
             )
-        if self.reduction == "sum":
+        if self.reduction != "mean":
             return 1.0, 1.0
-        first = self.first / self.total
-        if isinstance(first, Tensor):  # a half without a single item counts for next to nothing, with no waiting for it
-            return first, (1 - first).clamp_min(1e-12)
-        return first, 1 - first
+        items: Any = sum(share[0] for share in self.shares)
+        total: Any = sum(share[1] for share in self.shares)
+        if not isinstance(total, Tensor):
+            return items / total, 1 - items / total
+        # with no waiting for them: of a minibatch without a single item neither half counts, and a half without one
+        # counts for next to nothing
+        none = total == 0
+        share = torch.where(none, 0, items / torch.where(none, 1, total))
+        return share, torch.where(none, 0, 1 - share).clamp_min(1e-12)
+
+
+def _sum(sizes: list[int]) -> str:
+    return " + ".join(map(str, sizes)) or "no"
+
+
+def _items(count: Tensor, half: int, dim: int) -> Share:
+    """What ``count`` has in the first half and in all, without waiting for it."""
+    items = count.detach().movedim(dim, 0)
+    precise = torch.float32 if items.device.type == "mps" else torch.float64
+    if items.device.type == "cpu" and not ((items >= 0) & items.isfinite()).all():
+        raise ValueError("count= has entries that are negative, infinite or no number")
+    return items[:half].sum(dtype=precise), items.sum(dtype=precise)
+
+
+def _check_share(share: Share, first: Share, counted: bool) -> None:
+    """One weight of a pass serves all of its minibatches only if their halves are the same share of them."""
+    if all(not isinstance(n, Tensor) or n.device.type == "cpu" for n in (*share, *first)):
+        (a, of_a), (b, of_b) = ((float(items), float(total)) for items, total in (share, first))
+        if math.isclose(a * of_b, b * of_a, rel_tol=1e-9):
+            return
+        said = f"{a:g} of {of_a:g} and {b:g} of {of_b:g}"
+    else:
+        said = "counts on the device are not compared"
+    items = "items" if counted else "examples"
+    raise ValueError(
+        f"the first halves of the minibatches in this pass hold different shares of the {items} "
+        f"({said}), so that no weight of the pass suits all. Put a loop over passes() "
+        'around each minibatch, or sum the losses, divide by what all minibatches hold, and say reduction="sum"'
+    )
 
 
 def _size(batch: tuple, dim: int | None) -> int:
@@ -99,6 +150,7 @@ def _size(batch: tuple, dim: int | None) -> int:
     if len(sizes) != 1:
         raise ValueError(
             f"take() needs tensors of one size along dim={dim} and got sizes {sorted(sizes)}; "
-            "pass dim= for the dimension that counts examples, and call take() once per dimension"
+            "pass dim= for the dimension that counts examples, and call take() once per dimension; of lists with an "
+            "entry for each example, take(*lists, dim=None)"
         )
     return sizes.pop()

@@ -29,6 +29,8 @@ class Pass:
     ):
         self.index, self.sign, self.last, self._share, self._weigh = index, sign, last, share, weigh
         self.cost: float = 1 if share is None else 0.5
+        if share is not None:
+            share.begin(index)
 
     def __repr__(self) -> str:
         return f"Pass(index={self.index}, sign={self.sign:+d}, last={self.last})"
@@ -38,21 +40,25 @@ class Pass:
 
         Args:
             batch: tensors or NumPy arrays, or any nesting of them in tuples, lists, mappings (``BatchEncoding`` too)
-                and dataclasses, of one size along ``dim``. Plain values, and tensors without dimensions, are handed
-                through.
+                and dataclasses, of one size along ``dim``. Strings, as many as there are examples, are halved too.
+                Other plain values, and tensors without dimensions, are handed through.
             dim: the dimension that counts examples: 0, or 1 for time-major data. None: each argument is a sequence with
                 an entry for each example.
             count: what the loss is the mean over, where that is not the examples: for every example the number of its
                 tokens or frames, or a mask of the tokens that count, split as the batch is. So the halves count by
-                their items, and the gradient is that of the mean over all items of the minibatch. (In data-parallel
-                training sum the losses, divide by the items of all processes, and say ``reduction="sum"``.)
+                their items, and the gradient is that of the mean over all items of the minibatch, 0 if there are none.
+                (In data-parallel training sum the losses, divide by the items of all processes, and say
+                ``reduction="sum"``.)
 
         Returns:
             the same structure; for a single argument the argument itself, not a tuple.
 
         Raises:
-            TypeError: where the passes share the minibatch out, what cannot be split, or not in one way only.
-            ValueError: sizes that differ, fewer than two examples.
+            TypeError: where the passes share the minibatch out, what cannot be split, or not in one way only: a list
+                that may be several parts of a minibatch or its examples one by one.
+            ValueError: sizes that differ; fewer than two examples; on the CPU, counts that are negative or not finite;
+                several minibatches in one pass, of mean losses, whose halves are different shares of them (each
+                needs a loop over passes of its own).
 
         A mean over the tokens of padded sentences:
 

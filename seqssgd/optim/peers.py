@@ -149,7 +149,7 @@ class MRWP(RandomNoise):
         return (0, +1)
 
     def _share(self) -> Halves:
-        return Halves()
+        return Halves(reduction=None)
 
     def _pass_weights(self, passes: int, share: Halves | None) -> Sequence[float]:
         if share is not None:

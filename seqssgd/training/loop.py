@@ -131,18 +131,25 @@ class _Loop:
         total, units, count, passes = torch.zeros((), device=self.device), 0, 0, 0
         self.task.model = self.wrapped
         try:
-            for part in self.optimizer.passes():
-                for index, batch in enumerate(micros):
-                    with self.synchronise(part.last and index == len(micros) - 1):
-                        with self.autocast():
-                            loss, seen = self.task.loss(batch, part)
-                        self.scaler.scale(loss / len(micros)).backward()
-                    total += loss.detach()
-                    units, count, passes = units + seen, count + 1, passes + part.cost
+            for one, last in self.loops(micros):
+                for part in self.optimizer.passes():
+                    for index, batch in enumerate(one):
+                        with self.synchronise(last and part.last and index == len(one) - 1):
+                            with self.autocast():
+                                loss, seen = self.task.loss(batch, part)
+                            self.scaler.scale(loss / len(micros)).backward()
+                        total += loss.detach()
+                        units, count, passes = units + seen, count + 1, passes + part.cost
         finally:
             self.task.model = self.model
         self.progress.units += units * len(micros) / passes  # several passes over one minibatch read its tokens once
         return total.item() / count, passes
+
+    def loops(self, micros: list[Any]) -> list[tuple[list[Any], bool]]:
+        """The minibatches of each loop over passes, and whether it is the last: halves count by the minibatch."""
+        if getattr(self.optimizer, "signs", None) != "halves":
+            return [(micros, True)]
+        return [([batch], index == len(micros) - 1) for index, batch in enumerate(micros)]
 
     def update(self) -> bool:
         """Clips and steps; False if there was no step because a gradient is not finite."""
