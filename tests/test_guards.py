@@ -506,3 +506,33 @@ def test_a_loop_that_is_left_with_its_iterator_in_a_variable_says_how_to_end_it(
     other, reference = regression()
     one_step_of(other, reference)
     assert equal(weights_of(model), weights_of(other))
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name][2] > 1])
+def test_a_weight_that_is_frozen_inside_a_loop_is_moved_and_brought_back_in_it_all_the_same(name):
+    model, optimizer = make(name)
+    clean = bits(model)
+    for part in optimizer.passes():
+        loss_in(part, model).backward()
+        model[0].weight.requires_grad_(False)
+    assert same_bits(bits(model), clean)
+    optimizer.step()
+    optimizer.zero_grad()
+    frozen = model[0].weight.detach().clone()
+    for _ in optimizer.passes():  # and from the next one on it is left alone
+        assert torch.equal(model[0].weight, frozen)
+        break
+
+
+def test_a_closure_that_returns_no_loss_is_named():
+    model, optimizer = regression()
+    clean = weights_of(model)
+
+    def closure():
+        loss = loss_of(model)
+        loss.backward()
+        return loss, {"outputs": None}
+
+    with pytest.raises(TypeError, match="the closure must return the loss, a tensor or a number, not tuple"):
+        optimizer.step(closure)
+    assert equal(weights_of(model), clean)

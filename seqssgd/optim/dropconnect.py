@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .batchnorm import BNStats
+from .gradients import Gradients
 from .noise import norm_of
 from .passes import Pass
 from .random_noise import RandomNoise
@@ -34,8 +36,6 @@ class DropConnect(RandomNoise):
         ValueError: no group with a ``"noise"`` entry; a level that is no probability below 1.
     """
 
-    alters_gradients = True
-
     def __init__(self, base: Optimizer, *, seed: int = 0, model: nn.Module | None = None, bn_stats: BNStats = "both"):
         super().__init__(
             base, distribution="uniform", granularity="absolute", seed=seed, model=model, bn_stats=bn_stats
@@ -53,11 +53,23 @@ class DropConnect(RandomNoise):
         self._fill_with_masks()
         torch._foreach_mul_(weights, saved)
 
+    def _prepare(self, earlier: Gradients) -> Gradients | None:
+        if not self._reads_gradients():
+            return None
+        kept = {id(p): 1 - group[self.level_key] for group, p in self._perturbed()}
+        return [(p, gradient * kept.get(id(p), 1.0)) for p, gradient in earlier]  # the mask is still that of loops before
+
+    def _reads_gradients(self) -> bool:
+        return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
     def _finish(self, part: Pass, weights: list[Tensor], saved: list[Tensor]) -> None:
         self._fill_with_masks()  # anew: the weights are on their way back, and no mask had to be stored
-        for (_, p), mask in zip(self._perturbed(), weights, strict=True):
+        for (group, p), mask in zip(self._perturbed(), weights, strict=True):
             if p.grad is not None:
                 local(p.grad).mul_(mask)
+                if id(p) in self._run.earlier:  # what somebody has added by hand where the mask is 0
+                    alien = local(self._run.earlier[id(p)]) / (1 - group[self.level_key])
+                    local(p.grad).add_(alien.masked_fill_(mask != 0, 0))
 
     def _fill_with_masks(self) -> None:
         """Replaces the weights by m/(1-q)."""

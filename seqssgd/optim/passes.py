@@ -7,6 +7,7 @@ then lets any ``torch.optim`` optimizer step from the untouched weights.
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import nullcontext
+from numbers import Number
 from typing import Any, get_args
 
 import torch
@@ -44,7 +45,6 @@ class MultiPassOptimizer(DelegatingOptimizer):
 
     bn_stats: BNStats
     processes_per_minibatch = 1  # data-parallel ones that are to be given the same
-    alters_gradients = False  # whether _finish() does, instead of only reading what is there
 
     def __init__(self, base: Optimizer, *, model: nn.Module | None = None, bn_stats: BNStats = "both"):
         if bn_stats not in get_args(BNStats):
@@ -74,8 +74,16 @@ class MultiPassOptimizer(DelegatingOptimizer):
     def _finish(self, part: Pass, weights: list[Tensor], saved: list[Tensor]) -> None:
         """After ``part``: reads ``.grad``, the weighted sum over this step's passes so far, or alters it.
 
-        Where it is only read, there are also the gradients of loops before in it, in the last pass: ``_run.earlier``.
+        In the last pass there are also the gradients of loops before in it, ``_run.earlier``; see :meth:`_prepare`.
         """
+
+    def _prepare(self, earlier: gradients.Gradients) -> gradients.Gradients | None:
+        """What :meth:`_finish` of the last pass makes ``earlier`` of, the gradients of loops before.
+
+        They are added before that pass, as data-parallel training exchanges them with its own. None: they are added
+        after it, and are not exchanged.
+        """
+        return earlier
 
     def _reads_gradients(self) -> bool:
         """Whether :meth:`_finish` makes use of the gradients."""
@@ -134,13 +142,15 @@ class MultiPassOptimizer(DelegatingOptimizer):
             run.first_loop = run.first_loop and not any(g.get(self.level_key) for g in self.param_groups)
         finally:  # also a second chance, should Ctrl-C hit the restoring itself
             self._restore()
+            run.perturbed = None
             run.watch.end_loop()
             if run.phase == "running":
                 run.phase = "broken"
                 run.watch.condemn(self._parameters())
 
     def _passes(self) -> Iterator[Pass]:
-        weights = [p for _, p in self._perturbed()]
+        self._run.perturbed = self._perturbed()  # whatever is frozen in the loop
+        weights = [p for _, p in self._run.perturbed]
         self._run.gathering = gathering_modules(self.model, weights)
         signs = self._signs() if weights else (0,)
         share = self._share() if weights else None
@@ -159,10 +169,10 @@ class MultiPassOptimizer(DelegatingOptimizer):
                     self._move(part)
                 if index > 0:  # so that the sum, times the last pass's weight, is the weighted mean
                     gradients.scale(self._parameters(), importance[index - 1] / importance[index])
-                if part.last and not self.alters_gradients:  # data-parallel training exchanges them with this pass's
-                    earlier = [(p, gradient / importance[index]) for p, gradient in earlier]
-                    gradients.add(earlier)
-                    self._run.earlier = {id(p): gradient for p, gradient in earlier} if self._reads_gradients() else {}
+                if part.last and (prepared := self._prepare(earlier)) is not None:
+                    prepared = [(p, gradient / importance[index]) for p, gradient in prepared]
+                    gradients.add(prepared)
+                    self._run.earlier = {id(p): g for p, g in prepared} if self._reads_gradients() else {}
                     earlier = []
                 with statistics.kept() if statistics and (self.bn_stats == "none" or index > 0) else nullcontext():
                     self._run.watch.start_pass(self._parameters())
@@ -216,6 +226,8 @@ class MultiPassOptimizer(DelegatingOptimizer):
 
     def _perturbed(self) -> list[tuple[dict[str, Any], Tensor]]:
         """The weights that are moved, in order, each with its group."""
+        if self._run.perturbed is not None:
+            return self._run.perturbed
         groups = [group for group in self.param_groups if group.get(self.level_key)]
         return [(group, p) for group in groups for p in group["params"] if p.requires_grad]
 
@@ -304,7 +316,7 @@ class MultiPassOptimizer(DelegatingOptimizer):
                 gradients.add(summed)
                 if part._share is not None:
                     raise RuntimeError("a closure cannot say how its minibatch splits: use passes() and part.take()")
-                losses.append(loss.detach() if isinstance(loss, Tensor) else loss)
+                losses.append(_plain(loss))
         finally:
             self._run.closure = False
         watch.cleared()
@@ -328,6 +340,13 @@ class PassLoop(Iterator[Pass]):
     def close(self) -> None:
         """Ends the loop if it was left half-way: the weights are what they were. Needed where it has a name."""
         self._generator.close()
+
+
+def _plain(loss: Any) -> Any:
+    """What a closure has returned, without its graph."""
+    if loss is None or isinstance(loss, (Tensor, Number)):
+        return loss.detach() if isinstance(loss, Tensor) else loss
+    raise TypeError(f"step(closure): the closure must return the loss, a tensor or a number, not {torch.typename(loss)}")
 
 
 def _same_layout(buffers: list[Tensor], weights: list[Tensor]) -> bool:

@@ -70,11 +70,12 @@ class RandomNoise(MultiPassOptimizer):
 
     def _layers(self) -> list[str]:
         """The layer of each weight that is moved."""
+        moved = {id(p) for _, p in self._perturbed()}
         return [
             f"{number}.{name}"  # groups of two models may name different layers alike
             for number, group in enumerate(self.param_groups)
             for name, p in zip(group.get("layers") or range(len(group["params"])), group["params"], strict=True)
-            if group.get(self.level_key) and p.requires_grad
+            if id(p) in moved
         ]
 
     def _shapes(self, params: list[Tensor], layers: list[str]) -> list[Tensor] | None:

@@ -27,6 +27,7 @@ class StepState:
         heard: whether a pass since the last step has had a ``backward()``.
         closure: whether the passes under way are those of ``step(closure)``.
         saved: the weights and their copies, while they are moved.
+        perturbed: the weights with their groups, as they were when the loop began; None outside of it.
         moved: whether the weights are at another place than their own just now.
         writes: how often each of the weights had been written to when the pass began.
         norms: what their norms were then; taken in the first loop only.
@@ -57,6 +58,7 @@ class StepState:
         self.closure = False
         self.watch, self.zeros = GradientWatch(), Zeros()
         self.saved: tuple[list[Tensor], list[Tensor]] = [], []
+        self.perturbed: list[tuple[dict[str, Any], Tensor]] | None = None
         self.moved = self.sampling = self.training = False
         self.writes: list[int] = []
         self.norms: list[Tensor] | None = None
