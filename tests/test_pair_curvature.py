@@ -119,6 +119,58 @@ def test_gradients_that_were_there_before_do_not_count():
     assert found[0] == pytest.approx(found[1], rel=1e-9)
 
 
+def figures(optimizer):
+    return {name: [float(x) for x in layer] for name, layer in optimizer.curvature().items()}
+
+
+@pytest.mark.parametrize("change", ["frozen", "level"])
+def test_it_is_of_the_layers_as_they_were_in_the_step(change):
+    model = network()
+    optimizer = optimizer_of(model)
+    optimizer.record_curvature()
+    step(model, optimizer)
+    before = figures(optimizer)
+    if change == "frozen":
+        model[0].weight.requires_grad_(False)
+    else:
+        optimizer.param_groups[0]["noise"] = 0.0
+    assert list(before) == ["0", "2"] and figures(optimizer) == before
+    if change == "frozen":
+        step(model, optimizer)
+        assert list(figures(optimizer)) == ["2"]
+
+
+def test_over_the_loops_of_one_step_it_is_that_of_their_mean_loss():
+    found = []
+    for loops in (1, 4):
+        model = network()
+        optimizer = optimizer_of(model)
+        optimizer.record_curvature()
+        for taken_back in (True, False, False):
+            for rows in range(loops):
+                for _ in optimizer.passes():
+                    part = slice(rows, None, loops)
+                    (nn.functional.cross_entropy(model(INPUTS[part]), TARGETS[part]) / loops).backward()
+            if not taken_back:
+                optimizer.step()
+            optimizer.zero_grad()
+        found.append(figures(optimizer))
+    for name, values in found[0].items():
+        assert found[1][name] == pytest.approx(values, rel=1e-9)
+
+
+def test_a_loop_that_was_left_half_way_does_not_count():
+    model = network()
+    optimizer = optimizer_of(model)
+    optimizer.record_curvature()
+    step(model, optimizer)
+    before = figures(optimizer)
+    for _ in optimizer.passes():
+        loss(model).backward()
+        break
+    assert figures(optimizer) == before
+
+
 def test_where_there_is_no_such_pair_it_is_refused():
     for settings, said in (({"signs": "halves"}, 'not "halves"'), ({"signs": "steps"}, 'not "steps"'),
                            ({"granularity": "filter"}, 'granularity="filter"')):  # fmt: skip

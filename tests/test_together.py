@@ -118,6 +118,125 @@ def test_schedulers_hooks_copies_and_groups_are_those_of_one_optimizer():
         break
 
 
+class Counting(torch.optim.SGD):
+    """With a state dict of its own, as wrappers have."""
+
+    count = 0
+
+    def step(self, closure=None):
+        self.count += 1
+        return super().step(closure)
+
+    def state_dict(self):
+        return {**super().state_dict(), "count": self.count}
+
+    def load_state_dict(self, state_dict):
+        self.count = state_dict["count"]
+        super().load_state_dict({key: state_dict[key] for key in ("state", "param_groups")})
+
+
+class Switching(torch.optim.SGD):
+    calls = ()
+
+    def train(self):
+        self.calls += ("train",)
+
+    def eval(self):
+        self.calls += ("eval",)
+
+
+def test_a_state_dict_of_its_own_is_kept_whole():
+    models, optimizers = [network() for _ in range(2)], []
+    for model in models:
+        matrices, rest = parts(model)
+        bases = torch.optim.Adam([matrices], lr=0.1), Counting([rest], lr=0.1, momentum=0.9)
+        optimizers.append(SymmetricNoise(Together(*bases)))
+    train(models[0], optimizers[0], 3)
+    state = copy.deepcopy(optimizers[0].state_dict())
+    assert list(state["state"]) == [0, 1, 2, 3]  # numbered as those of one optimizer
+    models[1].load_state_dict(models[0].state_dict())
+    optimizers[1].load_state_dict(state)
+    assert optimizers[1].base.optimizers[1].count == 3
+    for model, optimizer in zip(models, optimizers, strict=True):
+        train(model, optimizer, 2)
+    assert same_bits(bits(models[0]), bits(models[1]))
+    del state["own"]  # as distributed checkpoints do
+    with pytest.raises(KeyError, match="count"):
+        optimizers[1].load_state_dict(state)
+
+
+def test_the_state_dict_is_that_of_one_optimizer():
+    model, reference = network(), network()
+    groups = [parts(net) for net in (model, reference)]
+    both = Together(torch.optim.Adam([groups[0][0]], lr=0.1), torch.optim.Adam([groups[0][1]], lr=0.1))
+    one = torch.optim.Adam(groups[1], lr=0.1)
+    for net, optimizer in ((model, both), (reference, one)):
+        losses_of(net).mean().backward()
+        optimizer.step()
+    found, wanted = both.state_dict(), one.state_dict()
+    assert list(found) == list(wanted) and found["param_groups"] == wanted["param_groups"]
+    torch.testing.assert_close(found["state"], wanted["state"], rtol=0, atol=0)
+
+
+def test_train_and_eval_inside_a_pass_are_nothing_where_nobody_switches():
+    model = network()
+    optimizer = SymmetricNoise(make(model))
+    for _ in optimizer.passes():
+        optimizer.train()  # as Hugging Face's Trainer does at every minibatch
+        optimizer.eval()
+    matrices, rest = parts(model)
+    rest["train_mode"] = True  # as ScheduleFree keeps it, in its groups
+    silent, telling = Switching([matrices], lr=0.1), Switching([rest], lr=0.1)
+    optimizer = SymmetricNoise(Together(silent, telling))
+    for mode in ("train", "eval"):
+        for _ in optimizer.passes():
+            with pytest.raises(RuntimeError, match=rf"cannot call {mode}\(\) inside"):
+                getattr(optimizer, mode)()
+            break
+    optimizer = SymmetricNoise(Together(torch.optim.SGD([matrices], lr=0.1), telling))
+    model.zero_grad()
+    for _ in optimizer.passes():
+        optimizer.train()
+        with pytest.raises(RuntimeError, match=r"cannot call eval\(\) inside"):
+            optimizer.eval()
+        break
+    assert telling.calls == ()
+    optimizer.eval()
+    assert telling.calls == ("eval",)
+
+
+def test_a_base_may_be_a_wrapper_without_defaults():
+    class Wrapper(torch.optim.Optimizer):
+        def __init__(self, inner):
+            self.inner, self.param_groups, self.state = inner, inner.param_groups, inner.state
+
+        def step(self, closure=None):
+            self.inner.step()
+
+        def zero_grad(self, set_to_none=True):
+            self.inner.zero_grad(set_to_none)
+
+        def state_dict(self):
+            return self.inner.state_dict()
+
+        def load_state_dict(self, state_dict):
+            self.inner.load_state_dict(state_dict)
+            self.param_groups, self.state = self.inner.param_groups, self.inner.state
+
+    model, plain = network(), network()
+    matrices, rest = parts(model)
+    wrapped = Together(Wrapper(torch.optim.SGD([matrices], lr=0.1)), torch.optim.SGD([rest], lr=0.2))
+    optimizer = SymmetricNoise(wrapped)
+    assert optimizer.defaults["lr"] == 0.2
+    matrices, rest = parts(plain)
+    bare = Together(torch.optim.SGD([matrices], lr=0.1), torch.optim.SGD([rest], lr=0.2))
+    train(model, optimizer, 2)
+    optimizer.load_state_dict(optimizer.state_dict())
+    train(model, optimizer)
+    train(plain, SymmetricNoise(bare), 3)
+    assert same_bits(bits(model), bits(plain))
+
+
 def test_what_cannot_go_together_is_refused():
     model = network()
     sgd = torch.optim.SGD(parts(model), lr=0.1)

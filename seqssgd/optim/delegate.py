@@ -149,7 +149,7 @@ class DelegatingOptimizer(Optimizer):
         self._switch("eval")
 
     def _switch(self, mode: str) -> None:
-        if not callable(switch := getattr(self.base, mode, None)):
+        if not callable(switch := getattr(self.base, mode, None)) or not getattr(self.base, "switches", True):
             return
         own = getattr(self.base, "train_mode", False)
         if mode == "train" and all(group.get("train_mode", own) for group in self.param_groups):

@@ -57,7 +57,9 @@ class DropConnect(RandomNoise):
         if not self._reads_gradients():
             return None
         kept = {id(p): 1 - group[self.level_key] for group, p in self._perturbed()}
-        return [(p, gradient * kept.get(id(p), 1.0)) for p, gradient in earlier]  # the mask is still that of loops before
+        return [
+            (p, gradient * kept.get(id(p), 1.0)) for p, gradient in earlier
+        ]  # the mask is still that of loops before
 
     def _reads_gradients(self) -> bool:
         return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

@@ -25,44 +25,65 @@ class PairDots:
     """Takes from each of two passes what is needed of it: n·g and ‖n‖², of every tensor. No n is stored."""
 
     def __init__(self) -> None:
-        self.first: Tensor | None = None  # n·g₊
-        self.along: Tensor | None = None
-        self.squares: Tensor | None = None
+        self._first: tuple[Tensor, Tensor, list[str], list[int]] | None = None  # n·g₊, ‖n‖², layers, sizes
+        self._found: tuple[Tensor, Tensor, list[str], list[int]] | None = None  # of pairs: nᵀHn, and the same
 
-    def take(
+    def start(
         self,
-        index: int,
+        layers: list[str],
         weights: Sequence[Tensor],
         saved: Sequence[Tensor],
         params: Sequence[Tensor],
         earlier: Mapping[int, Tensor],
     ) -> None:
-        """Called after each pass, while ``weights`` are still moved and ``.grad`` holds the sum of the passes.
+        """Called after the first pass, while ``weights`` are still moved and ``.grad`` holds its gradient.
 
         Args:
+            layers: the layer of each of them.
             earlier: by the ids of parameters, what else is in their gradients.
         """
-        dots, squares = [], []
-        for moved, w, p in zip(weights, saved, params, strict=True):
-            n = moved - w
-            dots.append(n.new_zeros(()) if p.grad is None else (n * p.grad).sum(dtype=torch.float64))
-            if id(p) in earlier:
-                dots[-1] = dots[-1] - (n * earlier[id(p)]).sum(dtype=torch.float64)
-            squares.append(n.square().sum(dtype=torch.float64))
-        found = torch.stack([dot.double() for dot in dots])
-        if index == 0:
-            self.first, self.along, self.squares = found, None, torch.stack(squares)
-        elif self.first is not None:
-            self.along = self.first + found / 2  # n·g₊ + (−n)·(g₊ + g₋)/2
+        squares = [(moved - w).square().sum(dtype=torch.float64) for moved, w in zip(weights, saved, strict=True)]
+        sizes = [p.numel() for p in params]
+        self._first = _dots(weights, saved, params, earlier), torch.stack(squares), layers, sizes
 
-    def by_layer(self, layers: Sequence[str], sizes: Sequence[int]) -> dict[str, LayerCurvature]:
-        """The two passes' figures, summed over the tensors of a layer; empty if there was no pair of passes."""
-        if self.along is None or self.squares is None:
+    def finish(
+        self,
+        weights: Sequence[Tensor],
+        saved: Sequence[Tensor],
+        params: Sequence[Tensor],
+        earlier: Mapping[int, Tensor],
+        continues: bool,
+    ) -> None:
+        """Called after the second pass, when ``.grad`` holds the sum of both; ``continues`` the step of a pair before."""
+        if self._first is None:
+            return
+        first, *rest = self._first
+        along = first + _dots(weights, saved, params, earlier) / 2  # n·g₊ + (−n)·(g₊ + g₋)/2
+        if continues and self._found is not None and self._found[2:] == tuple(rest[1:]):
+            along = along + self._found[0]
+        self._first, self._found = None, (along, *rest)
+
+    def by_layer(self) -> dict[str, LayerCurvature]:
+        """The figures of the step, summed over the tensors of a layer; empty if there was no pair of passes."""
+        if self._found is None:
             return {}
+        alongs, squares, layers, sizes = self._found
         found = {}
         for layer in dict.fromkeys(layers):
             mine = [i for i, name in enumerate(layers) if name == layer]
-            along, square = self.along[mine].sum(), self.squares[mine].sum()
-            size = sum(sizes[i] for i in mine)
-            found[layer] = LayerCurvature(along, along * size / square)
+            along, square = alongs[mine].sum(), squares[mine].sum()
+            found[layer] = LayerCurvature(along, along * sum(sizes[i] for i in mine) / square)
         return found
+
+
+def _dots(
+    weights: Sequence[Tensor], saved: Sequence[Tensor], params: Sequence[Tensor], earlier: Mapping[int, Tensor]
+) -> Tensor:
+    """The product of each weight's perturbation with its gradient, less what is ``earlier`` in that."""
+    dots = []
+    for moved, w, p in zip(weights, saved, params, strict=True):
+        n = moved - w
+        dots.append(n.new_zeros(()) if p.grad is None else (n * p.grad).sum(dtype=torch.float64))
+        if id(p) in earlier:
+            dots[-1] = dots[-1] - (n * earlier[id(p)]).sum(dtype=torch.float64)
+    return torch.stack([dot.double() for dot in dots])

@@ -132,7 +132,7 @@ class MultiPassOptimizer(DelegatingOptimizer):
         check_trainable(self.param_groups, self.level_key)
         if not run.closure:
             run.watch.check_outside(self._name_of)
-        run.phase = "running"
+        run.continues, run.phase = run.phase == "complete", "running"
         try:
             run.training = self.model is not None and self.model.training
             run.watch.start_loop(clearing=run.closure)
@@ -346,7 +346,9 @@ def _plain(loss: Any) -> Any:
     """What a closure has returned, without its graph."""
     if loss is None or isinstance(loss, (Tensor, Number)):
         return loss.detach() if isinstance(loss, Tensor) else loss
-    raise TypeError(f"step(closure): the closure must return the loss, a tensor or a number, not {torch.typename(loss)}")
+    raise TypeError(
+        f"step(closure): the closure must return the loss, a tensor or a number, not {torch.typename(loss)}"
+    )
 
 
 def _same_layout(buffers: list[Tensor], weights: list[Tensor]) -> bool:

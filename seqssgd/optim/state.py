@@ -25,6 +25,7 @@ class StepState:
         draws: steps with noise so far, the position in the stream of perturbations.
         noisy: whether any weights have, had or are going to have a level above 0.
         heard: whether a pass since the last step has had a ``backward()``.
+        continues: whether the loop adds to those of other loops of one step.
         closure: whether the passes under way are those of ``step(closure)``.
         saved: the weights and their copies, while they are moved.
         perturbed: the weights with their groups, as they were when the loop began; None outside of it.
@@ -55,7 +56,7 @@ class StepState:
 
     def forget(self) -> None:
         """Drops what belongs to this process alone and is made anew in the next pass."""
-        self.closure = False
+        self.closure = self.continues = False
         self.watch, self.zeros = GradientWatch(), Zeros()
         self.saved: tuple[list[Tensor], list[Tensor]] = [], []
         self.perturbed: list[tuple[dict[str, Any], Tensor]] | None = None

@@ -153,26 +153,26 @@ class SymmetricNoise(RandomNoise):
     def curvature(self) -> dict[str, LayerCurvature]:
         """What the last step's two gradients say of the curvature, by layer; see :meth:`record_curvature`.
 
-        Empty before the first pair of passes, and where nothing is recorded. With gradients that were scaled (a
-        ``GradScaler``) the figures are scaled alike; with DDP each process has the estimate of its own data.
+        Empty before the first pair of passes, and where nothing is recorded. Layers are those that had noise in that
+        step. Over several loops of one step the figures add up: with losses divided by the number of loops they are
+        those of the mean loss. With gradients that were scaled (a ``GradScaler``) they are scaled alike; with DDP each
+        process has the estimate of its own data.
         """
-        if self._run.pair is None:
-            return {}
-        named = [
-            (f"{index}.{name}", p)
-            for index, group in enumerate(self.param_groups)
-            for name, p in zip(group.get("layers") or range(len(group["params"])), group["params"], strict=True)
-            if group.get(self.level_key) and p.requires_grad
-        ]
-        layers = [name.split(".", 1)[1] for name, _ in named]
-        if len(set(layers)) < len({name for name, _ in named}):  # groups of two models
-            layers = [name for name, _ in named]
-        return self._run.pair.by_layer(layers, [p.numel() for _, p in named])
+        return {} if self._run.pair is None else self._run.pair.by_layer()
 
     def _finish(self, part: Pass, weights: list[Tensor], saved: list[Tensor]) -> None:
-        if self._run.pair is not None:
-            params = [p for _, p in self._perturbed()]
-            self._run.pair.take(part.index, weights, saved, params, self._run.earlier)
+        run = self._run
+        if run.pair is None:
+            return
+        params = [p for _, p in self._perturbed()]
+        if part.index > 0:
+            run.pair.finish(weights, saved, params, run.earlier, run.continues and bool(run.earlier))
+            return
+        named = self._layers()
+        layers = [name.split(".", 1)[1] for name in named]
+        if len(set(layers)) < len(set(named)):  # groups of two models
+            layers = named
+        run.pair.start(layers, weights, saved, params, run.earlier)
 
     def _reads_gradients(self) -> bool:
         return self._run.pair is not None

@@ -59,7 +59,10 @@ class Together(Optimizer):
     @property
     def defaults(self) -> dict[str, Any]:
         """The defaults of all optimizers, to read; where they differ, those of the first."""
-        return {k: v for optimizer in reversed(self.optimizers) for k, v in optimizer.defaults.items()}
+        every = [
+            getattr(optimizer, "defaults", {}) for optimizer in reversed(self.optimizers)
+        ]  # wrappers may lack them
+        return {k: v for defaults in every for k, v in defaults.items()}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Refused: say to which optimizer, ``together.optimizers[0].add_param_group(...)``."""
@@ -81,6 +84,17 @@ class Together(Optimizer):
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none)
 
+    @property
+    def switches(self) -> bool:
+        """Whether one of them has other weights for training than for evaluation."""
+        return any(callable(getattr(optimizer, "train", None)) for optimizer in self.optimizers)
+
+    @property
+    def train_mode(self) -> bool:
+        """Whether all that switch are known to be in training mode; a group's own ``"train_mode"`` goes before."""
+        silent = [o for o in self.optimizers if not all("train_mode" in group for group in o.param_groups)]
+        return all(getattr(o, "train_mode", not callable(getattr(o, "train", None))) for o in silent)
+
     def train(self) -> None:
         """Hands on to those that have other weights for training than for evaluation (ScheduleFree)."""
         self._switch("train")
@@ -93,6 +107,27 @@ class Together(Optimizer):
         for optimizer in self.optimizers:
             if callable(switch := getattr(optimizer, mode, None)):
                 switch()
+
+    def state_dict(self) -> dict[str, Any]:
+        """One state dict, as if there were one optimizer; under ``"own"`` what else the state dicts of some contain."""
+        for hook in self._optimizer_state_dict_pre_hooks.values():
+            hook(self)
+        found: dict[str, Any] = {"state": {}, "param_groups": []}
+        own, first = [], 0
+        for optimizer in self.optimizers:
+            one = dict(optimizer.state_dict())
+            found["state"].update({_moved(key, first): value for key, value in one.pop("state").items()})
+            groups = one.pop("param_groups")
+            for group in groups:
+                found["param_groups"].append({**group, "params": [_moved(key, first) for key in group["params"]]})
+            own.append(one)
+            first += sum(len(group["params"]) for group in groups)
+        if any(own):
+            found["own"] = own
+        for hook in self._optimizer_state_dict_post_hooks.values():
+            changed = hook(self, found)
+            found = found if changed is None else changed
+        return found
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Loads what ``state_dict()`` gave: one state dict, as if there were one optimizer.
@@ -107,12 +142,21 @@ class Together(Optimizer):
         groups, state = list(state_dict["param_groups"]), state_dict["state"]
         if len(groups) != len(self.param_groups):
             raise ValueError(f"the state dict has {len(groups)} parameter groups, not {len(self.param_groups)}")
-        for optimizer in self.optimizers:
+        extras, first = state_dict.get("own", [{}] * len(self.optimizers)), 0
+        for optimizer, extra in zip(self.optimizers, extras, strict=True):
             own, groups = groups[: len(optimizer.param_groups)], groups[len(optimizer.param_groups) :]
-            mine = [key for group in own for key in group["params"] if key in state]
-            optimizer.load_state_dict({"state": {key: state[key] for key in mine}, "param_groups": own})
+            keys = [key for group in own for key in group["params"]]
+            mine = {_moved(key, -first): state[key] for key in keys if key in state}
+            own = [{**group, "params": [_moved(key, -first) for key in group["params"]]} for group in own]
+            optimizer.load_state_dict({"state": mine, "param_groups": own, **extra})
+            first += len(keys)
         for hook in self._optimizer_load_state_dict_post_hooks.values():
             hook(self)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"optimizers": self.optimizers}
+
+
+def _moved(key: Any, by: int) -> Any:
+    """The number of a parameter, counted from another one; distributed checkpoints have names in their place."""
+    return key + by if isinstance(key, int) else key
