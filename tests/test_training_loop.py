@@ -25,14 +25,15 @@ class SmallTask:
 
     best = ("error", "min")
 
-    def __init__(self, config, dtype=torch.float64, bad=()):
+    def __init__(self, config, dtype=torch.float64, bad=(), sizes=(SIZE,)):
         self.model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)).to(dtype)
         self.accumulate, self.dtype, self.bad = config.training.accumulate, dtype, bad
+        self.sizes = [sizes[index % len(sizes)] for index in range(MINIBATCHES)]
         self.steps_per_epoch = math.ceil(MINIBATCHES / self.accumulate)
 
     def data(self, epoch):
         generator = torch.Generator().manual_seed(epoch)
-        data = [torch.randn(SIZE, 5, generator=generator).to(self.dtype) for _ in range(MINIBATCHES)]
+        data = [torch.randn(size, 5, generator=generator).to(self.dtype) for size in self.sizes]
         return [(xy[:, :3], xy[:, 3:]) for xy in data]
 
     def start_epoch(self, epoch):
@@ -82,13 +83,16 @@ def symmetric_gradient(model, level, signs, draws, minibatches):
     plus, minus = [x + y for x, y in zip(w, n, strict=True)], [x - y for x, y in zip(w, n, strict=True)]
     if signs == "steps":
         return mean_gradient(model, minus if draws % 2 else plus, minibatches)
-    first, second, share = minibatches, minibatches, 1 / 2
-    if signs == "halves":
-        half = SIZE // 2
-        share = half / SIZE
-        first, second = [(x[:half], y[:half]) for x, y in minibatches], [(x[half:], y[half:]) for x, y in minibatches]
-    a, b = mean_gradient(model, plus, first), mean_gradient(model, minus, second)
-    return [share * x + (1 - share) * y for x, y in zip(a, b, strict=True)]
+    if signs == "batch":
+        a, b = mean_gradient(model, plus, minibatches), mean_gradient(model, minus, minibatches)
+        return [(x + y) / 2 for x, y in zip(a, b, strict=True)]
+    total = [torch.zeros_like(x) for x in w]
+    for x, y in minibatches:
+        half = len(x) // 2
+        a, b = mean_gradient(model, plus, [(x[:half], y[:half])]), mean_gradient(model, minus, [(x[half:], y[half:])])
+        share = half / len(x)
+        total = [t + share * p + (1 - share) * q for t, p, q in zip(total, a, b, strict=True)]
+    return [t / len(minibatches) for t in total]
 
 
 def plain_loop(model, steps, lrs, levels, signs="batch", clip=None):
@@ -147,6 +151,14 @@ def test_every_method_is_the_plain_loop(tmp_path, method, signs, accumulate, cli
     assert result["parameters"] == 3 * 5 + 5 + 5 * 2 + 2
     with torch.no_grad():
         assert result["final"]["error"] == task.evaluate()["error"].item()
+
+
+def test_halves_of_accumulated_minibatches_of_different_sizes_count_by_their_own_minibatch(tmp_path):
+    config = settings({"method": "ssgd", "signs": "halves"}, {"epochs": 1, "accumulate": 3})
+    _, task = train(tmp_path, config, SmallTask, {"sizes": (5, 2)})
+    reference = twin_of(config, sizes=(5, 2))
+    plain_loop(reference.model, reference.grouped(1), [0.1] * 3, [0.5] * 3, "halves")
+    assert_close(task.model, reference.model)
 
 
 @pytest.mark.parametrize("base", ["sgd", "adamw"])
