@@ -224,3 +224,12 @@ def test_a_model_without_running_statistics_is_not_run_at_all():
     model = nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False), nn.Linear(3, 3))
     recalibrate_bn(model, broken_loader())
     assert model.training
+
+
+def test_batches_with_targets_in_them_are_refused_and_say_what_batches_are():
+    model, x, y = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), torch.ones(5, 3), torch.ones(5)
+    for batches in ([(x, y)], [[x, y]], [{"x": x}]):
+        with pytest.raises(TypeError, match=r"inputs alone: \(x for x, y in loader\)"):
+            recalibrate_bn(model, batches)
+    with pytest.raises(TypeError, match="not one tensor"):
+        recalibrate_bn(model, x)

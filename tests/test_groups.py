@@ -3,7 +3,9 @@
 import math
 import re
 import warnings
+from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -440,3 +442,55 @@ def test_groups_of_a_model_that_grows_can_be_added_later():
         second(first(torch.ones(1, 3))).sum().backward()
     optimizer.step()
     assert not torch.equal(second.weight, clean)
+
+
+# ---- what is given in place of what is wanted ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("arguments", "word"), [
+    ({"model": iter([nn.Parameter(torch.ones(2, 2))])}, "takes the model, whose modules tell"),
+    ({"model": {"w": nn.Parameter(torch.ones(2, 2))}}, "takes the model, whose modules tell"),
+    ({"roles": "recurrent"}, "roles='recurrent': give a dictionary"),
+    ({"roles": {3: "dense"}}, "the key must be a class of modules"),
+    ({"include": 3}, "include=3: give a name"),
+    ({"exclude": [3]}, r"exclude=\[3\]: give a name"),
+    ({"only": 3}, "only=3: give a collection of roles"),
+    ({"noise": True}, "must be a finite number >= 0, not True"),
+    ({"noise": "0.5"}, "must be a finite number >= 0, not '0.5'"),
+    ({"noise": torch.ones(1)}, r"of a tensor give float\(...\)"),
+], ids=str)  # fmt: skip
+def test_other_things_are_refused_with_the_mend(arguments, word):
+    with pytest.raises((TypeError, ValueError), match=word):
+        noise_groups(**{"model": nn.Linear(2, 2), "noise": 0.5, **arguments})
+
+
+@pytest.mark.parametrize("level", [torch.tensor(0.25), np.float32(0.25), np.array(0.25)], ids=str)
+def test_a_level_may_be_a_tensor_or_an_array_of_one_number(level):
+    (group, _) = noise_groups(nn.Linear(2, 2), noise=level)
+    assert float(group["noise"]) == 0.25 and isinstance(group["noise"], float)
+
+
+def test_one_optimizer_is_wrapped_not_its_class_and_not_two():
+    model = nn.Linear(2, 2)
+    matrices, rest = noise_groups(model, 0.5)
+    with pytest.raises(TypeError, match=r"not its class: SymmetricNoise\(SGD\(groups"):
+        SymmetricNoise(torch.optim.SGD, [matrices, rest])
+    pair = torch.optim.Muon([matrices], lr=0.1), torch.optim.AdamW([rest], lr=0.1)
+    with pytest.raises(TypeError, match=r"SymmetricNoise\(Together\(Muon\(...\), AdamW\(...\)\)"):
+        SymmetricNoise(*pair)
+    with pytest.raises(TypeError, match="one optimizer and settings by name"):
+        SymmetricNoise(pair[0], "halves")
+
+
+@pytest.mark.parametrize("seed", [None, "a", 1.5, True])
+def test_a_seed_is_a_whole_number(seed):
+    with pytest.raises(ValueError, match="give a whole number"):
+        SymmetricNoise(torch.optim.SGD(noise_groups(nn.Linear(2, 2), 0.5), lr=0.1), seed=seed)
+
+
+def test_a_level_in_percent_that_is_set_by_hand_is_warned_of_where_levels_are_fractions():
+    for granularity in ("layer", "absolute"):
+        optimizer = SymmetricNoise(torch.optim.SGD(noise_groups(nn.Linear(2, 2), 0.5), lr=0.1), granularity=granularity)
+        optimizer.param_groups[0]["noise"] = 70
+        with pytest.warns(UserWarning, match="divide it by 100") if granularity == "layer" else nullcontext():
+            next(optimizer.passes())

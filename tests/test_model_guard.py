@@ -9,6 +9,7 @@ import torch
 from peer_methods import METHODS, X, bits, losses_of, network, same_bits
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
+from torch.utils.checkpoint import checkpoint
 
 from seqssgd.optim import SymmetricNoise, noise_groups
 
@@ -91,6 +92,57 @@ def test_copies_and_saved_models_are_free_and_guards_go_with_their_optimizer():
             other_model.state_dict()
     del optimizer
     assert not model._state_dict_pre_hooks and not model._forward_pre_hooks
+
+
+WRAPPERS = {"DataParallel": nn.DataParallel, "compiled": lambda model: torch.compile(model, backend="eager")}
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS)
+def test_the_model_inside_a_wrapper_is_guarded_too(wrap):
+    model = network()
+    wrapper = WRAPPERS[wrap](model)
+    optimizer = make(wrapper)
+    for use in ("state_dict", "evaluation", "copy"):
+        with pytest.raises(RuntimeError, match="inside a loop over passes"):
+            for _ in optimizer.passes():
+                losses_of(model).mean().backward()
+                USES[use](model)
+        model.zero_grad()
+        model.train()
+        USES[use](model)
+        model.train()
+
+
+def test_a_layer_is_not_saved_inside_a_pass():
+    model = network()
+    optimizer = make(model)
+    with pytest.raises(RuntimeError, match=r"for functional_call take dict\(model.named_parameters\(\)\)"):
+        for _ in optimizer.passes():
+            model[0].state_dict()
+
+
+def test_terms_of_the_loss_that_need_no_gradient_are_no_evaluation():
+    """Re-entrant checkpoints and pseudo-labels, of a model that was in evaluation mode before the loop."""
+    model = network().eval()
+    optimizer = make(model)
+    for _ in optimizer.passes():
+        with torch.no_grad():
+            model(X)
+        inputs = X.clone().requires_grad_()
+        checkpoint(model, inputs, use_reentrant=True).square().mean().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    model.train()
+    with pytest.raises(RuntimeError, match="a term of the loss, make the optimizer without model="):
+        for _ in optimizer.passes():
+            without_gradients(model)
+
+
+def test_a_model_that_is_not_the_one_that_is_trained_is_refused():
+    with pytest.raises(ValueError, match="model=Linear has none of the optimizer's parameters"):
+        SymmetricNoise(torch.optim.SGD(noise_groups(network(), 0.5), lr=0.1), model=nn.Linear(2, 2))
+    with pytest.raises(TypeError, match="model='x': give the module"):
+        SymmetricNoise(torch.optim.SGD(noise_groups(network(), 0.5), lr=0.1), model="x")
 
 
 def test_scripted_models_take_no_guards():

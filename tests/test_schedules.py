@@ -249,3 +249,14 @@ def test_a_schedule_that_gives_an_impossible_level_is_noticed_before_the_weights
     with pytest.raises(ValueError, match="noise level of parameter group 0 .* -0.5"):
         train_step(model, optimizer)
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), clean, strict=True))
+
+
+def test_what_is_no_optimizer_no_schedule_or_no_text_is_refused():
+    _, optimizer = regression()
+    for make, word in (
+        (lambda: LambdaNoise(torch.nn.Linear(2, 2), ramp(1, 2)), "takes an optimizer"),
+        (lambda: LambdaNoise(optimizer, "75-25S"), r"such as phases\('75-25S'\)"),
+        (lambda: phases(75), "phases 75: write lengths"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=word):
+            make()

@@ -17,6 +17,7 @@ from programs import load  # noqa: E402
 
 from seqssgd.integrations import multi_pass  # noqa: E402
 from seqssgd.integrations.lightning import MultiPass  # noqa: E402
+from seqssgd.integrations.transformers import MultiPassMixin  # noqa: E402
 from seqssgd.optim import LambdaNoise, SymmetricNoise, noise_groups, schedules  # noqa: E402
 
 exactness = load("benchmarks/exactness.py")
@@ -217,6 +218,15 @@ def test_the_hf_trainer_in_bfloat16(tmp_path):
         hf(model, tmp_path, bf16=True, max_steps=8, save_strategy="no").train()
     moved = ulps(model, twin)
     assert ulps(model, hf_twin(twin, seen, 8, torch.bfloat16)) < moved / 50
+
+
+def test_the_mixin_after_the_trainer_is_refused():
+    from transformers import Trainer
+
+    with pytest.raises(TypeError, match=r"class Wrong: MultiPassMixin goes before the Trainer"):
+
+        class Wrong(Trainer, MultiPassMixin):
+            pass
 
 
 def test_a_trainer_with_an_optimizer_without_passes_is_refused(tmp_path):

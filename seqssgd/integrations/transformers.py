@@ -24,7 +24,18 @@ class MultiPassMixin(Trainer):
 
     The Trainer's own accumulation, clipping, mixed precision, learning-rate schedule and checkpoints work as always;
     the loss that it logs is the mean over the passes.
+
+    Raises:
+        TypeError: the optimizer has no passes; the mixin comes after the Trainer among the bases of a class.
     """
+
+    def __init_subclass__(cls, **settings: Any):
+        super().__init_subclass__(**settings)
+        order = cls.__mro__
+        place = order.index(MultiPassMixin)
+        before, after = (["training_step" in vars(c) for c in part] for part in (order[1:place], order[place + 1 :]))
+        if any(before) and not any(after):
+            raise TypeError(f"class {cls.__name__}: MultiPassMixin goes before the Trainer: (MultiPassMixin, Trainer)")
 
     def take(self, part: Pass, inputs: dict[str, Any]) -> dict[str, Any]:
         """What a pass gets of the inputs. Override it to say how yours are to be halved."""

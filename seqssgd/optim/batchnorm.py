@@ -56,11 +56,15 @@ def recalibrate_bn(model: nn.Module, batches: Iterable[Any]) -> None:
 
     Args:
         model: the network, with clean weights. Without norm layers nothing happens.
-        batches: inputs, each passed as ``model(batch)`` (a tuple is spread over the arguments). All count alike.
+        batches: inputs, each passed as ``model(batch)`` (a tuple is spread over the arguments), without targets:
+            ``(x for x, y in loader)``. All count alike.
 
     Raises:
+        TypeError: ``batches`` is one tensor, or a batch is nothing that the model takes.
         ValueError: ``batches`` is empty, or a layer has running statistics but no ``momentum`` to average with.
     """
+    if isinstance(batches, Tensor):
+        raise TypeError("recalibrate_bn takes minibatches, not one tensor; give a list of them: [inputs]")
     norms: list[Any] = _norm_modules(model)  # torch declares the attributes of no module
     if not norms:
         return
@@ -80,7 +84,7 @@ def recalibrate_bn(model: nn.Module, batches: Iterable[Any]) -> None:
             count += 1
             for module in norms:
                 module.momentum = 1 / count  # makes the exponential average the plain mean of the batches so far
-            model(*batch) if isinstance(batch, tuple) else model(batch)
+            _call(model, batch)
     finally:
         for module, momentum in zip(norms, momenta, strict=True):
             module.momentum = momentum
@@ -88,3 +92,16 @@ def recalibrate_bn(model: nn.Module, batches: Iterable[Any]) -> None:
             module.training = mode
     if count == 0:
         raise ValueError("recalibrate_bn needs at least one batch")
+
+
+def _call(model: nn.Module, batch: Any) -> None:
+    try:
+        model(*batch) if isinstance(batch, tuple) else model(batch)
+    except TypeError as error:
+        if isinstance(batch, Tensor):
+            raise
+        call = f"model(*batch), a tuple of {len(batch)}" if isinstance(batch, tuple) else "model(batch)"
+        raise TypeError(
+            f"recalibrate_bn calls {call} for a batch of type {type(batch).__name__}, which the model does not take "
+            f"({error}). Batches are inputs alone: (x for x, y in loader)"
+        ) from error

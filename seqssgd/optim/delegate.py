@@ -121,7 +121,7 @@ class DelegatingOptimizer(Optimizer):
                 setattr(self.base, name, OrderedDict())
             setattr(self, name, getattr(self.base, name))
         if self.model is not None:
-            guard(self.model, self._run)
+            guard(self.model, self._run, self._parameters())
 
     # ---- handed on -------------------------------------------------------------------------------------------------
 

@@ -55,6 +55,7 @@ def noise_groups(
         ``roles`` (what it is: its role, or why it has none).
 
     Raises:
+        TypeError: ``model`` is no module, or an argument is of another type than it says here.
         ValueError: an unknown role, a pattern without a match, a level that is negative, not finite or above 2, no
             trainable weights to perturb, or weights flattened by FSDP1.
 
@@ -66,9 +67,17 @@ def noise_groups(
     >>> [(g["noise"], g["layers"]) for g in noise_groups(model, noise=0.5)]
     [(0.5, ['0']), (0.0, ['0.bias', '1.weight', '1.bias'])]
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"noise_groups(model, noise=...) takes the model, whose modules tell what is a weight, not {type(model)}"
+        )
     check_not_flattened(model)
-    if isinstance(only, str) or not set(only or ()) <= set(ROLES):
+    if not (only is None or _are_names(only)) or not set(only or ()) <= set(ROLES):
         raise ValueError(f"only={only!r}: give a collection of roles out of {', '.join(ROLES)}")
+    if not isinstance(roles, Mapping | None):
+        raise TypeError(f"roles={roles!r}: give a dictionary, such as {{MyCell: 'recurrent'}}; only= chooses roles")
+    if getattr(noise, "ndim", None) == 0:  # a tensor or an array of one number
+        noise = float(noise)
     _check_new_level(noise)
     found = kinds(model)
     _give_roles(model, found, roles or {})
@@ -96,12 +105,18 @@ def noise_groups(
 def _matching(found: Mapping[int, list[Kind]], patterns: Patterns, argument: str) -> set[int]:
     """The parameters with a name that one of ``patterns`` fits."""
     matching: set[int] = set()
+    if not isinstance(patterns, str) and not _are_names(patterns):
+        raise TypeError(f"{argument}={patterns!r}: give a name of parameters, or a list of names")
     for pattern in (patterns,) if isinstance(patterns, str) else patterns:
         fitting = {key for key, places in found.items() if any(_fits(place.name, pattern) for place in places)}
         if not fitting:
             raise ValueError(f"{argument}={pattern!r}: the model has no parameter of that name")
         matching |= fitting
     return matching
+
+
+def _are_names(given: Any) -> bool:
+    return isinstance(given, Collection) and not isinstance(given, str) and all(isinstance(x, str) for x in given)
 
 
 def _fits(name: str, pattern: str) -> bool:
@@ -112,6 +127,8 @@ def _give_roles(model: nn.Module, found: dict[int, list[Kind]], roles: Mapping[t
     """Replaces the roles of weights as the user says. Of several that fit a weight the first holds."""
     given: set[Kind] = set()
     for key, role in roles.items():
+        if not isinstance(key, str | type):
+            raise TypeError(f"roles={{{key!r}: {role!r}}}: the key must be a class of modules, or a pattern for names")
         if role not in ROLES:
             raise ValueError(f"roles={{{key!r}: {role!r}}}: the role must be one of {', '.join(ROLES)}")
         modules = [
@@ -230,10 +247,11 @@ def check_level(group: dict[str, Any], key: str, index: int) -> None:
         ValueError: the level is negative or not finite; the weights are sparse or complex.
     """
     level = group.get(key, 0.0)
-    if not (isinstance(level, Real) and math.isfinite(level) and float(level) >= 0):
+    if isinstance(level, bool) or not (isinstance(level, Real) and math.isfinite(level) and float(level) >= 0):
+        hint = "; of a tensor give float(...)" if isinstance(level, Tensor) else ""
         raise ValueError(
             f"the noise level of parameter group {index} must be a finite number >= 0, not {level!r} "
-            f'(its entry "{key}")'
+            f'(its entry "{key}"){hint}'
         )
     if level == 0:
         return

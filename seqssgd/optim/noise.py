@@ -1,6 +1,7 @@
 """How one perturbation is drawn."""
 
 import math
+import operator
 import warnings
 from collections.abc import Sequence
 from functools import cache
@@ -35,14 +36,16 @@ class NoiseSource:
         seed: any integer.
 
     Raises:
-        ValueError: an unknown distribution or granularity.
+        ValueError: an unknown distribution or granularity, or a seed that is no whole number.
     """
 
     def __init__(self, distribution: Distribution = "rademacher", granularity: Granularity = "layer", seed: int = 0):
         for value, known in ((distribution, DISTRIBUTIONS), (granularity, GRANULARITIES)):
             if value not in known:
                 raise ValueError(f"{value!r} is not one of {', '.join(known)}")
-        self.distribution, self.granularity, self.seed = distribution, granularity, int(seed)
+        if isinstance(seed, bool) or not hasattr(seed, "__index__"):
+            raise ValueError(f"seed={seed!r}: give a whole number")
+        self.distribution, self.granularity, self.seed = distribution, granularity, operator.index(seed)
         self._generators: dict[torch.device, torch.Generator] = {}
 
     def __getstate__(self) -> dict:  # generators cannot be copied, and hold nothing that seed and draw do not tell

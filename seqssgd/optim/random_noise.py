@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .batchnorm import BNStats
+from .groups import HIGHEST_LEVEL
 from .noise import NORMS, Distribution, Granularity, NoiseSource, are_too_coarse
 from .passes import MultiPassOptimizer, Pass
 
@@ -67,6 +68,18 @@ class RandomNoise(MultiPassOptimizer):
         self.source.add_(params, saved, levels, layers, draw, self._shapes(params, layers))
         if self.source.granularity in NORMS and min(levels) < self._run.checked / 2:  # seldom, as it waits
             self._run.checked = 0.0 if are_too_coarse(params, saved, levels) else min(levels)
+
+    def _check_groups(self) -> None:
+        super()._check_groups()
+        source = getattr(self, "source", None)  # not yet, in the first check
+        if source is None or source.granularity not in NORMS:
+            return
+        if any(group.get(self.level_key, 0.0) > HIGHEST_LEVEL for group in self.param_groups):
+            warnings.warn(
+                f'a noise level (the entry "{self.level_key}" of a parameter group) is above {HIGHEST_LEVEL:g} '
+                "times the norm of the weights; if it was meant as percent, divide it by 100",
+                stacklevel=2,
+            )
 
     def _layers(self) -> list[str]:
         """The layer of each weight that is moved."""

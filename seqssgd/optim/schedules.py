@@ -38,6 +38,10 @@ class LambdaNoise:
     """
 
     def __init__(self, optimizer: Optimizer, factor: Schedule):
+        if not hasattr(optimizer, "param_groups"):
+            raise TypeError(f"LambdaNoise takes an optimizer, whose groups have the levels, not {type(optimizer)}")
+        if not callable(factor):
+            raise TypeError(f"the factor must be a function of time, such as phases({factor!r}), not {factor!r}")
         self.optimizer, self.factor = optimizer, factor
         self.key = getattr(optimizer, "level_key", "noise")
         self._set(next((group[entry] for group in optimizer.param_groups if (entry := f"{self.key}_time") in group), 0))
@@ -84,7 +88,7 @@ def phases(text: str) -> Schedule:
     >>> factor(74), factor(75), factor(1000)
     (0.0, 1.0, 1.0)
     """
-    if not re.fullmatch(r"\d+S?(-\d+S?)*", text.strip()):
+    if not isinstance(text, str) or not re.fullmatch(r"\d+S?(-\d+S?)*", text.strip()):
         raise ValueError(f"phases {text!r}: write lengths joined by hyphens, with S for noise, such as 75-25S-25S")
     ends, levels, end = [], [], 0
     for phase in text.strip().split("-"):

@@ -1,7 +1,7 @@
 """S-SGD: symmetric weight noise."""
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -101,7 +101,7 @@ class SymmetricNoise(RandomNoise):
     def __init__(
         self,
         base: Optimizer,
-        *,
+        *more: Any,
         signs: Signs = "batch",
         reduction: Reduction = "mean",
         distribution: Distribution = "rademacher",
@@ -110,6 +110,7 @@ class SymmetricNoise(RandomNoise):
         model: nn.Module | None = None,
         bn_stats: BNStats = "both",
     ):
+        _check_alone(type(self).__name__, base, more)
         if signs not in SIGNS:
             raise ValueError(f"signs={signs!r} is not one of {', '.join(SIGNS)}")
         processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
@@ -184,3 +185,16 @@ class SymmetricNoise(RandomNoise):
         super()._check_groups()
         if self.signs in BY_RANK and any(is_sharded(p) for _, p in self._perturbed()):
             raise ValueError(f'signs="{self.signs}" with sharded weights: each process needs whole weights; use DDP')
+
+
+def _check_alone(name: str, base: Any, more: Sequence[Any]) -> None:
+    """Refuses what else people give in place of one optimizer."""
+    if isinstance(base, type):
+        raise TypeError(
+            f"{name} wraps a torch.optim optimizer, not its class: {name}({base.__name__}(groups, lr=...), ...)"
+        )
+    if more and all(isinstance(other, Optimizer) for other in more):
+        names = ", ".join(f"{type(optimizer).__name__}(...)" for optimizer in (base, *more))
+        raise TypeError(f"{name} takes one optimizer; put several in Together: {name}(Together({names}), ...)")
+    if more:
+        raise TypeError(f"{name} takes one optimizer and settings by name (signs=..., seed=...), not {more[0]!r} too")
