@@ -74,7 +74,8 @@ class RandomNoise(MultiPassOptimizer):
         source = getattr(self, "source", None)  # not yet, in the first check
         if source is None or source.granularity not in NORMS:
             return
-        if any(group.get(self.level_key, 0.0) > HIGHEST_LEVEL for group in self.param_groups):
+        by_hand = [group for group in self.param_groups if f"initial_{self.level_key}" not in group]  # by no schedule
+        if any(group.get(self.level_key, 0.0) > HIGHEST_LEVEL for group in by_hand):
             warnings.warn(
                 f'a noise level (the entry "{self.level_key}" of a parameter group) is above {HIGHEST_LEVEL:g} '
                 "times the norm of the weights; if it was meant as percent, divide it by 100",
