@@ -20,8 +20,8 @@ class Zeros:
 
     def note(self, parameters: Iterable[Tensor]) -> None:
         """The gradients of ``parameters``, and no others, are 0 now."""
-        whole = [p for p in parameters if p.grad is not None and not is_sharded(p)]
-        self._known = {id(p): (weakref.ref(p.grad), p.grad._version) for p in whole}
+        whole = [(p, p.grad) for p in parameters if not is_sharded(p)]
+        self._known = {id(p): (weakref.ref(g), g._version) for p, g in whole if g is not None}
 
     def has(self, p: Tensor) -> bool:
         """Whether the gradient of ``p`` is known to be 0."""

@@ -3,9 +3,9 @@
 A step's gradient is the mean over its passes only if every contribution to ``.grad`` came from a ``backward()`` in a
 pass, none of them was cleared or changed on the way, and the weights stayed where they had been moved to. All of it is
 told from what torch keeps anyway: which tensor ``.grad`` is, how often it and the weights were written to, and a hook
-that autograd calls at every accumulation. Writes through ``.data`` torch does not count: to the weights they are seen in
-the first loop only, to the gradients (``p.grad.data.mul_()`` inside a pass) never. Nothing here waits for the device but
-on the way to an error, in the first loop, and where gradients from outside have been cleared in place.
+that autograd calls at every accumulation. Writes through ``.data`` torch does not count: to the weights they are seen
+in the first loop only, to the gradients (``p.grad.data.mul_()`` inside a pass) never. Nothing here waits for the device
+but on the way to an error, in the first loop, and where gradients from outside have been cleared in place.
 """
 
 import sys

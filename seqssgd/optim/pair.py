@@ -54,14 +54,18 @@ class PairDots:
         earlier: Mapping[int, Tensor],
         continues: bool,
     ) -> None:
-        """Called after the second pass, when ``.grad`` holds the sum of both; ``continues`` the step of a pair before."""
+        """Called after the second pass, when ``.grad`` holds the sum of both.
+
+        Args:
+            continues: whether the pair before was of the same step.
+        """
         if self._first is None:
             return
-        first, *rest = self._first
+        first, squares, layers, sizes = self._first
         along = first + _dots(weights, saved, params, earlier) / 2  # n·g₊ + (−n)·(g₊ + g₋)/2
-        if continues and self._found is not None and self._found[2:] == tuple(rest[1:]):
+        if continues and self._found is not None and self._found[2:] == (layers, sizes):
             along = along + self._found[0]
-        self._first, self._found = None, (along, *rest)
+        self._first, self._found = None, (along, squares, layers, sizes)
 
     def by_layer(self) -> dict[str, LayerCurvature]:
         """The figures of the step, summed over the tensors of a layer; empty if there was no pair of passes."""
