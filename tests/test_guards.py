@@ -536,3 +536,24 @@ def test_a_closure_that_returns_no_loss_is_named():
     with pytest.raises(TypeError, match="the closure must return the loss, a tensor or a number, not tuple"):
         optimizer.step(closure)
     assert equal(weights_of(model), clean)
+
+
+def test_a_trained_parameter_in_no_group_is_named():
+    model, other = regression()[0], regression()[0]
+    clean = weights_of(model)
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    optimizer = SymmetricNoise(torch.optim.SGD([{"params": matrices, "noise": 0.5}], lr=0.1), model=model)
+    beside = torch.optim.SGD([p for p in model.parameters() if p.ndim == 1], lr=0.1)
+    with pytest.raises(ValueError, match=r"not by this optimizer: 0\.bias, 2\.bias\. .*sum over the passes"):
+        next(optimizer.passes())
+    assert equal(weights_of(model), clean)
+    optimizer.zero_grad()
+    for p in beside.param_groups[0]["params"]:
+        p.requires_grad_(False)
+    one_step_of(model, optimizer)
+    assert not torch.equal(model[0].weight, clean["0.weight"])
+    single = SymmetricNoise(
+        torch.optim.SGD([{"params": [other[0].weight], "noise": 0.5}], lr=0.1), model=other, signs="steps"
+    )
+    for _ in single.passes():  # of one pass the sum is the mean
+        loss_of(other).backward()

@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -324,5 +325,21 @@ def test_two_optimizers_of_one_loss_with_the_same_seed_are_told_of(seeds):
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        step()
+        for _ in range(3):  # the two are told of once
+            step()
     assert [("the same seed (0)" in str(warning.message)) for warning in caught] == [True] * (seeds[0] == seeds[1])
+
+
+def test_loops_of_other_threads_are_not_taken_for_those_of_one_loss():
+    one, other = network(), network()
+    first, second = (SymmetricNoise(torch.optim.SGD(noise_groups(net, 0.1), lr=0.1)) for net in (one, other))
+    train(one, first)
+    with warnings.catch_warnings(record=True) as caught, ThreadPoolExecutor(1) as elsewhere:
+        warnings.simplefilter("always")
+        loop = elsewhere.submit(second.passes).result()
+        elsewhere.submit(next, loop).result()  # under way there, while here gradients come from outside a loop
+        losses_of(one).mean().backward()
+        elsewhere.submit(loop.close).result()
+        first.zero_grad()
+        train(one, first)
+    assert not caught

@@ -16,21 +16,20 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from .sharding import is_sharded
 
 
 class _Loops(threading.local):
-    """The pass loops that are under way in this thread, outermost first; and the last one to begin in any."""
-
-    latest: "weakref.ref[GradientWatch] | None" = None
+    """The pass loops that are under way in this thread, outermost first."""
 
     def __init__(self) -> None:
         self.running: list[GradientWatch] = []
 
 
 _loops = _Loops()
+_latest: "dict[int, weakref.ref[GradientWatch]]" = {}  # the last loop to begin, by the thread that it began in
 
 
 class GradientWatch:
@@ -45,7 +44,9 @@ class GradientWatch:
         self._outside: dict[int, tuple[weakref.ref[Tensor], weakref.ref[Tensor], int]] = {}
         self._running = False
         self.seed: int | None = None  # of the noise, where there is any
+        self._thread = threading.get_ident()  # where its loops begin; autograd may call the hook in one of its own
         self._beside: weakref.WeakSet[GradientWatch] = weakref.WeakSet()
+        self._told: weakref.WeakSet[GradientWatch] = weakref.WeakSet()
         self._start(clearing=False)
         weakref.finalize(self, _remove, self._handles).atexit = False
 
@@ -82,7 +83,8 @@ class GradientWatch:
             return
         if not self._running:
             self._outside[key] = weakref.ref(p), weakref.ref(gradient), gradient._version
-            if _loops.latest is not None and (other := _loops.latest()) is not None and other._running:
+            latest = _latest.get(self._thread)
+            if latest is not None and (other := latest()) is not None and other._running:
                 self._beside.add(other)
             return
         if self._counts:
@@ -108,7 +110,8 @@ class GradientWatch:
         for outer in self._outer:
             outer._nested += 1
         _loops.running.append(self)
-        _Loops.latest = weakref.ref(self)
+        self._thread = threading.get_ident()
+        _latest[self._thread] = weakref.ref(self)
 
     def end_loop(self) -> None:
         """The loop has ended, well or not."""
@@ -178,10 +181,13 @@ class GradientWatch:
                 self._outside[id(p)] = weakref.ref(p), weakref.ref(p.grad), p.grad._version
 
     def draws_as_another(self) -> bool:
-        """Whether another optimizer with this one's seed takes gradients of the same losses; true once."""
-        found = any(other.seed == self.seed for other in self._beside)
+        """Whether another optimizer with this one's seed takes gradients of the same losses; true once for the two."""
+        found = [other for other in self._beside if other.seed == self.seed and other not in self._told]
         self._beside.clear()
-        return found
+        for other in found:
+            self._told.add(other)
+            other._told.add(self)
+        return bool(found)
 
     def check_closure(self, copies: list[tuple[Tensor, Tensor]], name_of: Callable[[Tensor], str]) -> None:
         """Checks what a closure has made of the gradients that it found, ``copies`` of what was there before.
@@ -207,6 +213,24 @@ class GradientWatch:
                 del self._outside[key]
             else:
                 raise _from_outside(name_of(p))
+
+
+def check_all_in_groups(model: nn.Module, parameters: Iterable[Tensor]) -> None:
+    """Checks that what several passes train of ``model`` is all among ``parameters``, those of the optimizer.
+
+    Raises:
+        ValueError: a parameter is not: it would get the sum over the passes, not the mean.
+    """
+    known = {id(p) for p in parameters}
+    missing = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in known]
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise ValueError(
+            f"parameters of the model are trained, but not by this optimizer: {', '.join(missing[:3])}{more}. Their "
+            "gradients would be the sum over the passes, where those of its own are the mean. Put them into a group "
+            'with "noise": 0 (noise_groups does), into another base optimizer under the same noise (Together), or '
+            "freeze them: requires_grad_(False)"
+        )
 
 
 def norms_of(weights: Sequence[Tensor]) -> list[Tensor]:

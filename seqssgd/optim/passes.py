@@ -18,7 +18,7 @@ from . import gradients
 from .batchnorm import BNStats, RunningStatistics
 from .delegate import DelegatingOptimizer
 from .groups import check_trainable
-from .guards import check_still, check_whose, norms_of
+from .guards import check_all_in_groups, check_still, check_whose, norms_of
 from .halves import Halves
 from .part import Pass
 from .sharding import gathering_modules, is_sharded, local
@@ -35,12 +35,15 @@ class MultiPassOptimizer(DelegatingOptimizer):
     Args:
         base: the optimizer that steps. Its groups' ``"noise"`` entry is the noise level (absent: 0); see
             :func:`seqssgd.optim.noise_groups`.
-        model: the module that is trained. Needed for ``bn_stats`` and with FSDP2, else optional.
+        model: the module that is trained. Needed for ``bn_stats`` and with FSDP2, else optional. All of it that is
+            trained must be in the groups: what is in none gets the sum of the gradients of the passes, where the
+            groups get the mean. (With ``model`` that is an error; without it nobody can tell.)
         bn_stats: which passes update batch-norm running statistics: ``"both"`` (all of them), ``"first"``, ``"none"``.
 
     Raises:
         TypeError: ``base`` is no optimizer, or one that needs its own closure (LBFGS).
-        ValueError: a level is negative or not finite; weights under noise are sparse or complex.
+        ValueError: a level is negative or not finite; weights under noise are sparse or complex. At the first pass:
+            parameters of ``model`` that are trained, but by no group.
     """
 
     bn_stats: BNStats
@@ -153,6 +156,8 @@ class MultiPassOptimizer(DelegatingOptimizer):
         weights = [p for _, p in self._run.perturbed]
         self._run.gathering = gathering_modules(self.model, weights)
         signs = self._signs() if weights else (0,)
+        if len(signs) > 1 and self._run.first_loop and self.model is not None:
+            check_all_in_groups(self.model, self._parameters())
         share = self._share() if weights else None
         keeps = bool(weights) and self.bn_stats != "both"
         statistics = RunningStatistics(self.model) if keeps and self.model is not None else None
