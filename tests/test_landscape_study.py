@@ -252,6 +252,9 @@ def other_run(run: Path, folder: Path, change) -> Path:
     config = yaml.safe_load((folder / "config.yaml").read_text())
     change(config)
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    state = torch.load(folder / "checkpoints/best.pt", weights_only=True)
+    state.pop("files")  # or else the checkpoint would belong to the configuration that it was trained with
+    torch.save(state, folder / "checkpoints/best.pt")
     return folder
 
 

@@ -27,7 +27,7 @@ def checksum(path: Path) -> str:
 def of_item(name: str, data: "bytes | np.ndarray") -> int:
     """A number that tells an item's name and content; the sum over a set, in any order, tells the set's."""
     digest = hashlib.sha256(f"{len(name)} {name} ".encode("utf-8", "backslashreplace"))
-    digest.update(data)
+    digest.update(data if isinstance(data, bytes) else data.data)
     return int.from_bytes(digest.digest()[:16])
 
 

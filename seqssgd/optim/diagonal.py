@@ -28,7 +28,7 @@ class PassProducts:
         """Before a loop, and before the step: scales the sums of earlier loops as their gradients were since."""
         for i, (gradient, version, norm) in list(self._marks.items()):
             now = params[i].grad if i < len(params) else None
-            if now is not gradient:  # cleared
+            if now is None or now is not gradient:  # cleared
                 del self._marks[i], self._sums[i]
             elif now._version != version:
                 size = torch.linalg.vector_norm(now)

@@ -65,7 +65,8 @@ def _update(group: dict[str, Any], params: list[Tensor], states: list[dict[str, 
     """m ← β₁m + (1-β₁)g and w ← w - η(h₀+δ) clip((m̂+δw)/(h+δ))."""
     beta, decay, radius = group["betas"][0], group["weight_decay"], group["clip_radius"]
     momenta = [state["momentum"] for state in states]
-    torch._foreach_lerp_(momenta, [p.grad for p in params], 1 - beta)
+    gradients = [p.grad for p in params if p.grad is not None]  # all of them: the others were left out before
+    torch._foreach_lerp_(momenta, gradients, 1 - beta)
     updates = torch._foreach_div(momenta, [1 - beta ** float(state["step"]) for state in states])
     if decay:
         torch._foreach_add_(updates, params, alpha=decay)

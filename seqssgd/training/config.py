@@ -198,7 +198,7 @@ class OptimConfig:
         check_seed("optim.noise_seed", self.noise_seed)
         _one_of(METHODS, "optim.method", self.method)
         self._settle()
-        require(all(0 <= beta < 1 for beta in self.betas), "optim.betas", self.betas, "two numbers >= 0 and < 1")
+        require(all(0 <= beta < 1 for beta in self.betas or ()), "optim.betas", self.betas, "two numbers >= 0 and < 1")
         for key, (holds, wanted) in LIMITS.items():
             value = getattr(self, key)
             require(value is None or holds(value), f"optim.{key}", value, wanted)

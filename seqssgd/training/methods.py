@@ -36,12 +36,17 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+
+def _betas(c: OptimConfig) -> tuple[float, float]:
+    return c.betas or (0.9, 0.999)
+
+
 # Every base optimizer: (parameter groups, configuration) -> optimizer.
 BASES: dict[str, Callable[[Any, OptimConfig], Optimizer]] = {
     "sgd": lambda groups, c: SGD(groups, lr=c.lr, momentum=c.momentum, weight_decay=c.weight_decay),
     # fused: on a CPU, where it is not the default, an eighth of the time, which for small models is much of a step
-    "adam": lambda groups, c: Adam(groups, lr=c.lr, betas=c.betas, weight_decay=c.weight_decay, fused=True),
-    "adamw": lambda groups, c: AdamW(groups, lr=c.lr, betas=c.betas, weight_decay=c.weight_decay, fused=True),
+    "adam": lambda groups, c: Adam(groups, lr=c.lr, betas=_betas(c), weight_decay=c.weight_decay, fused=True),
+    "adamw": lambda groups, c: AdamW(groups, lr=c.lr, betas=_betas(c), weight_decay=c.weight_decay, fused=True),
 }
 
 
