@@ -220,6 +220,16 @@ def test_the_hf_trainer_in_bfloat16(tmp_path):
     assert ulps(model, hf_twin(twin, seen, 8, torch.bfloat16)) < moved / 50
 
 
+def test_the_hf_trainer_without_the_mixin_is_told_of_it(tmp_path):
+    from transformers import Trainer, TrainingArguments
+
+    model = tiny.gpt2()
+    optimizer = SymmetricNoise(torch.optim.SGD(noise_groups(model, noise=0.1), lr=0.5))
+    arguments = TrainingArguments(str(tmp_path), max_steps=1, report_to=[], use_cpu=True)
+    with pytest.raises(RuntimeError, match="MultiPassMixin"):
+        Trainer(model, arguments, train_dataset=DATA, optimizers=(optimizer, None)).train()
+
+
 def test_the_mixin_after_the_trainer_is_refused():
     from transformers import Trainer
 

@@ -23,6 +23,11 @@ from .halves import Halves
 from .part import Pass
 from .sharding import gathering_modules, is_sharded, local
 
+IN_A_TRAINER = (
+    "In a trainer: MultiPassMixin (Hugging Face), the callback MultiPass (Lightning), passes() of the optimizer that "
+    "was given to prepare() (Accelerate); see the page on trainers in the documentation"
+)
+
 
 class MultiPassOptimizer(DelegatingOptimizer):
     """Wraps a ``torch.optim`` optimizer so that its step uses gradients from several passes.
@@ -117,8 +122,8 @@ class MultiPassOptimizer(DelegatingOptimizer):
         """Yields one :class:`Pass` after another with the weights moved; call ``backward()`` in each.
 
         After the loop the weights are bit for bit what they were, and ``.grad`` holds the mean over the passes,
-        ready for clipping and :meth:`step`. Gradients that were there before are kept and added to. A ``break``,
-        an exception or Ctrl-C inside the loop brings the weights back too; where what this returns is kept in a
+        ready for clipping and :meth:`step`. Gradients of loops before, since the last step, are kept and
+        added to; others are an error. A ``break``, an exception or Ctrl-C inside the loop brings the weights back too; where what this returns is kept in a
         variable, once its ``close()`` is called.
 
         Raises:
@@ -277,7 +282,7 @@ class MultiPassOptimizer(DelegatingOptimizer):
                 "step() without passes(): there was no loop over them since the last step or zero_grad(), so that the "
                 "gradients are not those at the perturbed weights. Write\n"
                 "    for _ in optimizer.passes():\n        loss_fn(model(inputs), targets).backward()\n"
-                "    optimizer.step()"
+                f"    optimizer.step()\n{IN_A_TRAINER}"
             )
         if self._run.phase == "complete" and (closure is None or loss is not None):
             self._check_heard()

@@ -148,5 +148,7 @@ def _one_line(message: str, keys: list[str], files: list[str]) -> str:
         close = difflib.get_close_matches(key, keys, n=1)
         return f"{key}: no such setting{f'; did you mean {close[0]}?' if close else '; --help lists them all'}"
     text = re.sub(r'^Parser key "(.+?)": ', r"\1: ", text)
+    if choices := re.match(r"(\S+: )Does not validate .*?list\[typing\.Literal\[(.*?)\]\].* Given value: (.*)", text):
+        return f"{choices[1]}{choices[3]} is no list of {choices[2]}; write it in brackets, such as [recurrent, dense]"
     text = re.sub(r"Expected an? <class '(\w+)'>\. Got value:", r"expected \1, got", text)
     return re.sub(r"Expected a typing\.Literal\[(.*?)\]\. Got value:", r"expected one of \1, got", text)
