@@ -122,9 +122,9 @@ class MultiPassOptimizer(DelegatingOptimizer):
         """Yields one :class:`Pass` after another with the weights moved; call ``backward()`` in each.
 
         After the loop the weights are bit for bit what they were, and ``.grad`` holds the mean over the passes,
-        ready for clipping and :meth:`step`. Gradients of loops before, since the last step, are kept and
-        added to; others are an error. A ``break``, an exception or Ctrl-C inside the loop brings the weights back too; where what this returns is kept in a
-        variable, once its ``close()`` is called.
+        ready for clipping and :meth:`step`. Gradients of loops before, since the last step, are kept and added
+        to; others are an error. A ``break``, an exception or Ctrl-C inside the loop brings the weights back too; where
+        what this returns is kept in a variable, once its ``close()`` is called.
 
         Raises:
             RuntimeError: inside a loop over passes; gradients that came from elsewhere, or were changed inside a pass;
