@@ -12,6 +12,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Sequence
+from numbers import Number
 from typing import Any
 
 import torch
@@ -231,6 +232,35 @@ def check_all_in_groups(model: nn.Module, parameters: Iterable[Tensor]) -> None:
             'with "noise": 0 (noise_groups does), into another base optimizer under the same noise (Together), or '
             "freeze them: requires_grad_(False)"
         )
+
+
+def check_gradients(parameters: Iterable[Tensor]) -> None:
+    """Checks that there are gradients to step on, where no pass had a ``backward()``: they may be made by hand.
+
+    Raises:
+        RuntimeError: all of them are missing or 0. (Of sharded parameters nobody can tell.)
+    """
+    params = list(parameters)
+    if not any(p.requires_grad for p in params) or any(is_sharded(p) for p in params):
+        return
+    if all(p.grad is None or not (p.grad.is_sparse or p.grad.any()) for p in params):
+        raise RuntimeError(
+            "step() after passes without gradients: no pass had a backward(), or it did not reach the parameters. "
+            "Call backward() in every pass; to skip a minibatch, call zero_grad() in place of step()"
+        )
+
+
+def without_graph(loss: Any) -> Any:
+    """What a closure has returned, off its graph.
+
+    Raises:
+        TypeError: it is no loss.
+    """
+    if loss is None or isinstance(loss, (Tensor, Number)):
+        return loss.detach() if isinstance(loss, Tensor) else loss
+    raise TypeError(
+        f"step(closure): the closure must return the loss, a tensor or a number, not {torch.typename(loss)}"
+    )
 
 
 def norms_of(weights: Sequence[Tensor]) -> list[Tensor]:

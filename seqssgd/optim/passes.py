@@ -7,7 +7,6 @@ then lets any ``torch.optim`` optimizer step from the untouched weights.
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import nullcontext
-from numbers import Number
 from typing import Any, get_args
 
 import torch
@@ -18,10 +17,10 @@ from . import gradients
 from .batchnorm import BNStats, RunningStatistics
 from .delegate import DelegatingOptimizer
 from .groups import check_trainable
-from .guards import check_all_in_groups, check_still, check_whose, norms_of
+from .guards import check_all_in_groups, check_gradients, check_still, check_whose, norms_of, without_graph
 from .halves import Halves
 from .part import Pass
-from .sharding import gathering_modules, is_sharded, local
+from .sharding import gathering_modules, local
 
 IN_A_TRAINER = (
     "In a trainer: MultiPassMixin (Hugging Face), the callback MultiPass (Lightning), passes() of the optimizer that "
@@ -284,8 +283,9 @@ class MultiPassOptimizer(DelegatingOptimizer):
                 "    for _ in optimizer.passes():\n        loss_fn(model(inputs), targets).backward()\n"
                 f"    optimizer.step()\n{IN_A_TRAINER}"
             )
-        if self._run.phase == "complete" and (closure is None or loss is not None):
-            self._check_heard()
+        if self._run.phase == "complete" and self._run.noisy and (closure is None or loss is not None):
+            if not self._run.heard and any(g.get("lr", 1) for g in self.param_groups):
+                check_gradients(self._parameters())
         if not empty:
             self._run.watch.check_outside(self._name_of)
             self._stepping()
@@ -297,18 +297,6 @@ class MultiPassOptimizer(DelegatingOptimizer):
             self._stepped()
         self._note_position()
         return loss
-
-    def _check_heard(self) -> None:
-        """Refuses a step where no pass had a backward, unless the gradients were made in another way."""
-        run, params = self._run, list(self._parameters()) if not self._run.heard else []
-        if not run.noisy or not any(p.requires_grad for p in params) or any(is_sharded(p) for p in params):
-            return
-        empty = all(p.grad is None or not (p.grad.is_sparse or p.grad.any()) for p in params)
-        if empty and any(g.get("lr", 1) for g in self.param_groups):
-            raise RuntimeError(
-                "step() after passes without gradients: no pass had a backward(), or it did not reach the parameters. "
-                "Call backward() in every pass; to skip a minibatch, call zero_grad() in place of step()"
-            )
 
     def _closure_passes(self, closure: Callable[[], Any]) -> Any:
         """The closure may clear the gradients or add to them; either way each pass starts from the same ones."""
@@ -326,7 +314,7 @@ class MultiPassOptimizer(DelegatingOptimizer):
                 gradients.add(summed)
                 if part._share is not None:
                     raise RuntimeError("a closure cannot say how its minibatch splits: use passes() and part.take()")
-                losses.append(_plain(loss))
+                losses.append(without_graph(loss))
         finally:
             self._run.closure = False
         watch.cleared()
@@ -350,15 +338,6 @@ class PassLoop(Iterator[Pass]):
     def close(self) -> None:
         """Ends the loop if it was left half-way: the weights are what they were. Needed where it has a name."""
         self._generator.close()
-
-
-def _plain(loss: Any) -> Any:
-    """What a closure has returned, without its graph."""
-    if loss is None or isinstance(loss, (Tensor, Number)):
-        return loss.detach() if isinstance(loss, Tensor) else loss
-    raise TypeError(
-        f"step(closure): the closure must return the loss, a tensor or a number, not {torch.typename(loss)}"
-    )
 
 
 def _same_layout(buffers: list[Tensor], weights: list[Tensor]) -> bool:
