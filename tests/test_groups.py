@@ -458,7 +458,7 @@ def test_groups_of_a_model_that_grows_can_be_added_later():
     ({"noise": True}, "must be a finite number >= 0, not True"),
     ({"noise": "0.5"}, "must be a finite number >= 0, not '0.5'"),
     ({"noise": torch.ones(1)}, r"of a tensor give float\(...\)"),
-], ids=str)  # fmt: skip
+], ids=[*"abcdefghij"])  # fmt: skip
 def test_other_things_are_refused_with_the_mend(arguments, word):
     with pytest.raises((TypeError, ValueError), match=word):
         noise_groups(**{"model": nn.Linear(2, 2), "noise": 0.5, **arguments})

@@ -28,7 +28,8 @@ def is_sharded(tensor: Tensor) -> "TypeGuard[DTensor]":
     return type(tensor) not in (nn.Parameter, Tensor) and _is_a(tensor, "torch.distributed.tensor", "DTensor")
 
 
-def _is_gathering(module: nn.Module) -> "TypeGuard[FSDPModule]":
+def is_gathering(module: nn.Module) -> "TypeGuard[FSDPModule]":
+    """Whether ``module`` is one of FSDP2's, which gathers sharded weights when it is called."""
     return _is_a(module, "torch.distributed.fsdp", "FSDPModule")
 
 
@@ -106,7 +107,7 @@ def gathering_modules(model: nn.Module | None, weights: Sequence[Tensor]) -> "li
     if model is None:
         raise ValueError("with FSDP2, pass model= so that its resharding can be checked")
     for name, module in model.named_modules():
-        if _is_gathering(module):
+        if is_gathering(module):
             found.append(module)
             state = module._get_fsdp_state()
             groups = getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group]
