@@ -184,7 +184,8 @@ def filters_torn_apart_and_mixed_shardings_are_refused():
     for granularity in GRANULARITIES:
         for params, text in (([columns], "sharded along dimension 0"), ([rows, replicated], "the same placements")):
             group = {"params": params, "noise": 0.5}
-            optimizer = SymmetricNoise(torch.optim.SGD([group], lr=0.1), granularity=granularity, model=nn.Identity())
+            base, model = torch.optim.SGD([group], lr=0.1), nn.ParameterList(params)
+            optimizer = SymmetricNoise(base, granularity=granularity, model=model)
             raises(ValueError, text, lambda optimizer=optimizer: list(optimizer.passes()))
             assert all(torch.equal(full(p), weights) for p in params)
 
