@@ -50,7 +50,7 @@ def test_readers_that_raise_hang_or_take_memory_are_noticed(tmp_path):
 
     assert outcome(lambda content, place: 1) == "read" and outcome(refuses) == "refused"
     assert outcome(lambda content, place: [].x).startswith("traceback: AttributeError")
-    assert outcome(lambda content, place: bytearray(os.urandom(1)) * 2**28).startswith("memory: ")
+    assert outcome(lambda content, place: bytearray(os.urandom(1)) * 2**31).startswith("memory: ")
     assert len({mutate(b"some content that is mutated", random.Random(i)) for i in range(BATCH)}) > BATCH / 2
     assert Inputs.name == "inputs"
 

@@ -201,7 +201,7 @@ def test_phases_and_halves_have_as_many_passes_as_sgd():
         schedulers, total = build_schedulers(optimizer, config.optim, config.training.epochs), 0.0
         for _ in range(config.training.epochs):
             shares = [len(part.take(torch.zeros(2))) / 2 for part in optimizer.passes()]
-            optimizer.step()
+            optimizer.step(lambda: None)
             total += sum(shares)
             for scheduler, _ in schedulers:
                 scheduler.step()

@@ -159,7 +159,7 @@ def test_a_shipped_configuration_has_the_settings_of_the_paper(name):
         rates.append(round(optimizer.param_groups[0]["lr"], 6))
         for part in optimizer.passes():
             part.take(torch.zeros(2))
-        optimizer.step()
+        optimizer.step(lambda: None)
         scheduler.step()
     assert unit == "epoch" and rates[:6] == [0.08, 0.16, 0.24, 0.32, 0.4, 0.4]
     assert [rates[epoch] for epoch in (29, 30, 60, 80)] == [0.4, 0.04, 0.004, 0.0004]
