@@ -120,7 +120,7 @@ def predicted_sharpness(traces: LayerTraces, level: float) -> Estimate:
 
 
 def keskar_sharpness(objective: Objective, epsilon: float = 1e-3, iterations: int = 10) -> float:
-    """100 · (max L(w + y) - L(w)) / (1 + L(w)) over |y_i| ≤ ε(|w_i| + 1), the maximum by some steps of L-BFGS-B.
+    """100 · (max L(w + y) - L(w)) / (1 + L(w)) over abs(y_i) ≤ ε(abs(w_i) + 1), the maximum by some steps of L-BFGS-B.
 
     Source: Keskar et al. (ICLR 2017), Metric 2.1 with A the identity.
     """
