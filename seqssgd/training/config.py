@@ -21,6 +21,7 @@ LARGEST = 1e30  # numbers beyond it are none in single precision
 
 
 def require(condition: bool, key: str, value: Any, wanted: str) -> None:
+    """Raises a ``UserError`` that names the setting, its value and what is ``wanted``, unless ``condition`` holds."""
     if not condition:
         raise UserError(f"{key}: {value!r} is not {wanted}{_percent(value)}")
 
@@ -45,6 +46,7 @@ def _one_of(choices: Iterable[str], key: str, value: str) -> None:
 
 
 def is_positive(value: float | None) -> bool:
+    """Whether a setting is a finite number > 0, or is left open."""
     return value is None or 0 < value <= LARGEST
 
 
