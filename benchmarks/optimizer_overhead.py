@@ -118,9 +118,9 @@ def plain_step(network, loss, batch, dim) -> Callable[[], None]:
     return step
 
 
-def noisy_step(signs: str):
+def noisy_step(signs: str, seed: int):
     def build(network, loss, batch, dim) -> Callable[[], None]:
-        optimizer = SymmetricNoise(torch.optim.SGD(noise_groups(network, noise=0.5), lr=1e-4), signs=signs)
+        optimizer = SymmetricNoise(torch.optim.SGD(noise_groups(network, noise=0.5), lr=1e-4), signs=signs, seed=seed)
 
         def step():
             for part in optimizer.passes():
@@ -152,10 +152,10 @@ def sam_step(network, loss, batch, dim) -> Callable[[], None]:
 
 STEPS = {
     "plain": plain_step,
-    "S-SGD": noisy_step("batch"),
+    "S-SGD": noisy_step("batch", seed=0),
     "SAM": sam_step,
-    "halves": noisy_step("halves"),
-    "steps": noisy_step("steps"),
+    "halves": noisy_step("halves", seed=1),
+    "steps": noisy_step("steps", seed=2),
 }
 
 
