@@ -10,6 +10,7 @@ from .errors import UserError
 from .optim import Description, describe
 from .runs import CLASSIFIER, LANGUAGE_MODEL, RECOGNISER, kind_of, read_config, read_section
 from .training import OptimConfig, build_optimizer
+from .training.config import read_optim
 from .training.recipe import build, load_program
 
 
@@ -46,7 +47,7 @@ def describe_run(run: Path, checkpoint: str = "best") -> str:
     settings = read_section(run, "optim")
     model = _load_model(run, checkpoint)
     try:
-        config = OptimConfig(**settings)
+        config = read_optim(settings)
     except TypeError as error:
         raise UserError(f"{run / 'config.yaml'}: section 'optim' is of another version ({error})") from None
     return _text(config, describe(build_optimizer(model, config), model))

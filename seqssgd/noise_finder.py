@@ -13,7 +13,7 @@ from .errors import UserError
 from .optim.finder import POINTS, NoiseCurve, points
 from .runs import read_config
 from .training import parse_recipe
-from .training.methods import METHODS
+from .training.methods import find_method
 from .training.recipe import as_options, load_program
 from .training.run import read_rows
 
@@ -60,7 +60,7 @@ class NoiseFinder:
             raise UserError(f"{self.program}: trains no recipe (it has no Config and main); give its train.py")
         optim = parse_recipe(recipe.Config, [*self.options, "--out", str(self.out)]).config.optim
         method = "ssgd" if optim.method == "none" else optim.method
-        if "noise" not in METHODS[method].settings:
+        if "noise" not in find_method(method).settings:
             raise UserError(f"optim.method: {method} has no noise level; give one that has, such as ssgd")
         common = {
             "optim.noise_schedule": None,

@@ -119,7 +119,7 @@ def test_momentum_sam_asks_for_a_radius_and_a_momentum():
 
 
 def test_ivon_asks_for_the_size_of_the_data_and_has_betas_of_its_own():
-    with pytest.raises(UserError, match=r"optim: ivon needs optim.ess, the effective sample size"):
+    with pytest.raises(UserError, match=r"optim: ivon needs optim.ess, λ, the effective sample size"):
         build_optimizer(torch.nn.Linear(2, 2), OptimConfig(method="ivon"))
     optimizer = build_optimizer(torch.nn.Linear(2, 2), OptimConfig(method="ivon", ess=10.0, weight_decay=0.2))
     wanted = {"ess": 10.0, "betas": (0.9, 0.99999), "weight_decay": 0.2, "hess_init": 1.0, "noise": 1.0, "lr": 0.1}
@@ -135,7 +135,7 @@ def test_impossible_settings_are_refused_before_anything_is_read():
         ("nso", {"pairs": 0}, "optim.pairs: 0 is not a whole number >= 1"),
         ("nso", {"clean_weight": 1.0}, "optim.clean_weight: 1.0 is not a number >= 0 and < 1"),
         ("mrwp", {"clean_weight": float("nan")}, "optim.clean_weight: nan is not"),
-        ("dropconnect", {"noise": 1.0}, "optim.noise: 1.0 is not a probability < 1"),
+        ("dropconnect", {"noise": 1.0}, "optim.noise: 1.0 is not a level >= 0 and < 1"),
         ("sam", {"rho": float("inf")}, "optim.rho: inf is not a finite number >= 0"),
         ("asam", {"eta": 0.0}, "optim.eta: 0.0 is not a finite number > 0"),
         ("ema", {"average_decay": 1.0}, "optim.average_decay: 1.0 is not a number > 0 and < 1"),

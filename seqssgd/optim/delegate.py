@@ -10,6 +10,7 @@ from torch.optim import LBFGS, Optimizer
 
 from .describe import summary_of_groups
 from .groups import check_level
+from .limits import Range
 from .model_guard import guard
 from .state import StepState
 
@@ -22,6 +23,7 @@ class DelegatingOptimizer(Optimizer):
     """
 
     level_key = "noise"  # the group entry that says how far the weights are moved; 0 leaves them alone
+    levels = Range(ge=0)  # what it may be
     base: Optimizer
     model: nn.Module | None
     _run: StepState

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from .batchnorm import BNStats
 from .gradients import Gradients
+from .limits import Range
 from .noise import norm_of
 from .passes import Pass
 from .random_noise import RandomNoise
@@ -35,6 +36,8 @@ class DropConnect(RandomNoise):
     Raises:
         ValueError: no group with a ``"noise"`` entry; a level that is no probability below 1.
     """
+
+    levels = Range(ge=0, lt=1)
 
     def __init__(self, base: Optimizer, *, seed: int = 0, model: nn.Module | None = None, bn_stats: BNStats = "both"):
         super().__init__(
@@ -83,7 +86,7 @@ class DropConnect(RandomNoise):
 
     def _check_group(self, group: dict[str, Any], index: int) -> None:
         super()._check_group(group, index)
-        if group.get(self.level_key, 0.0) >= 1:
+        if group.get(self.level_key, 0.0) not in self.levels:
             raise ValueError(
                 f"the noise level of parameter group {index} is the probability of dropping a weight: "
                 f"it must be below 1, not {group[self.level_key]!r}"

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from .batchnorm import BNStats
 from .halves import Halves, Reduction
+from .limits import Range
 from .noise import NoiseSource
 from .part import Pass
 from .random_noise import RandomNoise
@@ -102,7 +103,7 @@ class IVON(RandomNoise):
         betas: β₁, β₂.
         weight_decay: δ, the prior's precision over λ.
         hess_init: h₀, the start of h.
-        clip_radius: the largest size of an element of (m̂+δw)/(h+δ).
+        clip_radius: the largest size of an element of (m̂+δw)/(h+δ); None: no limit.
         signs: ``"one"``: a perturbation a step, as in the paper; ``"batch"``, ``"halves"``, ``"steps"``: pairs, as in
             :class:`SymmetricNoise`. With ``"steps"`` h changes in every second step, and a third copy of the weights
             is kept between the two.
@@ -140,11 +141,11 @@ class IVON(RandomNoise):
         params: Iterable[Any],
         lr: float,
         *,
-        ess: float,
+        ess: Annotated[float, Range(gt=0)],
         betas: tuple[float, float] = (0.9, 0.99999),
         weight_decay: float = 1e-4,
-        hess_init: float = 1.0,
-        clip_radius: float = math.inf,
+        hess_init: Annotated[float, Range(gt=0)] = 1.0,
+        clip_radius: Annotated[float | None, Range(gt=0)] = None,
         signs: IVONSigns = "one",
         estimate: Estimate = "price",
         reduction: Reduction = "mean",
@@ -162,7 +163,7 @@ class IVON(RandomNoise):
         self.signs, self.estimate, self.reduction = signs, estimate, reduction
         base = NaturalStep(
             params, lr=lr, betas=betas, ess=ess, weight_decay=weight_decay, hess_init=hess_init,
-            clip_radius=clip_radius, noise=1.0,
+            clip_radius=math.inf if clip_radius is None else clip_radius, noise=1.0,
         )  # fmt: skip
         super().__init__(
             base, distribution="gaussian", granularity="absolute", seed=seed, model=model, bn_stats=bn_stats

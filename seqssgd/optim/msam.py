@@ -1,12 +1,13 @@
 """Momentum-SAM: the look ahead along the momentum, which costs no pass."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .batchnorm import BNStats
+from .limits import Range
 from .part import Pass
 from .passes import MultiPassOptimizer
 from .sharding import is_sharded
@@ -47,7 +48,14 @@ class MSAM(MultiPassOptimizer):
 
     level_key = "rho"
 
-    def __init__(self, base: Optimizer, *, rho: float, model: nn.Module | None = None, bn_stats: BNStats = "both"):
+    def __init__(
+        self,
+        base: Optimizer,
+        *,
+        rho: Annotated[float, Range(ge=0)],
+        model: nn.Module | None = None,
+        bn_stats: BNStats = "both",
+    ):
         super().__init__(base, model=model, bn_stats=bn_stats)
         for group in (base.defaults, *base.param_groups):  # the defaults are for groups that are added later
             group.setdefault("rho", rho)

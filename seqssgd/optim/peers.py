@@ -1,11 +1,12 @@
 """The methods that S-SGD is compared with, under the same protocol: none, and those with other random noise."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 from torch.optim import Optimizer
 
 from .halves import Halves
+from .limits import Range, check_settings
 from .noise import Distribution, Granularity
 from .passes import MultiPassOptimizer
 from .random_noise import RandomNoise
@@ -59,12 +60,12 @@ class OneSidedNoise(RandomNoise):
         self,
         base: Optimizer,
         *,
-        copies: int = 1,
+        copies: Annotated[int, Range(ge=1)] = 1,
         distribution: Distribution = "rademacher",
         granularity: Granularity = "layer",
         **settings: Any,
     ):
-        _at_least_one(copies=copies)
+        check_settings(OneSidedNoise, copies=copies)
         super().__init__(base, distribution=distribution, granularity=granularity, **settings)
         self.copies = copies
 
@@ -84,8 +85,8 @@ class NSO(RandomNoise):
 
     Args:
         base: the optimizer that steps, over groups with a ``"noise"`` entry (:func:`noise_groups`).
-        pairs: k.
-        clean_weight: λ, at least 0 and below 1.
+        pairs: k, the symmetric pairs of a step.
+        clean_weight: λ, how much the gradient at the weights themselves counts, at least 0 and below 1.
         distribution, granularity, seed, model, bn_stats: see :class:`RandomNoise`.
 
     Raises:
@@ -96,14 +97,13 @@ class NSO(RandomNoise):
         self,
         base: Optimizer,
         *,
-        pairs: int = 1,
-        clean_weight: float = 0.0,
+        pairs: Annotated[int, Range(ge=1)] = 1,
+        clean_weight: Annotated[float, Range(ge=0, lt=1)] = 0.0,
         distribution: Distribution = "gaussian",
         granularity: Granularity = "absolute",
         **settings: Any,
     ):
-        _at_least_one(pairs=pairs)
-        _weight_of_clean_pass(clean_weight)
+        check_settings(NSO, pairs=pairs, clean_weight=clean_weight)
         super().__init__(base, distribution=distribution, granularity=granularity, **settings)
         self.pairs, self.clean_weight = pairs, clean_weight
 
@@ -125,23 +125,25 @@ class MRWP(RandomNoise):
 
     Args:
         base: the optimizer that steps, over groups with a ``"noise"`` entry (:func:`noise_groups`).
-        clean_weight: λ, at least 0 and below 1.
+        clean_weight: λ, how much the gradient at the weights themselves counts, at least 0 and below 1.
         distribution, granularity, seed, model, bn_stats: see :class:`RandomNoise`.
 
     Raises:
         ValueError: λ out of range; else as :class:`OneSidedNoise`.
     """
 
+    halves = True
+
     def __init__(
         self,
         base: Optimizer,
         *,
-        clean_weight: float = 0.5,
+        clean_weight: Annotated[float, Range(ge=0, lt=1)] = 0.5,
         distribution: Distribution = "gaussian",
         granularity: Granularity = "filter_std",
         **settings: Any,
     ):
-        _weight_of_clean_pass(clean_weight)
+        check_settings(MRWP, clean_weight=clean_weight)
         super().__init__(base, distribution=distribution, granularity=granularity, **settings)
         self.clean_weight = clean_weight
 
@@ -155,14 +157,3 @@ class MRWP(RandomNoise):
         if share is not None:
             share.weights()  # checks that the pass took its half
         return (self.clean_weight, 1 - self.clean_weight)
-
-
-def _at_least_one(**setting: int) -> None:
-    for name, value in setting.items():
-        if not (isinstance(value, int) and value >= 1):
-            raise ValueError(f"{name}={value!r} must be a whole number >= 1")
-
-
-def _weight_of_clean_pass(value: float) -> None:
-    if not 0 <= value < 1:
-        raise ValueError(f"clean_weight={value!r} must be at least 0 and below 1")

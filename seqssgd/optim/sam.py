@@ -1,13 +1,14 @@
 """Sharpness-aware minimization: the one peer whose perturbation depends on the gradient."""
 
-import math
 from collections.abc import Sequence
+from typing import Annotated
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .batchnorm import BNStats
 from .halves import Halves
+from .limits import Range, check_settings
 from .passes import MultiPassOptimizer, Pass
 from .sharding import is_sharded, local
 
@@ -30,7 +31,7 @@ class SAM(MultiPassOptimizer):
             with 0 is not perturbed and does not count in the norm.
         rho: ρ, the norm of e; for ASAM the papers' values are about ten times as large.
         adaptive: ASAM.
-        eta: η of ASAM.
+        eta: η of ASAM, which is added to the size of each weight.
         model, bn_stats: see :class:`MultiPassOptimizer`; ``"first"`` keeps the statistics of the clean weights.
 
     Raises:
@@ -53,14 +54,13 @@ class SAM(MultiPassOptimizer):
         self,
         base: Optimizer,
         *,
-        rho: float = 0.05,
+        rho: Annotated[float, Range(ge=0)] = 0.05,
         adaptive: bool = False,
-        eta: float = 0.01,
+        eta: Annotated[float, Range(gt=0)] = 0.01,
         model: nn.Module | None = None,
         bn_stats: BNStats = "both",
     ):
-        if not (math.isfinite(eta) and eta > 0):
-            raise ValueError(f"eta={eta!r} must be a finite number > 0")
+        check_settings(SAM, eta=eta)
         super().__init__(base, model=model, bn_stats=bn_stats)
         for group in (base.defaults, *base.param_groups):  # the defaults are for groups that are added later
             group.setdefault("rho", rho)

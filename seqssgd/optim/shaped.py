@@ -1,12 +1,13 @@
 """S-SGD whose noise follows the curvature that its pair measures."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from .limits import Range, check_settings
 from .part import Pass
 from .shaping import CurvatureShape
 from .sharding import is_sharded
@@ -28,7 +29,7 @@ class ShapedNoise(SymmetricNoise):
 
     Args:
         base: the optimizer that steps, over groups whose ``"noise"`` entry is the level c (:func:`noise_groups`).
-        curvature_decay: of the running mean.
+        curvature_decay: of the running mean of the diagonal of the Hessian.
         damping: δ over the mean of max(h, 0): the larger, the flatter the noise.
         settings: as of :class:`SymmetricNoise`; ``signs`` are ``"batch"`` or ``"halves"``, ``granularity`` is
             ``"layer"`` or ``"tensor"``.
@@ -45,7 +46,15 @@ class ShapedNoise(SymmetricNoise):
     >>> optimizer.step()
     """
 
-    def __init__(self, base: Optimizer, *, curvature_decay: float = 0.99, damping: float = 1.0, **settings: Any):
+    def __init__(
+        self,
+        base: Optimizer,
+        *,
+        curvature_decay: Annotated[float, Range(ge=0, lt=1)] = 0.99,
+        damping: Annotated[float, Range(gt=0)] = 1.0,
+        **settings: Any,
+    ):
+        check_settings(ShapedNoise, curvature_decay=curvature_decay, damping=damping)
         self.shape = CurvatureShape(curvature_decay, damping)
         super().__init__(base, **settings)
         if self.signs not in ("batch", "halves"):

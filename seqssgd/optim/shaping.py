@@ -15,16 +15,9 @@ class CurvatureShape:
     Args:
         decay: of the running mean.
         damping: δ over the mean.
-
-    Raises:
-        ValueError: a number out of range.
     """
 
     def __init__(self, decay: float, damping: float):
-        if not 0 <= decay < 1:
-            raise ValueError(f"curvature_decay={decay!r} must be a number >= 0 and < 1")
-        if not 0 < damping < float("inf"):
-            raise ValueError(f"damping={damping!r} must be a finite number > 0")
         self.decay, self.damping = decay, damping
 
     def precisions(

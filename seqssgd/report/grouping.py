@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -170,7 +171,8 @@ def _method(settings: dict[str, Any]) -> str:
     from ..training.methods import METHODS as KNOWN
 
     method, base = settings["optim.method"], settings["optim.base"]
-    name = (METHODS.get(method) or method.replace("_", " ")).format(base=BASES.get(base, base))
+    known = METHODS.get(method) or method.rpartition(":")[2].replace("_", " ")  # one from elsewhere is module:Class
+    name = known.format(base=BASES.get(base, re.split("[.:]", base)[-1]))
     if method == "none":
         return name
     words = [f"{name} {show(settings['optim.noise'])}" if settings["optim.noise"] else name]

@@ -1,8 +1,9 @@
 """One training loop for every task: passes, checkpoints, exact resume, logs."""
 
 from . import distributed
+from .building import build_optimizer, build_schedulers
 from .command_line import Command, parse_recipe
-from .config import OptimConfig, TrainingConfig, build_optimizer, build_schedulers
+from .config import OptimConfig, TrainingConfig
 from .distributed import cleanup, setup
 from .logs import say
 from .loop import fit

@@ -12,8 +12,9 @@ from typing import Any
 
 from ..documents import GivenTwice, check_keys, parse_yaml
 from ..errors import UserError
-from .config import OptimConfig, is_positive, require
-from .unused import check_used
+from .config import OptimConfig, is_positive, optim_class, require
+from .methods import is_elsewhere
+from .unused import check_used, named_methods
 
 
 @dataclass
@@ -54,16 +55,15 @@ def parse_recipe(config_class: type, argv: Sequence[str] | None = None, descript
     parser.add_argument("--out", type=str, required=True, metavar="RUN", help="the run directory; resumed if it exists")
     parser.add_argument("--max-steps", type=int | None, default=None, help="finish after so many steps in all")
     parser.add_argument("--max-minutes", type=float | None, default=None, help="stop, to be resumed, after so many")
-    parser.add_class_arguments(config_class, as_group=False)
     files, options = _split_off_files(argv)
-    for name in (word.removeprefix("--config=") for word in files if word != "--config"):
-        if Path(
-            name
-        ).is_file():  # before jsonargparse reads it, which takes a key twice, and as many values as it holds
-            try:
-                parse_yaml(Path(name).read_bytes())
-            except ValueError as error:
-                raise UserError(f"--config {name}: {error}") from None
+    paths = [word.removeprefix("--config=") for word in files if word != "--config"]
+    for name in filter(lambda name: Path(name).is_file(), paths):
+        try:  # before jsonargparse reads it, which takes a key twice, and as many values as it holds
+            parse_yaml(Path(name).read_bytes())
+        except ValueError as error:
+            raise UserError(f"--config {name}: {error}") from None
+    config_class, plain_class = _with_methods(config_class, named_methods(paths, options)), config_class
+    parser.add_class_arguments(config_class, as_group=False)
     try:
         parsed = parser.parse_args(files + options)  # the files first: an option holds wherever it stands
         _check_filled(parsed, config_class, Namespace)
@@ -71,9 +71,8 @@ def parse_recipe(config_class: type, argv: Sequence[str] | None = None, descript
     except (ArgumentError, UnicodeDecodeError) as error:
         raise UserError(_one_line(str(error), _keys(config_class), files)) from error
     names = [field.name for field in dataclasses.fields(config_class)]
-    config = config_class(**{name: settings[name] for name in names})
+    config = plain_class(**{name: settings[name] for name in names})
     if isinstance(getattr(config, "optim", None), OptimConfig):
-        paths = [word.removeprefix("--config=") for word in files if word != "--config"]
         check_used(config.optim, paths, options)
     for key in ("max_steps", "max_minutes"):
         require(is_positive(settings[key]), f"--{key.replace('_', '-')}", settings[key], "a number > 0")
@@ -82,6 +81,21 @@ def parse_recipe(config_class: type, argv: Sequence[str] | None = None, descript
         state = "an empty folder" if data.is_dir() else "not a folder"
         raise UserError(f"--data {data}: {state}; prepare the data with the recipe's program in data_prep/")
     return Command(config, data, Path(settings.out), settings.max_steps, settings.max_minutes)
+
+
+def _with_methods(config_class: Any, methods: Sequence[str]) -> Any:
+    """A recipe's class of configurations, with settings for methods from elsewhere in its section ``optim``."""
+    others = [name for name in methods if is_elsewhere(name)]
+    field = next((field for field in dataclasses.fields(config_class) if field.name == "optim"), None)
+    if not others or field is None:
+        return config_class
+    optim, make = optim_class(others), field.default_factory
+    default: dict[str, Any] = {}
+    if make is not dataclasses.MISSING:
+        default["default_factory"] = lambda: optim(**dataclasses.asdict(make()))
+    fields = [("optim", optim, dataclasses.field(**default))]
+    names = {"__doc__": config_class.__doc__, "__module__": config_class.__module__}
+    return dataclasses.make_dataclass(config_class.__name__, fields, bases=(config_class,), namespace=names)
 
 
 def _strict() -> str:
@@ -150,5 +164,9 @@ def _one_line(message: str, keys: list[str], files: list[str]) -> str:
     text = re.sub(r'^Parser key "(.+?)": ', r"\1: ", text)
     if choices := re.match(r"(\S+: )Does not validate .*?list\[typing\.Literal\[(.*?)\]\].* Given value: (.*)", text):
         return f"{choices[1]}{choices[3]} is no list of {choices[2]}; write it in brackets, such as [recurrent, dense]"
+    if union := re.match(r"(\S+: )Does not validate .*?Subtypes: \[(.*?)\] Errors: .* Given value: (.*)", text):
+        kinds = [kind for kind in re.findall(r"<class '(\w+)'>", union[2]) if kind != "NoneType"]
+        if kinds:
+            return f"{union[1]}expected {' or '.join(kinds)}, or null, got {union[3]}"
     text = re.sub(r"Expected an? <class '(\w+)'>\. Got value:", r"expected \1, got", text)
     return re.sub(r"Expected a typing\.Literal\[(.*?)\]\. Got value:", r"expected one of \1, got", text)

@@ -1,23 +1,22 @@
-"""Configurations as dataclasses, and the optimizer they describe."""
+"""Configurations as dataclasses."""
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable, Iterable
+import operator
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
-
-from torch import nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from ..errors import UserError
-from ..optim import LambdaNoise, MultiPassOptimizer, SinglePass
 from ..optim import schedules as schedule
 from ..optim.groups import HIGHEST_LEVEL
+from ..optim.limits import LARGEST, plain_type, unmet
 from ..optim.roles import Role
-from .methods import BASES, LIMITS, METHODS, SETTINGS
+from .bases import BASES
+from .methods import METHODS, Method, Setting, find_method, is_elsewhere
 
-LARGEST = 1e30  # numbers beyond it are none in single precision
+T = TypeVar("T")
 
 
 def require(condition: bool, key: str, value: Any, wanted: str) -> None:
@@ -100,6 +99,64 @@ class TrainingConfig:
             _one_of(choices, f"training.{key}", getattr(self, key))
 
 
+def read_optim(settings: Mapping[str, Any]) -> "OptimConfig":
+    """The configuration of an optimizer, of whichever method, from the section of a run's config.yaml.
+
+    Raises:
+        TypeError: a setting that no method of this version has.
+        UserError: an impossible one, or a method from elsewhere that is not there.
+    """
+    return optim_class([settings.get("method", "none")])(**settings)
+
+
+def optim_class(methods: Iterable[str]) -> "type[OptimConfig]":
+    """The class of configurations, with fields for the settings of ``methods`` from elsewhere too.
+
+    Raises:
+        UserError: there is no such method.
+    """
+    others = {name: find_method(name) for name in methods if is_elsewhere(name)}
+    return with_settings_of(others)(OptimConfig) if others else OptimConfig
+
+
+def with_settings_of(methods: Mapping[str, Method]) -> Callable[[type[T]], type[T]]:
+    """Gives a configuration a field for every setting that some of ``methods`` have of their own, null if left open.
+
+    Their types and what ``--help`` says of them come from the signatures and docstrings of the methods.
+    """
+
+    def extend(config: type[T]) -> type[T]:
+        known = {field.name for field in dataclasses.fields(config)}  # pyright: ignore[reportArgumentType]
+        takers: dict[str, dict[str, Setting]] = {}
+        for name, method in methods.items():
+            for key, setting in method.own.items():
+                takers.setdefault(key, {})[name] = setting
+        new = {key: _kind(by_method) for key, by_method in takers.items() if key not in known}
+        lines = [f"        {key}: {_help(by_method)}" for key, by_method in takers.items() if key in new]
+        doc = "\n".join([(config.__doc__ or "").rstrip(), *lines, "    "])
+        everyone = {**getattr(config, "methods", {}), **methods}
+        namespace = {"__doc__": doc, "__module__": config.__module__, "methods": everyone}
+        fields = [(key, kind | None, dataclasses.field(default=None)) for key, kind in new.items()]
+        made: Any = dataclasses.make_dataclass(config.__name__, fields, bases=(config,), namespace=namespace)
+        return made
+
+    return extend
+
+
+def _kind(by_method: Mapping[str, Setting]) -> Any:
+    """The type of a setting, for the parser: that of all methods that have it; choices are judged later."""
+    return functools.reduce(operator.or_, (plain_type(setting.annotation) for setting in by_method.values()))
+
+
+def _help(by_method: Mapping[str, Setting]) -> str:
+    """What a setting is for, once for the methods that say the same."""
+    said: dict[str, list[str]] = {}
+    for name, setting in by_method.items():
+        said.setdefault(setting.help, []).append(name)
+    return " ".join(f"Of {', '.join(names)}: {text.rstrip('.')}." for text, names in said.items())
+
+
+@with_settings_of(METHODS)
 @dataclass
 class OptimConfig:
     """The optimizer: a method, the optimizer inside it, and their schedules.
@@ -108,7 +165,7 @@ class OptimConfig:
         method: none (the base optimizer alone, whatever the settings of other methods), ssgd (symmetric weight
             noise), ssgd_shaped (the same, its noise following the curvature), or one it is compared with: weight_noise,
             two_draws, smoothout, adasmoothout, graves, nso, mrwp, dropconnect, covariance, sam, asam, msam, ivon (noise
-            that adapts to the curvature), ema, swa.
+            that adapts to the curvature), ema, swa; or a class from elsewhere, as module:Class.
         base: the optimizer that steps: sgd, adam or adamw; ivon steps by itself.
         lr: learning rate.
         momentum: of sgd.
@@ -117,28 +174,8 @@ class OptimConfig:
         noise: the noise level c: a perturbation has c times the norm of the weights. With granularity absolute or
             filter_std the size of an element; of dropconnect the probability of dropping a weight; of covariance
             √(B/b - 1), for minibatches of B with the noise of b.
-        distribution: of the noise: rademacher, gaussian or uniform; null: the method's own.
-        granularity: over what the norm is taken (tensor, layer, filter), or what the size of an element is measured
-            by (filter_std: the filter's norm; absolute: nothing); null: the method's own.
-        signs: of ssgd: where the gradients at w+n and w-n come from: batch (two passes), halves, steps or ranks (one),
-            or pairs (one in each of two processes, with one minibatch); the last two take an even number of processes.
-            Of ssgd_shaped: batch or halves. Of ivon: one (a perturbation a step), batch, halves or steps.
-        copies: of one-sided noise: the perturbations of a step.
-        pairs: of nso: the symmetric pairs of a step.
-        clean_weight: of nso and mrwp: how much the gradient at the weights themselves counts.
-        rho: of sam, asam and msam: the norm of the perturbation.
-        diagonal: of covariance: the diagonal of the gradients' second moments alone, for a second pass.
-        centred: of covariance: the covariance of the gradients in place of their second moments.
-        eta: of asam: what is added to the size of each weight.
-        ess: of ivon: λ, the effective sample size: the number of training examples, in units of the loss's mean.
-        curvature_decay: of ssgd_shaped: of the running mean of the diagonal of the Hessian.
-        damping: of ssgd_shaped: what is added to the diagonal, in units of its mean in the layer.
-        hess_init: of ivon: the start of its diagonal of the Hessian.
-        clip_radius: of ivon: the largest size of an element of its update, before the learning rate; null: no limit.
-        average_decay: of ema.
-        average_start: of ema and swa: steps before the average begins.
         only: roles of the weights to perturb (recurrent, conv, dense, embedding, other); null: all of them (of sam,
-            asam and ivon: every parameter).
+            asam, msam and ivon: every parameter).
         noise_seed: of the noise.
         noise_schedule: phases without and with (S) noise, such as 75-25S-25S; null: always on.
         noise_ramp: start and length of a linear rise of the level from 0; null: none.
@@ -154,6 +191,8 @@ class OptimConfig:
         bn_stats: which passes update batch-norm statistics.
     """
 
+    methods: ClassVar[Mapping[str, Method]] = {}  # those whose settings are fields here
+
     method: str = "none"
     base: str = "sgd"
     lr: float = 0.1
@@ -161,23 +200,6 @@ class OptimConfig:
     weight_decay: float = 0.0
     betas: tuple[float, float] | None = None
     noise: float = 0.0
-    distribution: str | None = None
-    granularity: str | None = None
-    signs: str | None = None
-    copies: int | None = None
-    pairs: int | None = None
-    clean_weight: float | None = None
-    rho: float | None = None
-    diagonal: bool | None = None
-    centred: bool | None = None
-    eta: float | None = None
-    ess: float | None = None
-    curvature_decay: float | None = None
-    damping: float | None = None
-    hess_init: float | None = None
-    clip_radius: float | None = None
-    average_decay: float | None = None
-    average_start: int | None = None
     only: list[Role] | None = None
     noise_seed: int = 0
     noise_schedule: str | None = None
@@ -192,24 +214,26 @@ class OptimConfig:
     lr_multiplier: int = 2
     bn_stats: Literal["both", "first", "none"] = "both"
 
+    if TYPE_CHECKING:  # the fields that with_settings_of adds
+
+        def __getattr__(self, name: str) -> Any: ...
+
     def __post_init__(self) -> None:
         require(is_positive(self.lr), "optim.lr", self.lr, "a finite number > 0")
         require(0 <= self.weight_decay <= LARGEST, "optim.weight_decay", self.weight_decay, "a finite number >= 0")
         require(0 <= self.momentum < 1, "optim.momentum", self.momentum, "a number >= 0 and < 1")
         require(0 <= self.noise <= LARGEST, "optim.noise", self.noise, "a finite number >= 0")
         check_seed("optim.noise_seed", self.noise_seed)
-        _one_of(METHODS, "optim.method", self.method)
-        self._settle()
+        method = find_method(self.method)
+        self._settle(method)
         require(all(0 <= beta < 1 for beta in self.betas or ()), "optim.betas", self.betas, "two numbers >= 0 and < 1")
-        for key, (holds, wanted) in LIMITS.items():
-            value = getattr(self, key)
-            require(value is None or holds(value), f"optim.{key}", value, wanted)
-        relative = "granularity" in METHODS[self.method].settings and self.granularity != "absolute"
+        self._check_own(method)
+        relative = "granularity" in method.own and self.granularity != "absolute"
         if relative and self.noise_ramp is None and self.noise > HIGHEST_LEVEL:  # the noise finder ramps to failure
             hint = f"a fraction; for {self.noise:g} percent give {self.noise / 100:g}"
             raise UserError(f"optim.noise: {self.noise!r} is not at most {HIGHEST_LEVEL:g} ({hint})")
-        if self.method == "dropconnect":
-            require(self.noise < 1, "optim.noise", self.noise, "a probability < 1 (of dropping a weight)")
+        if method.takes_noise:
+            require(self.noise in method.kind.levels, "optim.noise", self.noise, f"a level {method.kind.levels}")
         _one_of(BASES, "optim.base", self.base)
         _one_of(LR_SCHEDULES, "optim.lr_schedule", self.lr_schedule)
         checks = {
@@ -224,22 +248,44 @@ class OptimConfig:
             except ValueError as error:
                 raise UserError(f"optim.{key}: {error}") from error
 
+    def takes(self, key: str) -> bool:
+        """Whether a setting that not all methods have is one of the method's."""
+        return key in find_method(self.method).settings
+
     @property
     def halves(self) -> bool:
         """Whether the passes of a step share the minibatch out, so that it must have two examples."""
-        return self.method == "mrwp" or (self.method in ("ssgd", "ssgd_shaped", "ivon") and self.signs == "halves")
+        return (self.takes("signs") and self.signs == "halves") or find_method(self.method).kind.halves
 
-    def _settle(self) -> None:
+    @classmethod
+    def unset(cls) -> dict[str, Any]:
+        """The settings that only some methods take, and what they are for the others: as S-SGD's, else null."""
+        every = dict.fromkeys(key for method in cls.methods.values() for key in method.settings)
+        return {**every, **cls.methods["ssgd"].settings}
+
+    def _settle(self, method: Method) -> None:
         """Gives the settings that were left open the method's own values; refuses those that it does not have."""
-        own = METHODS[self.method].settings
-        self.betas = METHODS[self.method].betas if self.betas is None else self.betas
-        for key, unset in SETTINGS.items():
+        if self.betas is None:
+            own_betas = method.parameters.get("betas")
+            self.betas = (0.9, 0.999) if own_betas is None else own_betas.default
+        for key, unset in self.unset().items():
             value = getattr(self, key)
             if value is None:
-                setattr(self, key, own.get(key, unset))
-            elif value != unset and key not in own and self.method != "none":
-                takers = ", ".join(name for name, method in METHODS.items() if key in method.settings)
+                setattr(self, key, method.settings.get(key, unset))
+            elif value != unset and key not in method.settings and self.method != "none":
+                takers = ", ".join(name for name, other in self.methods.items() if key in other.settings)
                 raise UserError(f"optim.{key}: {self.method} has no such setting (these have: {takers}); leave it out")
+
+    def _check_own(self, method: Method) -> None:
+        """Holds the settings that methods have of their own against what their signatures say."""
+        plain = self.method == "none"  # what is left out must yet be a value for one of the others
+        for key in self.unset():
+            settings = [each.own[key] for each in (self.methods.values() if plain else [method]) if key in each.own]
+            value = getattr(self, key)
+            if not settings or (value is None and (plain or settings[0].required)):  # build_optimizer asks for it
+                continue
+            wanted = unmet(functools.reduce(operator.or_, (setting.annotation for setting in settings)), value)
+            require(wanted is None, f"optim.{key}", value, wanted or "")
 
     def _lr(self, epochs: int) -> schedule.Schedule | None:
         """The factor of the learning rate by epoch; None if it is constant."""
@@ -264,29 +310,3 @@ LR_SCHEDULES: dict[str, Callable[[OptimConfig, int], schedule.Schedule | None]] 
     "cosine": lambda c, epochs: schedule.cosine(epochs),
     "steps": lambda c, epochs: schedule.steps(c.lr_milestones, c.lr_divisor),
 }
-
-
-def build_optimizer(model: nn.Module, config: OptimConfig) -> MultiPassOptimizer:
-    """The optimizer that ``config`` describes, for the parameters of ``model``.
-
-    Raises:
-        UserError: the method does not fit the model (no weights with the roles of ``only``).
-    """
-    try:
-        return METHODS[config.method].build(model, config)
-    except ValueError as error:
-        raise UserError(f"optim: {error}") from error
-
-
-def build_schedulers(optimizer: Optimizer, config: OptimConfig, epochs: int) -> list[tuple[Any, str]]:
-    """The schedulers that ``config`` describes for ``optimizer``, as pairs with when :func:`fit` steps them.
-
-    Args:
-        epochs: of the training: where a cosine ends.
-    """
-    schedulers: list[tuple[Any, str]] = []
-    if (factor := config._lr(epochs)) is not None:
-        schedulers.append((LambdaLR(optimizer, factor), "epoch"))
-    if not isinstance(optimizer, SinglePass) and (factor := config._noise()) is not None:
-        schedulers.append((LambdaNoise(optimizer, factor), config.noise_unit))
-    return schedulers

@@ -66,7 +66,7 @@ def world_size() -> int:
 
 def data_share(optim: OptimConfig) -> tuple[int, int]:
     """Which share of every minibatch this process works on, and of how many: with signs "pairs" two work on one."""
-    together = 2 if optim.method == "ssgd" and optim.signs == "pairs" and world_size() > 1 else 1
+    together = 2 if optim.takes("signs") and optim.signs == "pairs" and world_size() > 1 else 1
     return rank() // together, world_size() // together
 
 

@@ -1,16 +1,21 @@
-"""Every method by the name it has in a configuration, with the settings that are its own."""
+"""Every method by its name in a configuration: one class, and one entry here.
+
+All else that a configuration has to know of a method stands in its class: its settings, their types, limits and
+defaults in the signature, what they are for in the docstring.
+"""
 
 from __future__ import annotations
 
-import math
+import functools
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import dataclass, field
+from typing import Annotated, Any, get_type_hints
 
 from torch import nn
-from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim import Optimizer
 
+from ..errors import UserError
 from ..optim import (
     IVON,
     MRWP,
@@ -25,170 +30,197 @@ from ..optim import (
     SinglePass,
     SymmetricNoise,
     WeightAverage,
-    noise_groups,
 )
-from ..optim.ivon import IVON_SIGNS
-from ..optim.noise import DISTRIBUTIONS, GRANULARITIES
-from ..optim.symmetric import SIGNS
+from ..optim.limits import Range, parameters
+from .named import load_named
 
-if TYPE_CHECKING:
-    from .config import OptimConfig
-
-T = TypeVar("T")
-
-
-def _betas(c: OptimConfig) -> tuple[float, float]:
-    return c.betas or (0.9, 0.999)
-
-
-# Every base optimizer: (parameter groups, configuration) -> optimizer.
-BASES: dict[str, Callable[[Any, OptimConfig], Optimizer]] = {
-    "sgd": lambda groups, c: SGD(groups, lr=c.lr, momentum=c.momentum, weight_decay=c.weight_decay),
-    # fused: on a CPU, where it is not the default, an eighth of the time, which for small models is much of a step
-    "adam": lambda groups, c: Adam(groups, lr=c.lr, betas=_betas(c), weight_decay=c.weight_decay, fused=True),
-    "adamw": lambda groups, c: AdamW(groups, lr=c.lr, betas=_betas(c), weight_decay=c.weight_decay, fused=True),
-}
+# What a configuration has for every method, and gives to those whose signature asks for it.
+COMMON = ("lr", "momentum", "weight_decay", "betas", "noise", "bn_stats")
+GIVEN = (*COMMON, "seed", "model")
+LEVEL = ("only", "noise_schedule", "noise_ramp")  # settings of all methods with a level
 
 
 @dataclass(frozen=True)
+class Setting:
+    """A setting of a method.
+
+    Attributes:
+        annotation: its type and limits, as :func:`seqssgd.optim.limits.unmet` reads them.
+        default: None where it has none.
+        required: it has none.
+        help: what the docstring says of it.
+    """
+
+    annotation: Any
+    default: Any
+    required: bool
+    help: str
+
+
+@dataclass(frozen=True, eq=False)
 class Method:
     """How a method is built, and what it can be told.
 
     Attributes:
-        build: (model, configuration) -> optimizer with ``passes()``.
-        settings: of the keys in ``SETTINGS`` those that the method takes, with their values where none is given.
-        betas: where none are given.
+        make: the class, or a function that returns an instance of one. Its first parameter is ``base``, the optimizer
+            that steps, or, of a method that steps by itself, ``params``.
+        defaults: of its settings, where they are others than in the signature.
+        fixed: arguments that are no settings here.
     """
 
-    build: Callable[[nn.Module, OptimConfig], MultiPassOptimizer]
-    settings: Mapping[str, Any]
-    betas: tuple[float, float] = (0.9, 0.999)
+    make: Callable[..., MultiPassOptimizer]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+
+    @functools.cached_property
+    def parameters(self) -> Mapping[str, Any]:
+        """Those of ``make`` behind the first."""
+        return dict(list(parameters(self.make).items())[1:])
+
+    @functools.cached_property
+    def own(self) -> Mapping[str, Setting]:
+        """The settings that the signature has for it."""
+        found = {}
+        for name, parameter in self.parameters.items():
+            if name in GIVEN or name in self.fixed:
+                continue
+            required = parameter.default is parameter.empty and name not in self.defaults
+            default = None if required else self.defaults.get(name, parameter.default)
+            found[name] = Setting(parameter.annotation, default, required, _help(self.make, name))
+        return found
+
+    @property
+    def steps_itself(self) -> bool:
+        """Whether it wraps no other optimizer."""
+        return next(iter(parameters(self.make))) == "params"
+
+    @property
+    def kind(self) -> type[MultiPassOptimizer]:
+        """The class of what is built."""
+        return self.make if isinstance(self.make, type) else get_type_hints(self.make)["return"]
+
+    @property
+    def has_level(self) -> bool:
+        """Whether it moves the weights, as far as an entry of their groups says."""
+        return not issubclass(self.kind, SinglePass)
+
+    @property
+    def sets_level(self) -> bool:
+        """Whether an argument of its own is the level of groups that have none."""
+        return self.kind.level_key in self.parameters
+
+    def groups_alike(self, only: Any) -> bool:
+        """Whether all parameters are in one group, whose level is the method's own: no roles are named."""
+        return (self.sets_level or self.steps_itself) and only is None
+
+    @property
+    def takes_noise(self) -> bool:
+        """Whether ``optim.noise`` is its level."""
+        return self.has_level and not self.steps_itself and ("noise" in self.parameters or not self.sets_level)
+
+    @functools.cached_property
+    def settings(self) -> Mapping[str, Any]:
+        """All that it can be told beyond what every method can, with its defaults."""
+        level = {key: None for key in LEVEL if self.has_level and key not in self.fixed}
+        noise = {"noise": 0.0} if self.takes_noise else {}
+        return {**level, **noise, **{name: setting.default for name, setting in self.own.items()}}
 
 
-def _plain(model: nn.Module, c: OptimConfig) -> MultiPassOptimizer:
-    return SinglePass(BASES[c.base](model.parameters(), c))
+def exponential_average(
+    base: Optimizer,
+    model: nn.Module,
+    *,
+    average_decay: Annotated[float, Range(gt=0, lt=1)] = 0.999,
+    average_start: Annotated[int, Range(ge=0)] = 0,
+) -> WeightAverage:
+    """The base optimizer, evaluated with the exponential moving average of its weights.
+
+    Args:
+        base: the optimizer that steps.
+        model: the module that it trains.
+        average_decay: of the moving average.
+        average_start: steps before the average begins.
+    """
+    return WeightAverage(base, model, decay=average_decay, start=average_start)
 
 
-def _noisy(method: Callable[..., MultiPassOptimizer], *own: str, **fixed: Any) -> Callable:
-    """Builds a method over weights with a noise level, handing on its ``own`` settings and those that are ``fixed``."""
+def plain_average(
+    base: Optimizer, model: nn.Module, *, average_start: Annotated[int, Range(ge=0)] = 0
+) -> WeightAverage:
+    """The base optimizer, evaluated with the mean of its weights after every step.
 
-    def build(model: nn.Module, c: OptimConfig) -> MultiPassOptimizer:
-        groups = noise_groups(model, 1.0, only=c.only)
-        for group in groups:
-            group["noise"] *= c.noise  # set, as it may be above what noise_groups takes for a slip: an absolute size
-        base = BASES[c.base](groups, c)
-        settings = {key: getattr(c, key) for key in own}
-        return method(base, **settings, **fixed, seed=c.noise_seed, model=model, bn_stats=c.bn_stats)
-
-    return build
-
-
-def _settled(value: T | None) -> T:
-    """A setting of the method's own: :class:`OptimConfig` leaves those null that are another method's."""
-    assert value is not None
-    return value
+    Args:
+        base: the optimizer that steps.
+        model: the module that it trains.
+        average_start: steps before the average begins.
+    """
+    return WeightAverage(base, model, decay=None, start=average_start)
 
 
-def _sam(model: nn.Module, c: OptimConfig, method: Callable[..., MultiPassOptimizer] = SAM, **settings: Any) -> Any:
-    if c.rho is None:
-        raise ValueError(f"{c.method} needs optim.rho, the norm of its perturbation")
-    groups, rho = model.parameters(), c.rho
-    if c.only is not None:
-        by_role = noise_groups(model, 1.0, only=c.only)
-        groups = [{"params": group["params"], "rho": rho * group["noise"]} for group in by_role]
-    return method(BASES[c.base](groups, c), rho=rho, model=model, bn_stats=c.bn_stats, **settings)
-
-
-def _covariance(model: nn.Module, c: OptimConfig) -> MultiPassOptimizer:
-    base = BASES[c.base](model.parameters(), c)
-    return CovarianceNoise(
-        base, noise=c.noise, diagonal=_settled(c.diagonal), centred=_settled(c.centred), seed=c.noise_seed,
-        model=model, bn_stats=c.bn_stats,
-    )  # fmt: skip
-
-
-def _ivon(model: nn.Module, c: OptimConfig) -> MultiPassOptimizer:
-    if c.ess is None:
-        raise ValueError("ivon needs optim.ess, the effective sample size: the number of training examples")
-    groups = model.parameters() if c.only is None else noise_groups(model, 1.0, only=c.only)
-    settings = {key: getattr(c, key) for key in ("ess", "betas", "weight_decay", "hess_init", "signs")}
-    radius = math.inf if c.clip_radius is None else c.clip_radius
-    return IVON(groups, c.lr, **settings, clip_radius=radius, seed=c.noise_seed, model=model, bn_stats=c.bn_stats)
-
-
-def _average(model: nn.Module, c: OptimConfig, decay: float | None) -> MultiPassOptimizer:
-    base = BASES[c.base](model.parameters(), c)
-    return WeightAverage(base, model, decay=decay, start=_settled(c.average_start))
-
-
-_LEVEL = {"only": None, "noise_schedule": None, "noise_ramp": None}
-
-
-def _settings(distribution: str, granularity: str, **own: Any) -> dict[str, Any]:
-    return {**_LEVEL, "noise": 0.0, "distribution": distribution, "granularity": granularity, **own}
-
-
-_NOISE = ("distribution", "granularity")
-_ONE_SIDED = _noisy(OneSidedNoise, "copies", *_NOISE)
-
-_IVON = {"signs": "one", "ess": None, "hess_init": 1.0, "clip_radius": None}
+_MEAN = {"reduction": "mean"}  # as Pass.mean makes the losses of the tasks
 
 # A new method is one more entry.
 METHODS: dict[str, Method] = {
-    "none": Method(_plain, {}),
-    "ssgd": Method(_noisy(SymmetricNoise, "signs", *_NOISE), _settings("rademacher", "layer", signs="batch")),
-    "ssgd_shaped": Method(
-        _noisy(ShapedNoise, "signs", "curvature_decay", "damping", *_NOISE),
-        _settings("rademacher", "layer", signs="batch", curvature_decay=0.99, damping=1.0),
-    ),
-    "weight_noise": Method(_ONE_SIDED, _settings("rademacher", "layer", copies=1)),
-    "two_draws": Method(_noisy(OneSidedNoise, *_NOISE, copies=2), _settings("rademacher", "layer")),
-    "smoothout": Method(_ONE_SIDED, _settings("uniform", "absolute", copies=1)),
-    "adasmoothout": Method(_ONE_SIDED, _settings("uniform", "filter", copies=1)),
-    "graves": Method(_ONE_SIDED, _settings("gaussian", "absolute", copies=1)),
-    "nso": Method(
-        _noisy(NSO, "pairs", "clean_weight", *_NOISE), _settings("gaussian", "absolute", pairs=1, clean_weight=0.0)
-    ),
-    "mrwp": Method(_noisy(MRWP, "clean_weight", *_NOISE), _settings("gaussian", "filter_std", clean_weight=0.5)),
-    "dropconnect": Method(_noisy(DropConnect), {**_LEVEL, "noise": 0.0}),
-    "covariance": Method(
-        _covariance, {"noise": 0.0, "noise_schedule": None, "noise_ramp": None, "diagonal": False, "centred": False}
-    ),
-    "sam": Method(_sam, {**_LEVEL, "rho": 0.05}),
-    "asam": Method(lambda model, c: _sam(model, c, adaptive=True, eta=c.eta), {**_LEVEL, "rho": 0.5, "eta": 0.01}),
-    "msam": Method(partial(_sam, method=MSAM), {**_LEVEL, "rho": None}),
-    "ivon": Method(_ivon, {**_LEVEL, **_IVON}, betas=(0.9, 0.99999)),
-    "ema": Method(lambda model, c: _average(model, c, c.average_decay), {"average_decay": 0.999, "average_start": 0}),
-    "swa": Method(partial(_average, decay=None), {"average_start": 0}),
-}
-
-# The settings that only some methods take, and what they are for the others.
-SETTINGS: dict[str, Any] = {
-    **dict.fromkeys(key for method in METHODS.values() for key in method.settings),
-    **{"noise": 0.0, "distribution": "rademacher", "granularity": "layer", "signs": "batch"},
+    "none": Method(SinglePass, fixed={"model": None, "bn_stats": "both"}),
+    "ssgd": Method(SymmetricNoise, fixed=_MEAN),
+    "ssgd_shaped": Method(ShapedNoise, fixed=_MEAN),
+    "weight_noise": Method(OneSidedNoise),
+    "two_draws": Method(OneSidedNoise, fixed={"copies": 2}),
+    "smoothout": Method(OneSidedNoise, {"distribution": "uniform", "granularity": "absolute"}),
+    "adasmoothout": Method(OneSidedNoise, {"distribution": "uniform", "granularity": "filter"}),
+    "graves": Method(OneSidedNoise, {"distribution": "gaussian", "granularity": "absolute"}),
+    "nso": Method(NSO),
+    "mrwp": Method(MRWP),
+    "dropconnect": Method(DropConnect),
+    "covariance": Method(CovarianceNoise, fixed={"only": None}),  # it has one level for all
+    "sam": Method(SAM, fixed={"adaptive": False, "eta": 0.01}),
+    "asam": Method(SAM, {"rho": 0.5}, {"adaptive": True}),
+    "msam": Method(MSAM),
+    "ivon": Method(IVON, fixed={"estimate": "price", **_MEAN}),
+    "ema": Method(exponential_average),
+    "swa": Method(plain_average),
 }
 
 
-def _among(choices: tuple[str, ...]) -> tuple[Callable[[Any], bool], str]:
-    return (lambda value: value in choices, f"one of {', '.join(choices)}")
+def is_elsewhere(name: Any) -> bool:
+    """Whether a method's name is that of a class outside of this package."""
+    return isinstance(name, str) and name not in METHODS and ":" in name
 
 
-# What their values must be.
-_COUNT = (lambda n: n >= 1, "a whole number >= 1")
-LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "distribution": _among(DISTRIBUTIONS),
-    "granularity": _among(GRANULARITIES),
-    "signs": _among((*SIGNS, *(signs for signs in IVON_SIGNS if signs not in SIGNS))),
-    "copies": _COUNT,
-    "pairs": _COUNT,
-    "clean_weight": (lambda x: 0 <= x < 1, "a number >= 0 and < 1"),
-    "rho": (lambda x: 0 <= x <= 1e30, "a finite number >= 0"),
-    "eta": (lambda x: 0 < x <= 1e30, "a finite number > 0"),
-    "ess": (lambda x: 0 < x <= 1e30, "a finite number > 0"),
-    "curvature_decay": (lambda x: 0 <= x < 1, "a number >= 0 and < 1"),
-    "damping": (lambda x: 0 < x <= 1e30, "a finite number > 0"),
-    "hess_init": (lambda x: 0 < x <= 1e30, "a finite number > 0"),
-    "clip_radius": (lambda x: 0 < x <= 1e30, "a finite number > 0, or null"),
-    "average_decay": (lambda x: 0 < x < 1, "a number > 0 and < 1"),
-    "average_start": (lambda n: n >= 0, "a whole number >= 0"),
-}
+@functools.cache
+def find_method(name: str) -> Method:
+    """The method of a name: an entry of ``METHODS``, or a class from elsewhere as ``module:Class``.
+
+    Raises:
+        UserError: there is no such method, or what has that name is none.
+    """
+    if name in METHODS:
+        return METHODS[name]
+    if not is_elsewhere(name):
+        raise UserError(f"optim.method: {name!r} is not one of {', '.join(METHODS)}, or module:Class")
+    found = load_named("optim.method", name)
+    if not (isinstance(found, type) and issubclass(found, MultiPassOptimizer)):
+        is_base = isinstance(found, type) and issubclass(found, Optimizer)
+        hint = "it goes to optim.base" if is_base else "it has no passes"
+        raise UserError(f"optim.method: {name} is no class derived from seqssgd.optim.MultiPassOptimizer; {hint}")
+    method = Method(found)
+    for key, setting in method.own.items():
+        if setting.annotation is Any:
+            raise UserError(f"optim.method: {name} does not say of what type its {key} is; annotate it in __init__")
+    return method
+
+
+def _help(make: Callable[..., Any], name: str) -> str:
+    """What the docstrings of a class, and of those that it derives from, say of an argument, in plain text."""
+    for each in make.__mro__ if isinstance(make, type) else [make]:
+        for names, text in _arguments(each.__doc__ or ""):
+            if name in names and not text.startswith("see :class:"):
+                return re.sub(r":\w+:`~?([\w.]+)`", r"\1", text).replace("``", "")
+    return ""
+
+
+@functools.cache
+def _arguments(doc: str) -> list[tuple[list[str], str]]:
+    from docstring_parser import parse
+
+    return [(e.arg_name.split(", "), " ".join((e.description or "").split())) for e in parse(doc).params]

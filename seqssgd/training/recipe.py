@@ -12,8 +12,8 @@ from typing import Any, NoReturn
 from ..errors import UserError, run_cli
 from ..optim import MultiPassOptimizer
 from . import distributed
+from .building import build_optimizer, build_schedulers
 from .command_line import Command
-from .config import build_optimizer, build_schedulers
 from .logs import say
 from .loop import fit
 from .precision import check_precision

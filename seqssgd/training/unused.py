@@ -1,25 +1,21 @@
 """Settings of the optimizer that would do nothing."""
 
-from __future__ import annotations
-
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..documents import parse_yaml
 from ..errors import UserError
-from .methods import METHODS, SETTINGS
-
-if TYPE_CHECKING:
-    from .config import OptimConfig
+from .config import OptimConfig
 
 
 def left_out(optim: OptimConfig) -> dict[str, Any]:
     """The settings of methods that the base optimizer alone leaves out."""
     if optim.method != "none":
         return {}
-    values = {key: getattr(optim, key) for key in SETTINGS}
-    return {f"optim.{key}": value for key, value in values.items() if value is not None and value != SETTINGS[key]}
+    values = {key: (getattr(optim, key), unset) for key, unset in optim.unset().items()}
+    return {f"optim.{key}": value for key, (value, unset) in values.items() if value is not None and value != unset}
 
 
 def check_used(optim: OptimConfig, files: Sequence[str], options: Sequence[str]) -> None:
@@ -41,11 +37,24 @@ def check_used(optim: OptimConfig, files: Sequence[str], options: Sequence[str])
             raise UserError(f"{key}: {value!r} does nothing, {where}; leave it out, or name a method, such as ssgd")
         if named < 0 and not any("method" in _section(file) for file in files):
             raise UserError(f"{key}: {value!r} does nothing, as there is no optim.method; name one, such as ssgd")
-    if "noise" in METHODS[optim.method].settings and not optim.noise:
+    if optim.takes("noise") and not optim.noise:
         raise UserError(
             f"optim.noise: {optim.method} without a level is {optim.base} alone; give a level, such as 0.5, or "
             "optim.method none"
         )
+
+
+def named_methods(files: Sequence[str], options: Sequence[str]) -> list[str]:
+    """Every method that the files of a configuration and the options name, whichever holds in the end."""
+    found = [_section(file).get("method") for file in files if Path(file).is_file()]
+    for word, following in itertools.pairwise([*options, ""]):
+        key, equals, value = word.partition("=")
+        value = value if equals else following
+        if key == "--optim.method":
+            found.append(value)
+        elif key == "--optim":
+            found.append(_read(value).get("method"))
+    return [name for name in found if isinstance(name, str)]
 
 
 def _last(options: Sequence[str], key: str) -> int:
@@ -62,5 +71,14 @@ def _last(options: Sequence[str], key: str) -> int:
 
 def _section(file: str) -> dict[str, Any]:
     content = parse_yaml(Path(file).read_bytes())
-    section = content.get("optim") if isinstance(content, dict) else None
+    return _read(content.get("optim") if isinstance(content, dict) else None)
+
+
+def _read(section: Any) -> dict[str, Any]:
+    """A section of settings: as it is, as YAML, or in a file that is named."""
+    if isinstance(section, str):
+        try:
+            section = parse_yaml(Path(section).read_bytes() if Path(section).is_file() else section.encode())
+        except (OSError, ValueError):  # it is refused where it is read in full
+            return {}
     return section if isinstance(section, dict) else {}

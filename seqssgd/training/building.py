@@ -1,0 +1,61 @@
+"""The optimizer and the schedulers that a configuration describes."""
+
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from ..errors import UserError
+from ..optim import LambdaNoise, MultiPassOptimizer, SinglePass, noise_groups
+from .bases import BASES
+from .config import OptimConfig
+from .methods import COMMON, Method, find_method
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig) -> MultiPassOptimizer:
+    """The optimizer that ``config`` describes, for the parameters of ``model``.
+
+    Raises:
+        UserError: the method does not fit the model (no weights with the roles of ``only``), or lacks a setting.
+    """
+    method = find_method(config.method)
+    for key, setting in method.own.items():
+        if setting.required and getattr(config, key) is None:
+            raise UserError(f"optim: {config.method} needs optim.{key}, {setting.help}".rstrip(", "))
+    given = {"model": model, "seed": config.noise_seed, **{key: getattr(config, key) for key in COMMON}}
+    own = {key: getattr(config, key) for key in method.own}
+    values = {**given, **own, **method.fixed}
+    settings = {key: value for key, value in values.items() if key in method.parameters}
+    try:
+        groups = _groups(model, config, method)
+        first = groups if method.steps_itself else BASES[config.base](groups, config)
+        return method.make(first, **settings)
+    except ValueError as error:
+        raise UserError(f"optim: {error}") from error
+
+
+def _groups(model: nn.Module, config: OptimConfig, method: Method) -> Any:
+    """Parameters, in groups with levels where the method does not set one for all."""
+    if not method.has_level or method.groups_alike(config.only):
+        return model.parameters()
+    key = method.kind.level_key
+    level = getattr(config, key) if method.sets_level else 1.0 if method.steps_itself else config.noise
+    groups = noise_groups(model, 1.0, only=config.only)
+    for group in groups:  # set, as it may be above what noise_groups takes for a slip: an absolute size
+        group[key] = level * group.pop("noise")
+    return groups
+
+
+def build_schedulers(optimizer: Optimizer, config: OptimConfig, epochs: int) -> list[tuple[Any, str]]:
+    """The schedulers that ``config`` describes for ``optimizer``, as pairs with when :func:`fit` steps them.
+
+    Args:
+        epochs: of the training: where a cosine ends.
+    """
+    schedulers: list[tuple[Any, str]] = []
+    if (factor := config._lr(epochs)) is not None:
+        schedulers.append((LambdaLR(optimizer, factor), "epoch"))
+    if not isinstance(optimizer, SinglePass) and (factor := config._noise()) is not None:
+        schedulers.append((LambdaNoise(optimizer, factor), config.noise_unit))
+    return schedulers

@@ -1,0 +1,221 @@
+"""A method that lies outside of the package: its settings in files, options and help, its runs, and what is refused."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pytest
+import torch
+from toy_task import toy_config, train
+
+from seqssgd.errors import UserError
+from seqssgd.optim import MultiPassOptimizer, OneSidedNoise, SymmetricNoise
+from seqssgd.optim.limits import Range, check_settings, parameters, plain_type, unmet
+from seqssgd.report.comparison import compare
+from seqssgd.report.reading import read_run
+from seqssgd.training import OptimConfig, TrainingConfig, build_optimizer, methods, parse_recipe
+from seqssgd.training.config import read_optim
+
+MODULE = """
+    from typing import Annotated, Literal
+
+    import torch
+    from seqssgd.optim import OneSidedNoise, SinglePass
+    from seqssgd.optim.limits import Range
+
+    class Annealed(OneSidedNoise):
+        '''One-sided noise that dies away.
+
+        Args:
+            base: the optimizer that steps.
+            half_life: steps in which the noise falls to its half.
+            shape: of its fall.
+            settings: of OneSidedNoise.
+        '''
+
+        def __init__(self, base, *, half_life: Annotated[int, Range(ge=1)] = 10, shape: Literal["exp", "flat"] = "exp",
+                     **settings):
+            super().__init__(base, **settings)
+            self.half_life, self.shape = half_life, shape
+
+        def _perturb(self, part, weights, saved):
+            super()._perturb(part, weights, saved)
+            if self.shape == "exp":
+                torch._foreach_lerp_(weights, saved, 1 - 0.5 ** (self.draws / self.half_life))
+
+    class Slow(SinglePass):
+        def __init__(self, base, *, wait: int, lr: float, model=None):
+            super().__init__(base)
+            self.wait, self.told = wait, lr
+
+    class Untold(SinglePass):
+        def __init__(self, base, *, wait):
+            super().__init__(base)
+
+    def some_function(base): ...
+"""
+
+
+@dataclass
+class Config:
+    """A recipe's.
+
+    Attributes:
+        optim: the optimizer.
+        training: the loop.
+        seed: of the weights.
+    """
+
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    seed: int = 0
+
+
+@pytest.fixture
+def parse(tmp_path, monkeypatch):
+    """Reads a command line, where a module with methods is on the path; yaml=… becomes a file given by --config."""
+    (tmp_path / "elsewhere.py").write_text(textwrap.dedent(MODULE))
+    (tmp_path / "broken_elsewhere.py").write_text("import no_such_package")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "elsewhere", raising=False)
+    methods.find_method.cache_clear()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/train.txt").write_text("…")
+
+    def parse(*options, yaml=None):
+        arguments = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "run")]
+        if yaml is not None:
+            (tmp_path / "c.yaml").write_text(yaml)
+            arguments += ["--config", str(tmp_path / "c.yaml")]
+        return parse_recipe(Config, [*arguments, *options]).config
+
+    yield parse
+    methods.find_method.cache_clear()
+
+
+NAMED = "optim: {method: 'elsewhere:Annealed', noise: 0.3, half_life: 4}"
+
+
+def test_its_settings_are_keys_and_options_and_come_from_its_signature(parse):
+    for config in (
+        parse(yaml=NAMED),
+        parse("--optim.method", "elsewhere:Annealed", "--optim.noise", "0.3", "--optim.half_life=4"),
+        parse("--optim", "{method: 'elsewhere:Annealed', noise: 0.3, half_life: 4}"),
+        parse("--optim.half_life", "4", yaml=NAMED.replace("half_life: 4", "half_life: 9")),
+    ):
+        optim = config.optim
+        assert isinstance(config, Config) and isinstance(optim, OptimConfig)
+        assert (optim.noise, optim.half_life, optim.shape, optim.copies) == (0.3, 4, "exp", 1)
+        assert (optim.distribution, optim.granularity, optim.rho) == ("rademacher", "layer", None)
+    optimizer = build_optimizer(torch.nn.Linear(2, 2), optim)
+    assert type(optimizer).__name__ == "Annealed" and (optimizer.half_life, optimizer.shape) == (4, "exp")
+    assert [group["noise"] for group in optimizer.param_groups] == [0.3, 0.0]
+    assert parse("--optim.method", "none", yaml=NAMED).optim.half_life == 4  # the baseline of its file
+
+
+def test_what_it_does_not_ask_for_it_does_not_get(parse):
+    optim = parse("--optim.method", "elsewhere:Slow", "--optim.wait", "3", "--optim.lr", "0.2").optim
+    optimizer = build_optimizer(torch.nn.Linear(2, 2), optim)
+    assert (optimizer.wait, optimizer.told) == (3, 0.2) and not optim.takes("noise")
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ("elsewhere:Annealed --optim.noise 0.3 --optim.half_life 0", "optim.half_life: 0 is not a whole number >= 1"),
+        ("elsewhere:Annealed --optim.noise 0.3 --optim.half_life x", "optim.half_life: expected int"),
+        ("elsewhere:Annealed --optim.noise 0.3 --optim.shape sin", "optim.shape: 'sin' is not one of exp, flat"),
+        ("elsewhere:Annealed --optim.noise 0.3 --optim.halflife 2", "optim.halflife: no such setting; did you mean"),
+        ("elsewhere:Annealed --optim.noise 0.3 --optim.rho 2", "optim.rho: elsewhere:Annealed has no such setting"),
+        ("elsewhere:Annealed", "optim.noise: elsewhere:Annealed without a level is sgd alone"),
+        ("elsewhere:Annealed --optim.noise 70", "optim.noise: 70.0 is not at most 2"),
+        ("ssgd --optim.noise 0.3 --optim.half_life 2", "optim.half_life: no such setting"),
+        ("elsewhere:Slow --optim.wait 2 --optim.noise 0.2", "optim.noise: elsewhere:Slow has no such setting"),
+        ("elsewhere:Untold", "optim.method: elsewhere:Untold does not say of what type its wait is"),
+        ("elsewhere:Nothing", "optim.method: elsewhere:Nothing: module 'elsewhere' has no attribute 'Nothing'"),
+        ("elsewhere:some_function", "optim.method: elsewhere:some_function is no class derived from"),
+        ("torch.optim:SGD", "optim.method: torch.optim:SGD is no class derived from .*; it goes to optim.base"),
+        ("no_such_module:X", "optim.method: no_such_module:X: No module named 'no_such_module'; install it, or name"),
+        ("broken_elsewhere:X", "optim.method: broken_elsewhere:X: No module named 'no_such_package'$"),
+        ("elsewhere", "optim.method: 'elsewhere' is not one of none, ssgd, .*, or module:Class"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_line(parse, options, message):
+    with pytest.raises(UserError, match=f"^{message}"):
+        parse("--optim.method", *options.split())
+    with pytest.raises(UserError, match=r"^optim.half_life: 4 does nothing, after --optim.method none"):
+        parse("--optim.method", "none", "--optim.half_life", "4", yaml=NAMED.replace("half_life: 4", "half_life: 5"))
+
+
+def test_a_required_setting_is_asked_for(parse):
+    optim = parse("--optim.method", "elsewhere:Slow").optim
+    with pytest.raises(UserError, match="optim: elsewhere:Slow needs optim.wait"):
+        build_optimizer(torch.nn.Linear(2, 2), optim)
+
+
+def test_help_shows_its_settings(parse, capsys):
+    with pytest.raises(SystemExit):
+        parse("--optim.method", "elsewhere:Annealed", "--help")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "--optim.half_life HALF_LIFE Of elsewhere:Annealed: steps in which the noise falls to its half." in shown
+
+
+def test_it_trains_goes_on_and_is_compared(parse, tmp_path):
+    optim = {"method": "elsewhere:Annealed", "noise": 0.3, "half_life": 3, "lr": 0.1}
+    config = toy_config(training={"epochs": 2})
+    config.optim = read_optim(optim)
+    whole, _ = train(tmp_path / "whole", config)
+    stopped, _ = train(tmp_path / "stopped", config, max_minutes=1e-9)
+    assert whole["finished"] and not stopped["finished"]
+    again, _ = train(tmp_path / "stopped", config)
+    assert again["final"] == whole["final"]
+    assert "half_life: 3" in (tmp_path / "whole/config.yaml").read_text()
+    train(tmp_path / "plain", toy_config({"method": "none", "noise": 0.0, "lr": 0.1}, {"epochs": 2}))
+    comparison = compare([read_run(tmp_path / name) for name in ("whole", "plain")])
+    assert {row.group.label for row in comparison.rows} == {"Annealed 0.3", "SGD"}
+
+
+def test_a_program_finds_it_on_the_path(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/outside.py").write_text(textwrap.dedent(MODULE))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/x").write_text("x")
+    program = Path(__file__).parents[1] / "recipes/ptb_lstm/train.py"
+    command = [sys.executable, str(program), "--data", str(tmp_path / "data"), "--out", str(tmp_path / "run")]
+    command += ["--optim.method", "outside:Annealed", "--optim.half_life", "0", "--optim.noise", "0.1"]
+    for folder, said in (("mine", "optim.half_life: 0 is not a whole number >= 1"), ("data", "No module named")):
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path / folder), *sys.path])}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
+
+
+# ---- signatures ------------------------------------------------------------------------------------------------------
+
+
+def test_a_signature_says_what_a_value_may_be():
+    whole, share, choice = Annotated[int, Range(ge=1)], Annotated[float, Range(ge=0, lt=1)], Literal["a", "b"]
+    for annotation, values, wrong, wanted in (
+        (whole, (1, 7), (0, 1.0, True, None, "1"), "a whole number >= 1"),
+        (share, (0, 0.5), (1, -0.1, float("nan"), None), "a number >= 0 and < 1"),
+        (float, (-1e9, 3), (float("inf"), 1e31, None, False), "a finite number"),
+        (whole | None, (None, 2), (0,), "a whole number >= 1, or null"),
+        (choice, ("a",), ("c", None, 1), "one of a, b"),
+        (choice | Literal["b", "c"] | None, ("c", None), ("d",), "one of a, b, c, or null"),
+        (str, ("x",), (None,), "of type str"),
+    ):
+        assert all(unmet(annotation, value) is None for value in values)
+        assert {unmet(annotation, value) for value in wrong} == {wanted}
+    assert (plain_type(whole), plain_type(choice), plain_type(share | None)) == (int, str, float | None)
+
+
+def test_parameters_follow_settings_that_are_handed_on():
+    found = parameters(OneSidedNoise)
+    assert list(found) == ["base", "copies", "distribution", "granularity", "seed", "model", "bn_stats"]
+    assert found["distribution"].default == "rademacher"
+    assert list(parameters(MultiPassOptimizer)) == ["base", "model", "bn_stats"]
+    with pytest.raises(ValueError, match="signs='half' must be one of batch, halves"):
+        check_settings(SymmetricNoise, signs="half")
