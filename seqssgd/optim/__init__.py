@@ -10,6 +10,7 @@ from .finder import NoiseCurve, noise_finder
 from .groups import noise_groups
 from .ivon import IVON
 from .msam import MSAM
+from .muon import MuonAdamW
 from .noise import NoiseSource
 from .passes import MultiPassOptimizer, Pass
 from .peers import MRWP, NSO, OneSidedNoise, SinglePass
@@ -31,6 +32,7 @@ __all__ = [
     "DropConnect",
     "LambdaNoise",
     "MultiPassOptimizer",
+    "MuonAdamW",
     "NoiseCurve",
     "NoiseSource",
     "OneSidedNoise",

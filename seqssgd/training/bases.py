@@ -1,14 +1,99 @@
-"""The optimizers that step, inside a method."""
+"""The optimizers that step, inside a method: three by short names, any other by that of its class."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-# Every base optimizer: (parameter groups, configuration) -> optimizer.
-BASES: dict[str, Callable[[Any, Any], Optimizer]] = {
-    "sgd": lambda groups, c: SGD(groups, lr=c.lr, momentum=c.momentum, weight_decay=c.weight_decay),
-    # fused: on a CPU, where it is not the default, an eighth of the time, which for small models is much of a step
-    "adam": lambda groups, c: Adam(groups, lr=c.lr, betas=c.betas, weight_decay=c.weight_decay, fused=True),
-    "adamw": lambda groups, c: AdamW(groups, lr=c.lr, betas=c.betas, weight_decay=c.weight_decay, fused=True),
+from ..errors import UserError
+from .named import load_named
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base optimizer.
+
+    Attributes:
+        make: its class.
+        common: the settings of the configuration that it takes; all others are in ``base_settings``.
+        fixed: arguments that are no settings.
+    """
+
+    make: Callable[..., Optimizer]
+    common: tuple[str, ...] = ("lr",)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+
+
+# fused: on a CPU, where it is not the default, an eighth of the time, which for small models is much of a step
+BASES = {
+    "sgd": Base(SGD, ("lr", "momentum", "weight_decay")),
+    "adam": Base(Adam, ("lr", "betas", "weight_decay"), {"fused": True}),
+    "adamw": Base(AdamW, ("lr", "betas", "weight_decay"), {"fused": True}),
 }
+
+
+@functools.cache
+def find_base(name: str) -> Base:
+    """The base optimizer of a name: an entry of ``BASES``, ``torch.optim.CLASS``, or ``module:Class``.
+
+    Raises:
+        UserError: there is none, or what has that name is no optimizer.
+    """
+    if name in BASES:
+        return BASES[name]
+    known = {each.lower(): each for each in dir(torch.optim) if isinstance(getattr(torch.optim, each), type)}
+    if name.startswith("torch.optim.") and ":" not in name:
+        found = load_named("optim.base", f"torch.optim:{name.removeprefix('torch.optim.')}")
+    elif ":" in name:
+        found = load_named("optim.base", name)
+    else:
+        close = f"; did you mean torch.optim.{known[name.lower()]}?" if name.lower() in known else ""
+        names = f"{', '.join(BASES)}, torch.optim.CLASS or module:Class"
+        raise UserError(f"optim.base: {name!r} is not one of {names}{close}")
+    if not (isinstance(found, type) and issubclass(found, Optimizer)):
+        raise UserError(f"optim.base: {name} is no class of optimizers")
+    if hasattr(found, "passes"):
+        raise UserError(f"optim.base: {name} is a method; give it as optim.method")
+    return Base(found)
+
+
+def build_base(groups: Any, config: Any) -> Optimizer:
+    """The optimizer that the settings ``base``, ``base_settings`` and their like describe, over parameter groups.
+
+    Raises:
+        UserError: it does not take a setting, or not these parameters.
+    """
+    base, more = find_base(config.base), config.base_settings or {}
+    common = {key: getattr(config, key) for key in base.common}
+    if twice := [key for key in more if key in common]:
+        raise UserError(f"optim.base_settings: {twice[0]} of {config.base} is optim.{twice[0]}; set that")
+    try:
+        return base.make(groups, **{**base.fixed, **common, **more})
+    except (TypeError, ValueError, RuntimeError) as error:
+        hint = "; seqssgd.optim:MuonAdamW steps the others by AdamW" if config.base == "torch.optim.Muon" else ""
+        raise UserError(f"optim.base: {config.base}: {' '.join(str(error).split())}{hint}") from error
+
+
+def check_base(config: Any) -> None:
+    """Tries an optimizer that is not every day's on one small matrix, before anything is read.
+
+    Raises:
+        UserError: it cannot be made, or cannot step (LBFGS, which calls the loss itself, or one for sparse gradients).
+    """
+    find_base(config.base)
+    if config.base in BASES and not config.base_settings:
+        return
+    usual = {"momentum": 0.0, "weight_decay": 0.0, "betas": (0.9, 0.999)}
+    for key in (key for key, value in usual.items() if config.base not in BASES and getattr(config, key) != value):
+        raise UserError(f"optim.{key}: {config.base} takes it in optim.base_settings")
+    weight = torch.nn.Parameter(torch.ones(2, 2))
+    weight.grad = torch.ones(2, 2)
+    optimizer = build_base([weight], config)
+    try:
+        optimizer.step()
+    except Exception as error:
+        said = " ".join(str(error).split())
+        raise UserError(f"optim.base: {config.base} cannot step by gradients alone ({said}); take another") from error

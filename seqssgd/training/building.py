@@ -8,7 +8,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ..errors import UserError
 from ..optim import LambdaNoise, MultiPassOptimizer, SinglePass, noise_groups
-from .bases import BASES
+from .bases import build_base
 from .config import OptimConfig
 from .methods import COMMON, Method, find_method
 
@@ -29,7 +29,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> MultiPassOptimizer
     settings = {key: value for key, value in values.items() if key in method.parameters}
     try:
         groups = _groups(model, config, method)
-        first = groups if method.steps_itself else BASES[config.base](groups, config)
+        first = groups if method.steps_itself else build_base(groups, config)
         return method.make(first, **settings)
     except ValueError as error:
         raise UserError(f"optim: {error}") from error

@@ -13,7 +13,7 @@ from ..optim import schedules as schedule
 from ..optim.groups import HIGHEST_LEVEL
 from ..optim.limits import LARGEST, plain_type, unmet
 from ..optim.roles import Role
-from .bases import BASES
+from .bases import check_base
 from .methods import METHODS, Method, Setting, find_method, is_elsewhere
 
 T = TypeVar("T")
@@ -166,7 +166,9 @@ class OptimConfig:
             noise), ssgd_shaped (the same, its noise following the curvature), or one it is compared with: weight_noise,
             two_draws, smoothout, adasmoothout, graves, nso, mrwp, dropconnect, covariance, sam, asam, msam, ivon (noise
             that adapts to the curvature), ema, swa; or a class from elsewhere, as module:Class.
-        base: the optimizer that steps: sgd, adam or adamw; ivon steps by itself.
+        base: the optimizer that steps: sgd, adam or adamw; any other by its class, as torch.optim.RMSprop or
+            module:Class; ivon steps by itself.
+        base_settings: further arguments of base, such as {nesterov: true}; of a class all but the learning rate.
         lr: learning rate.
         momentum: of sgd.
         weight_decay: L2 penalty with sgd and adam, decoupled with adamw; of ivon δ.
@@ -195,6 +197,7 @@ class OptimConfig:
 
     method: str = "none"
     base: str = "sgd"
+    base_settings: dict[str, Any] | None = None
     lr: float = 0.1
     momentum: float = 0.0
     weight_decay: float = 0.0
@@ -234,7 +237,8 @@ class OptimConfig:
             raise UserError(f"optim.noise: {self.noise!r} is not at most {HIGHEST_LEVEL:g} ({hint})")
         if method.takes_noise:
             require(self.noise in method.kind.levels, "optim.noise", self.noise, f"a level {method.kind.levels}")
-        _one_of(BASES, "optim.base", self.base)
+        if not method.steps_itself:
+            check_base(self)
         _one_of(LR_SCHEDULES, "optim.lr_schedule", self.lr_schedule)
         checks = {
             "lr_schedule": lambda: LR_SCHEDULES[self.lr_schedule](self, 1),
@@ -265,9 +269,9 @@ class OptimConfig:
 
     def _settle(self, method: Method) -> None:
         """Gives the settings that were left open the method's own values; refuses those that it does not have."""
-        if self.betas is None:
-            own_betas = method.parameters.get("betas")
-            self.betas = (0.9, 0.999) if own_betas is None else own_betas.default
+        own_betas = method.parameters["betas"].default if "betas" in method.parameters else (0.9, 0.999)
+        first, second = own_betas if self.betas is None else self.betas
+        self.betas = (first, second)  # no list, as in a run's config.yaml
         for key, unset in self.unset().items():
             value = getattr(self, key)
             if value is None:

@@ -139,7 +139,7 @@ def _compare(usual: Any, value: Any, name: str) -> None:
         number = value.item() if isinstance(value, torch.Tensor) and value.numel() == 1 else value
         same = isinstance(number, (int, float)) and (math.isfinite(number) or usual == math.inf)
         if isinstance(number, (int, float)) and name.startswith(("optimizer.", "schedulers.")):  # rates, levels, counts
-            same = same and number >= 0 and (isinstance(number, float) or number < 2**53)
+            same = same and (number >= 0 or usual < 0) and (isinstance(number, float) or number < 2**53)
     elif isinstance(usual, Mapping):
         same = isinstance(value, Mapping) and all(key in value for key in usual)
         if isinstance(value, Mapping) and same:
