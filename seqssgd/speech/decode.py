@@ -147,31 +147,43 @@ class BeamSearch:
         Raises:
             ValueError: other than V columns, or a logit is not a number.
         """
+        emissions = torch.cat([self.emissions(logits), self.ending()])
+        if not len(emissions):
+            end = self._lm.finish(self._lm.start(False))[1]
+            return [Hypothesis("", (), self.alpha * self._lm_unit * end)]
+        found = self.decoder.decode(emissions.data_ptr(), *emissions.shape)
+        hypotheses = [self.hypothesis(one.tokens, one.words, one.score) for one in found if one.score > -math.inf]
+        return sorted(hypotheses, key=lambda found: -found.score) or [Hypothesis("", (), -math.inf)]
+
+    def emissions(self, logits: Tensor) -> Tensor:
+        """The logarithms of the probabilities, (T, V) on the CPU, of logits (T, V).
+
+        Raises:
+            ValueError: as :meth:`n_best`.
+        """
         if logits.ndim != 2 or logits.shape[1] != self.tokenizer.vocab_size:
             raise ValueError(f"logits of shape {tuple(logits.shape)}; (T, {self.tokenizer.vocab_size}) are needed")
         emissions = logits.detach().to("cpu", torch.float32).log_softmax(-1)
         if emissions.isnan().any():
             raise ValueError("the logits of an utterance are not numbers (NaN): the model has diverged")
-        if self.words is not None:  # a space after the end, which completes the last word
-            emissions = torch.nn.functional.pad(emissions, (0, 0, 0, 1), value=-math.inf)
-            emissions[-1, self.space] = 0.0
-        if not len(emissions):
-            end = self._lm.finish(self._lm.start(False))[1]
-            return [Hypothesis("", (), self.alpha * self._lm_unit * end)]
-        emissions = emissions.contiguous()
-        found = self._decoder.decode(emissions.data_ptr(), *emissions.shape)
-        hypotheses = [self._hypothesis(result) for result in found if result.score > -math.inf]
-        return sorted(hypotheses, key=lambda found: -found.score) or [Hypothesis("", (), -math.inf)]
+        return emissions.contiguous()
 
-    def _hypothesis(self, result) -> Hypothesis:
-        labels = [label for label, _ in itertools.groupby(result.tokens) if label != self.blank]
+    def ending(self) -> Tensor:
+        """The frames (T, V) after the last one: with a lexicon a space, which completes the last word."""
+        frames = torch.full((int(self.words is not None), self.tokenizer.vocab_size), -math.inf)
+        frames[:, self.space or 0] = 0.0
+        return frames
+
+    def hypothesis(self, tokens: Iterable[int], words: Iterable[int], score: float) -> Hypothesis:
+        """What the decoder's label and word (-1: none ends there) of every frame amount to."""
+        labels = [label for label, _ in itertools.groupby(tokens) if label != self.blank]
         if self.words is None:
             text = self.tokenizer.decode(labels)
-            return Hypothesis(text, tuple(labels), result.score + self.beta * len(text.split()))
-        text = " ".join(self._names[word] for word in result.words if word >= 0)
+            return Hypothesis(text, tuple(labels), score + self.beta * len(text.split()))
+        text = " ".join(self._names[word] for word in words if word >= 0)
         spaces = [label == self.space for label in labels]  # the one after the end, and others that mean as little
         first, last = (spaces.index(False), spaces[::-1].index(False)) if False in spaces else (len(spaces), 0)
-        return Hypothesis(text, tuple(labels[first : len(labels) - last]), result.score)
+        return Hypothesis(text, tuple(labels[first : len(labels) - last]), score)
 
     def _use_lexicon(self, lexicon: str | os.PathLike | Iterable[str]) -> dict[str, list[int]]:
         words, skipped = read_lexicon(lexicon, self.tokenizer)
@@ -221,10 +233,10 @@ class BeamSearch:
         }
         if self._trie is None:
             options = self._flashlight.LexiconFreeDecoderOptions(**shared)
-            self._decoder = self._flashlight.LexiconFreeDecoder(options, self._lm, self._silence, self.blank, [])
+            self.decoder = self._flashlight.LexiconFreeDecoder(options, self._lm, self._silence, self.blank, [])
         else:
             options = self._flashlight.LexiconDecoderOptions(**shared, word_score=beta, unk_score=-math.inf)
-            self._decoder = self._flashlight.LexiconDecoder(
+            self.decoder = self._flashlight.LexiconDecoder(
                 options, self._trie, self._lm, self._silence, self.blank, -1, [], False
             )
 

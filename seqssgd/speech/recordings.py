@@ -2,7 +2,7 @@
 
 What a transcript depends on as a whole, the normalisation of the features over the recording, needs all of them before
 the network sees the first: they wait in a temporary file. What stays in memory is a chunk with its context, and the
-best label of every output frame.
+best label of every output frame, or the hypotheses of beam search that may still become the best.
 """
 
 import contextlib
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..data.speech import scaled
 from ..errors import UserError, require
+from .beam_stream import BeamStream
 from .chunks import logits_in_chunks, receptive_field
 from .decode import BeamSearch, best_path
 from .tokens import LabelTokenizer
@@ -101,7 +102,7 @@ def recognise(
         path: any file that soundfile reads, or NIST SPHERE.
         mix: whether the channels of a recording with several are averaged.
         chunk_seconds: audio recognised at a time.
-        search: decodes; None: greedily. It needs the logits of the whole recording: 4 bytes for each label and frame.
+        search: decodes; None: greedily.
         opened: called with the recording before it is read.
 
     Returns:
@@ -129,14 +130,17 @@ def transcribed(
     done: Callable[[int], None] = lambda frames: None,
 ) -> str:
     """What is said in one recording that comes in parts (n,); ``done`` is told of the output frames of every chunk."""
-    kept = []
+    best, stream = [torch.zeros(0, dtype=torch.int)], None if search is None else BeamStream(search)
     for logits in logits_of(model, parts, chunk_seconds):
+        if stream is None:
+            best.append(logits.argmax(-1).int())
+        else:
+            stream.add(logits)
         done(len(logits))
-        kept.append(logits.argmax(-1).int() if search is None else logits)
-    if search is not None:
-        return search.n_best(torch.cat(kept) if kept else torch.zeros(0, tokenizer.vocab_size))[0].text
-    best = torch.cat(kept) if kept else torch.zeros(0, dtype=torch.int)
-    return tokenizer.decode(best_path(best[None], torch.tensor([len(best)]))[0])
+    if stream is not None:
+        return stream.finish().text
+    path = torch.cat(best)
+    return tokenizer.decode(best_path(path[None], torch.tensor([len(path)]))[0])
 
 
 @torch.no_grad()
