@@ -164,7 +164,7 @@ VARIANTS = {  # what differs from resnet20.yaml: in optim, epochs, and all else
     "resnet20_phases": (PHASES, 125, {}),
     "resnet20_sgdr": ({"lr_schedule": "sgdr", "lr_milestones": []}, 300, {}),
     "resnet20_large_batch": ({}, 175, {"batch_size": 256, "accumulate": 4}),
-    "resnet20_cpu": (CPU, 21, {"valid": 5000, "precision": "bf16"}),
+    "resnet20_cpu": (CPU, 21, {"valid": 5000, "precision": "auto"}),
     "resnet20_cpu_phases": ({"noise_schedule": "9-3S-3S", "lr_milestones": [9, 12]}, 15, {"valid": 5000}),
     "resnet20_cpu_halves": (HALVES, 21, {"valid": 5000}),
 }
@@ -188,7 +188,7 @@ def test_a_shipped_configuration_says_what_its_name_promises(name):
     assert config.batch_size == others.get("batch_size", 128)
     assert config.training.accumulate == others.get("accumulate", 1)
     assert config.corpus == TRAIN.CorpusConfig(valid=others.get("valid", 0), pad=4, flip=True)
-    assert config.training.precision == ("bf16" if "cpu" in name else "fp32")
+    assert config.training.precision == ("auto" if "cpu" in name else "fp32")
     groups = build_optimizer(build_classifier(base, 10), config.optim).param_groups
     assert max(group.get("noise", 0) for group in groups) == config.optim.noise
     assert len(yaml.safe_load(FILES[name].read_text())) == 7  # all of it, and nothing twice

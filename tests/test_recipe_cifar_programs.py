@@ -28,7 +28,8 @@ def command(data: Path, out: Path, *options: object) -> list[str]:
     """All that makes resuming hard: noise that begins late, momentum, half precision, batch norm, augmentation."""
     settings = ["--config", ROOT / "recipes/cifar_cnn/resnet20_cpu_phases.yaml", "--data", data, "--out", out]
     settings += ["--corpus.valid", 12, "--corpus.pad", 1, "--batch_size", 8, "--training.epochs", 2]
-    settings += ["--optim.noise_schedule", "1-9S", "--optim.lr_milestones", "[1]", "--training.threads", 1, *options]
+    settings += ["--optim.noise_schedule", "1-9S", "--optim.lr_milestones", "[1]", "--training.threads", 1]
+    settings += ["--training.precision", "bf16", *options]
     return [str(setting) for setting in settings]
 
 

@@ -216,7 +216,7 @@ WRONG_OPTIONS = {  # what is given: how the message begins
     "--training.clip nan": "training.clip: ",
     "--training.checkpoint_every 0": "training.checkpoint_every: 0 is not a finite number > 0, or null",
     "--training.patience 0": "training.patience: 0 is not a finite number > 0, or null",
-    "--training.precision fp8": "training.precision: expected one of 'fp32', 'bf16', 'fp16', got fp8",
+    "--training.precision fp8": "training.precision: expected one of 'fp32', 'bf16', 'fp16', 'auto', got fp8",
     "--training.device tpu": "training.device: expected one of 'auto', 'cpu', 'cuda', got tpu",
     "--training.deterministic maybe": "training.deterministic: expected bool, got maybe",
     "--optim 5": "optim: ",

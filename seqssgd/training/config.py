@@ -57,7 +57,8 @@ class TrainingConfig:
         epochs: passes over the training data.
         accumulate: minibatches whose gradients are averaged into one step.
         clip: the largest norm of the averaged gradient; null: no clipping.
-        precision: fp32, or bf16 or fp16 by autocast (fp16 with a gradient scaler).
+        precision: fp32, or bf16 or fp16 by autocast (fp16 with a gradient scaler); auto: bf16 where the processor
+            multiplies in it, else fp32, as config.yaml then says.
         device: auto takes CUDA if there is one.
         threads: CPU threads; null: torch's choice. Results are the same to the bit for the same number only.
         checkpoint_every: steps between checkpoints, beside that of every epoch's end; null: none.
@@ -75,7 +76,7 @@ class TrainingConfig:
     epochs: int = 1
     accumulate: int = 1
     clip: float | None = None
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = None
     checkpoint_every: int | None = None
@@ -95,7 +96,7 @@ class TrainingConfig:
         for key in ("threads", "checkpoint_every", "patience", "clip", "checkpoint_minutes"):
             value = getattr(self, key)
             require(is_positive(value), f"training.{key}", value, "a finite number > 0, or null")
-        for key, choices in (("precision", ("fp32", "bf16", "fp16")), ("device", ("auto", "cpu", "cuda"))):
+        for key, choices in (("precision", ("fp32", "bf16", "fp16", "auto")), ("device", ("auto", "cpu", "cuda"))):
             _one_of(choices, f"training.{key}", getattr(self, key))
 
 

@@ -51,6 +51,8 @@ def fit(
     Raises:
         UserError: the checkpoints do not belong to this model or are all damaged, or the loss stays non-finite.
     """
+    if config.precision == "auto":
+        raise ValueError("precision 'auto' depends on the model: see seqssgd.training.precision.settle_precision")
     loop = _Loop(task, optimizer, schedulers, config, run, max_steps, max_minutes)
     try:
         result = distributed.from_main(run.result())

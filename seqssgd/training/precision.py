@@ -1,10 +1,44 @@
-"""Whether this machine can train a network in half precision."""
+"""Which precision this machine can train a network in, and which suits it."""
+
+from pathlib import Path
 
 import torch
 from torch import nn
 
+from ..documents import read_yaml
 from ..errors import UserError
+from . import distributed
 from .config import TrainingConfig
+from .logs import say
+
+
+def settle_precision(model: nn.Module, config: TrainingConfig, run: Path) -> None:
+    """Makes sure that a network can be trained in ``training.precision``; what ``auto`` is becomes the setting.
+
+    A run that was begun goes on in the precision that it has, wherever it goes on.
+
+    Args:
+        model: the network, on its device.
+        config: changed in place.
+        run: the run directory.
+
+    Raises:
+        UserError: the network cannot be trained in it.
+    """
+    if config.precision != "auto":
+        check_precision(model, config)
+        return
+    begun = run / "config.yaml"
+    old = read_yaml(begun, "choose another --out") if begun.is_file() else None
+    section = old.get("training") if isinstance(old, dict) else None
+    stored = section.get("precision") if isinstance(section, dict) else None
+    if distributed.from_main(stored) in ("fp32", "bf16", "fp16"):
+        config.precision = distributed.from_main(stored)
+        check_precision(model, config)
+        return
+    reason = distributed.from_main(_against_bf16(model))
+    config.precision = "bf16" if reason is None else "fp32"
+    say(f"training.precision auto is {config.precision}" + (f": {reason}" if reason else ""))
 
 
 def check_precision(model: nn.Module, config: TrainingConfig) -> None:
@@ -14,9 +48,34 @@ def check_precision(model: nn.Module, config: TrainingConfig) -> None:
     Raises:
         UserError: one of them cannot be run.
     """
-    if config.precision == "fp32":
-        return
-    half = torch.float16 if config.precision == "fp16" else torch.bfloat16
+    if config.precision != "fp32" and (layer := _impossible(model, config.precision)) is not None:
+        raise UserError(
+            f"training.precision: this machine's {_device(model).type.upper()} cannot train this network "
+            f"({layer}) in {config.precision}; use fp32"
+        )
+
+
+def _against_bf16(model: nn.Module) -> str | None:
+    """Why the network is better not trained in bfloat16 here; None if there is no reason."""
+    device = _device(model)
+    if device.type == "cuda":
+        multiplies = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:  # sums of products of two numbers; without the instruction it is slower than single precision
+        known = getattr(torch.cpu, "get_capabilities", dict)()
+        multiplies = any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    if not multiplies:
+        return f"this machine's {device.type.upper()} does not multiply in bf16"
+    layer = _impossible(model, "bf16")
+    return layer and f"torch has no {layer} in bf16 here"
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _impossible(model: nn.Module, precision: str) -> str | None:
+    """The class of a recurrent layer that cannot be run in a precision; None if all can."""
+    half = torch.float16 if precision == "fp16" else torch.bfloat16
     for layer in model.modules():
         weight = next(layer.parameters(), None)
         if not isinstance(layer, nn.RNNBase) or weight is None:
@@ -31,7 +90,5 @@ def check_precision(model: nn.Module, config: TrainingConfig) -> None:
         except RuntimeError as error:
             if "could not create a primitive" not in str(error):
                 raise
-            raise UserError(
-                f"training.precision: this machine's {device.type.upper()} cannot train this network "
-                f"({type(layer).__name__}) in {config.precision}; use fp32"
-            ) from error
+            return type(layer).__name__
+    return None

@@ -16,7 +16,7 @@ from .building import build_optimizer, build_schedulers
 from .command_line import Command
 from .logs import say
 from .loop import fit
-from .precision import check_precision
+from .precision import settle_precision
 from .run import RunDirectory
 from .task import Task
 from .unused import left_out
@@ -32,12 +32,13 @@ def train(command: Command, task: Task, about: Mapping[str, Any], begin: Callabl
         begin: called by the main process with the run directory as soon as that is open.
 
     Raises:
-        UserError: see :func:`check_precision`, :func:`build_optimizer`, :class:`RunDirectory` and :func:`fit`.
+        UserError: see :func:`settle_precision`, :func:`build_optimizer`, :class:`RunDirectory` and :func:`fit`.
     """
     config = command.config
-    check_precision(task.model, config.training)
+    if (built := _built.get()) is None:
+        settle_precision(task.model, config.training, command.out)
     optimizer = build_optimizer(task.model, config.optim)
-    if (built := _built.get()) is not None:
+    if built is not None:
         built.append((task, optimizer, config))
         return 0
     schedulers = build_schedulers(optimizer, config.optim, config.training.epochs)
