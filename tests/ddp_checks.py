@@ -8,9 +8,9 @@ from peer_methods import ASCENTS, HALVES, METHODS, WEIGHED, network
 from ranks import WORLD, assert_same_on_every_rank, loss_fn, make_model, make_optimizer, make_sam, mine, minibatches
 from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
-from twin import TwinSymmetricNoise, unit_noise
 
 from seqssgd.optim import IVON, CovarianceNoise, noise_groups
+from seqssgd.optim.reference import ReferenceSymmetricNoise, unit_noise
 
 
 def train_alone():
@@ -103,7 +103,7 @@ def a_sign_on_each_rank_is_the_mean_at_both_points_over_the_data_of_each():
     reference = make_model()
     groups, names = noise_groups(reference, 0.5), {p: name for name, p in reference.named_parameters()}
     order = [names[p] for group in groups for p in group["params"]]
-    twin = TwinSymmetricNoise(torch.optim.Adam(groups, lr=0.01))
+    twin = ReferenceSymmetricNoise(torch.optim.Adam(groups, lr=0.01))
     for batch in minibatches():
 
         def gradients_at(weights, path, batch=batch):

@@ -7,7 +7,8 @@ import contextlib
 
 import torch
 from torch import nn
-from twin import TwinSymmetricNoise
+
+from seqssgd.optim.reference import ReferenceSymmetricNoise
 
 
 @contextlib.contextmanager
@@ -62,7 +63,7 @@ def replay(model, base, seen, *, accumulate=1, clip=None, schedulers=(), stepped
 
     Returns the number of steps.
     """
-    twin, steps = TwinSymmetricNoise(Clipped(base, clip)), 0
+    twin, steps = ReferenceSymmetricNoise(Clipped(base, clip)), 0
     params = [p for group in base.param_groups for p in group["params"]]
     saved = [torch.empty_like(p) for p in params]
 

@@ -6,7 +6,6 @@ gradient that the step is to use. Parameters are in the order of the network's: 
 
 import torch
 from torch import nn
-from twin import scaled_noise, unit_noise
 
 from seqssgd.optim import (
     IVON,
@@ -20,6 +19,7 @@ from seqssgd.optim import (
     ShapedNoise,
     noise_groups,
 )
+from seqssgd.optim.reference import scaled_noise, unit_noise
 
 X, Y = torch.randn(5, 4, generator=torch.Generator().manual_seed(1)).double(), torch.ones(5, 2).double()
 SEED = 6

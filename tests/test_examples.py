@@ -11,7 +11,8 @@ import torch
 from explicit import Clipped, ulps
 from torch import nn
 from torch.func import functional_call
-from twin import TwinSymmetricNoise
+
+from seqssgd.optim.reference import ReferenceSymmetricNoise
 
 for package in ("accelerate", "lightning", "transformers"):
     pytest.importorskip(package, reason="pip install 'seqssgd[examples]'")
@@ -93,7 +94,7 @@ def test_skorch_takes_the_steps_that_the_twin_takes():
     x = torch.randn(12, 3)
     net.partial_fit(x.numpy(), x.sum(1, keepdim=True).numpy())
     base = torch.optim.SGD(noise_groups(twin, noise=0.1), lr=0.1)
-    by_hand = TwinSymmetricNoise(Clipped(base, 0.1))
+    by_hand = ReferenceSymmetricNoise(Clipped(base, 0.1))
     params = [p for group in base.param_groups for p in group["params"]]
     for batch in x.split(4):
 

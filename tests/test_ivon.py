@@ -11,9 +11,9 @@ import torch
 from peer_methods import X, Y, bits, losses_of, network, same_bits
 from torch import nn
 from torch.func import functional_call
-from twin import unit_noise
 
 from seqssgd.optim import IVON, LambdaNoise, noise_groups, schedules
+from seqssgd.optim.reference import unit_noise
 
 SETTINGS = {"ess": 40.0, "betas": (0.8, 0.9), "weight_decay": 0.03, "hess_init": 0.4}
 
@@ -114,7 +114,7 @@ def test_it_agrees_with_the_authors_program_on_the_same_perturbations(radius, mo
     points = []
 
     @torch.no_grad()
-    def sample(source, saved, draw):
+    def sample(source, entries, draw):
         for p, point in zip(model.parameters(), points, strict=True):
             p.copy_(point)
 
@@ -179,7 +179,7 @@ def estimates(signs, draws=600, ess=1e4):
     for _ in range(draws):
         for part in optimizer.passes():
             part.mean(losses_of(model, *part.take(X, Y))).backward()
-        found = optimizer._run.products.pop(parameters)
+        found = optimizer.diagonal.pop(optimizer.entries())
         rows.append(torch.cat([found[i].flatten() for i in range(len(parameters))]))
         optimizer.step()
         optimizer.zero_grad()
@@ -259,6 +259,22 @@ def test_samples_that_end_early_leave_the_exact_weights(error):
     one_step(model, optimizer)
 
 
+def test_draws_in_one_region_of_autocast_are_not_those_of_its_cache():
+    model = network(torch.float32)
+    optimizer = IVON(model.parameters(), 0.1, **SETTINGS)
+    each = []
+    with torch.no_grad():
+        for _ in optimizer.samples(3):
+            with torch.autocast("cpu", torch.bfloat16):
+                each.append(model(X.float()))
+        with torch.autocast("cpu", torch.bfloat16):
+            together = [model(X.float()) for _ in optimizer.samples(3)]
+            clean = model(X.float())
+        assert same_bits(together, each) and not torch.equal(each[0], each[1])
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(model(X.float()), clean)
+
+
 def test_a_model_is_not_saved_at_a_draw():
     model = network(torch.float32)
     optimizer = IVON(model.parameters(), 0.1, **SETTINGS, model=model)
@@ -290,7 +306,7 @@ def test_impossible_settings_are_refused_at_once():
         ({"clip_radius": 0.0}, "clip_radius=0.0"),
         ({"betas": (0.9, 1.0)}, "betas="),
         ({"lr": float("nan")}, "lr=nan"),
-        ({"signs": "ranks"}, "signs='ranks' is not one of one, batch, halves, steps"),
+        ({"signs": "ranks"}, "signs='ranks' must be one of one, batch, halves, steps"),
         ({"estimate": "fisher"}, "estimate='fisher'"),
         ({"reduction": "none"}, "reduction='none'"),
     ):

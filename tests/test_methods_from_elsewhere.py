@@ -42,10 +42,11 @@ MODULE = """
             super().__init__(base, **settings)
             self.half_life, self.shape = half_life, shape
 
-        def _perturb(self, part, weights, saved):
-            super()._perturb(part, weights, saved)
+        def perturb(self, part, entries):
+            super().perturb(part, entries)
             if self.shape == "exp":
-                torch._foreach_lerp_(weights, saved, 1 - 0.5 ** (self.draws / self.half_life))
+                for entry in entries:
+                    entry.weight.lerp_(entry.saved, 1 - 0.5 ** (self.draws / self.half_life))
 
     class Slow(SinglePass):
         def __init__(self, base, *, wait: int, lr: float, model=None):

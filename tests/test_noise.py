@@ -13,10 +13,10 @@ import warnings
 import pytest
 import torch
 from torch import nn
-from twin import scaled_noise, unit_noise
 
 from seqssgd.optim import SymmetricNoise
 from seqssgd.optim.noise import DISTRIBUTIONS, NORMS, NoiseSource
+from seqssgd.optim.reference import scaled_noise, unit_noise
 
 SIGMAS = 5
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 from toy_task import toy_config, train
-from twin import scaled_noise, unit_noise
 
 from seqssgd.errors import UserError
 from seqssgd.optim import SymmetricNoise, noise_groups
+from seqssgd.optim.reference import scaled_noise, unit_noise
 
 INPUTS = torch.randn(20, 4, dtype=torch.double, generator=torch.Generator().manual_seed(0))
 TARGETS = torch.arange(20) % 3

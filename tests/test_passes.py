@@ -165,6 +165,56 @@ def test_an_interrupt_at_any_line_of_the_protocol_brings_the_weights_back(module
     assert hits > 10 and count < nth  # it was interrupted all the way through, and then not any more
 
 
+def test_an_interrupt_between_a_move_and_the_loops_body_brings_the_weights_back(monkeypatch):
+    """Python handles a signal after a call, so that the generator's own ``finally`` never sees it."""
+    model, optimizer = regression()
+    clean = weights_of(model)
+
+    def interrupted(generator):
+        next(generator)
+        assert not equal(weights_of(model), clean)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(passes, "next", interrupted, raising=False)
+    loop = optimizer.passes()
+    with pytest.raises(KeyboardInterrupt):
+        for _ in loop:
+            pass
+    assert equal(weights_of(model), clean)
+    with pytest.raises(RuntimeError, match="half-way"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_the_values_of_the_weights_are_looked_at_in_the_first_loop_with_noise_and_in_no_other(late, monkeypatch):
+    looked = []
+    monkeypatch.setattr(passes, "norms_of", lambda weights: looked.append(1) or guards.norms_of(weights))
+    model, optimizer = regression()
+    optimizer.param_groups[0]["noise"] = 0.0 if late else 0.5
+    for _ in range(2):
+        for _ in optimizer.passes():
+            loss_of(model).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    if late:
+        assert not looked
+        optimizer.param_groups[0]["noise"] = 0.5
+        for _ in optimizer.passes():
+            loss_of(model).backward()
+        for _ in optimizer.passes():
+            loss_of(model).backward()
+    assert len(looked) == 2  # one for each pass
+
+
+def test_weights_that_are_no_numbers_are_not_taken_for_changed():
+    model, optimizer = regression()
+    with torch.no_grad():
+        model[0].weight[0, 0] = float("nan")
+    for _ in optimizer.passes():
+        loss_of(model).backward()
+    optimizer.step()
+
+
 # ---- loud errors -----------------------------------------------------------------------------------------------------
 
 

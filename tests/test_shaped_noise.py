@@ -10,9 +10,9 @@ import torch
 from peer_methods import X, Y, bits, losses_of, network, same_bits
 from torch import nn
 from torch.func import functional_call
-from twin import unit_noise
 
 from seqssgd.optim import ShapedNoise, noise_groups
+from seqssgd.optim.reference import unit_noise
 
 
 def make(model, noise=0.4, **settings):
@@ -96,7 +96,7 @@ def test_steep_weights_move_little_flat_ones_much_and_the_layer_as_far_as_ever()
     optimizer = ShapedNoise(torch.optim.SGD(noise_groups(layer, noise=0.5), lr=0.0), damping=0.1)
     for step in range(2):
         for part in optimizer.passes():
-            before = optimizer._run.saved[1][0]
+            before = optimizer.entries()[0].saved
             n = (layer.weight - before).detach()
             (steepness * layer.weight**2).sum().div(2).backward()
             assert n.norm().item() == pytest.approx(0.5 * before.norm().item())
@@ -119,9 +119,9 @@ def test_layers_of_two_tensors_have_one_mean():
             model(torch.ones(2, 5, 3).double())[0].square().sum().backward()
         optimizer.step()
         optimizer.zero_grad()
-    means = [optimizer._run.means[i].clamp(min=0) for i in range(2)]
+    means = [optimizer.shape.means[i].clamp(min=0) for i in range(2)]
     size = torch.cat([h.flatten() for h in means]).mean()
-    for precision, h in zip(optimizer._precisions(), means, strict=True):
+    for precision, h in zip(optimizer.shape.precisions(optimizer.entries()), means, strict=True):
         torch.testing.assert_close(precision, h / size + 0.5)
 
 

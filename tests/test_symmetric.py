@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 from torch.func import functional_call
-from twin import TwinSymmetricNoise
 
 from seqssgd.optim import SinglePass, SymmetricNoise, noise_groups
+from seqssgd.optim.reference import ReferenceSymmetricNoise
 
 OPTIMIZERS = {
     "SGD": dict(lr=0.1, momentum=0.9, weight_decay=1e-3),
@@ -133,7 +133,7 @@ def run_twin(model, twin, data, halves=False):
 def test_the_fast_form_equals_the_twin_for_every_optimizer(name):
     model, optimizer = make(name)
     reference = copy.deepcopy(model)
-    twin = TwinSymmetricNoise(type(optimizer.base)(noise_groups(reference, 0.4), **OPTIMIZERS[name]))
+    twin = ReferenceSymmetricNoise(type(optimizer.base)(noise_groups(reference, 0.4), **OPTIMIZERS[name]))
     train(model, optimizer, batches(5))
     run_twin(reference, twin, batches(5))
     for p, q in zip(model.parameters(), reference.parameters(), strict=True):
@@ -147,7 +147,7 @@ def test_the_fast_form_equals_the_twin_in_every_mode(distribution, granularity, 
     options = dict(distribution=distribution, granularity=granularity, signs=signs, seed=11)
     model, optimizer = make("Adam", **options)
     reference = copy.deepcopy(model)
-    twin = TwinSymmetricNoise(torch.optim.Adam(noise_groups(reference, 0.4), lr=0.01), **options)
+    twin = ReferenceSymmetricNoise(torch.optim.Adam(noise_groups(reference, 0.4), lr=0.01), **options)
     data = batches(4, size=5)  # five examples: the halves are unequal
     train(model, optimizer, data)
     run_twin(reference, twin, data, halves=signs == "halves")

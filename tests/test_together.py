@@ -10,9 +10,9 @@ from peer_methods import X, Y, bits, losses_of, network, same_bits
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.func import functional_call
-from twin import scaled_noise, unit_noise
 
 from seqssgd.optim import LambdaNoise, SymmetricNoise, Together, noise_groups, schedules
+from seqssgd.optim.reference import scaled_noise, unit_noise
 
 
 def parts(model, level=0.4):

@@ -9,8 +9,8 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.functional import mse_loss
 from toy_task import toy_config, train
-from twin import unit_noise
 
+from seqssgd.optim.reference import unit_noise
 from seqssgd.training import checkpoint
 
 MINIBATCHES, SIZE = 7, 5  # an odd number of examples: the halves are unequal

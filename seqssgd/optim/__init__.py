@@ -6,6 +6,7 @@ from .batchnorm import recalibrate_bn
 from .covariance import CovarianceNoise
 from .describe import Description, describe
 from .dropconnect import DropConnect
+from .entry import Entry
 from .finder import NoiseCurve, noise_finder
 from .groups import noise_groups
 from .ivon import IVON
@@ -30,6 +31,7 @@ __all__ = [
     "CovarianceNoise",
     "Description",
     "DropConnect",
+    "Entry",
     "LambdaNoise",
     "MultiPassOptimizer",
     "MuonAdamW",

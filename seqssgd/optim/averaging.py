@@ -44,7 +44,7 @@ class WeightAverage(SinglePass):
         if not (isinstance(start, int) and start >= 0):
             raise ValueError(f"start={start!r} must be a whole number >= 0")
         super().__init__(base, model=model)
-        self.start, self._run.steps = start, 0
+        self.start, self._count = start, _Count()
         self._average = AveragedModel(model, multi_avg_fn=None if decay is None else get_ema_multi_avg_fn(decay))
 
     @property
@@ -52,23 +52,29 @@ class WeightAverage(SinglePass):
         """The model with the averaged weights, to evaluate."""
         return self._average.module if self.steps > self.start else self.model
 
-    def _stepped(self) -> None:
-        self._run.steps += 1
+    def after_step(self) -> None:
+        self._count.steps += 1
         if self.steps > self.start:
             self._average.update_parameters(self.model)
 
     @property
     def steps(self) -> int:
         """How many steps have been taken."""
-        return self._run.steps
+        return self._count.steps
 
-    def _position(self) -> dict[str, Any]:
-        return {**super()._position(), "steps": self.steps, "average": self._average.state_dict()}
+    def position(self) -> dict[str, Any]:
+        return {**super().position(), "steps": self.steps, "average": self._average.state_dict()}
 
-    def _go_to(self, position: Mapping[str, Any]) -> None:
-        super()._go_to(position)
-        self._run.steps = position.get("steps", 0)
+    def go_to(self, position: Mapping[str, Any]) -> None:
+        super().go_to(position)
+        self._count.steps = position.get("steps", 0)
         if "average" in position:
             self._average.load_state_dict(position["average"])
         else:  # the state of a bare base optimizer: the average begins anew
             self._average.n_averaged.zero_()
+
+
+class _Count:
+    """How many steps have been taken; an object of its own, which proxies of the optimizer share."""
+
+    steps = 0

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .batchnorm import BNStats
+from .entry import Entry
 from .halves import Halves
 from .noise import NoiseSource
 from .passes import MultiPassOptimizer, Pass
@@ -68,62 +69,87 @@ class CovarianceNoise(MultiPassOptimizer):
         super().__init__(base, model=model, bn_stats=bn_stats)
         for group in (base.defaults, *base.param_groups):  # the defaults are for groups that are added later
             group.setdefault(self.level_key, noise)
-        self._check_groups()
+        self.check_groups()
         self.diagonal, self.centred = diagonal, centred
-        self.gaussian, self.signs = NoiseSource("gaussian", seed=seed), NoiseSource("rademacher", seed=seed)
-        self._run.weighed = 0  # losses that were weighed in all loops so far: the position in the stream of ε
-        self._run.weighing = 0  # and in this one, which may yet be left half-way
+        self.signs = NoiseSource("rademacher", seed=seed)
+        self.example_weights = ExampleWeights(seed, centred)
 
-    def _signs(self) -> Sequence[int]:
+    def pass_signs(self) -> Sequence[int]:
         return (0, 0) if self.diagonal else (0,)
 
-    def _pass_weights(self, passes: int, share: Halves | None) -> Sequence[float]:
+    def pass_weights(self, passes: int, share: Halves | None) -> Sequence[float]:
         return (1.0,) * passes
 
-    def _weigher(self, index: int) -> Callable[[Tensor], Tensor] | None:
+    def weigher(self, index: int) -> Callable[[Tensor], Tensor] | None:
         if index > 0:
             return None
-        self._run.weighing = self._run.weighed
+        self.example_weights.start()
         return self._weigh
 
     @torch.no_grad()
     def _weigh(self, losses: Tensor) -> Tensor:
-        world, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
-        epsilon = torch.empty_like(losses)
-        self.gaussian.fill_([epsilon], self._run.weighing * world + rank)
-        self._run.weighing += 1
-        if self.centred and len(losses) < 2:
-            raise ValueError("centred noise needs two examples or more in part.mean(losses): one has no covariance")
-        if self.centred:
-            epsilon.sub_(epsilon.mean())
-        epsilon.mul_(self.param_groups[0][self.level_key])
+        epsilon = self.example_weights.draw(losses).mul_(self.param_groups[0][self.level_key])
         return epsilon if self.diagonal else epsilon.add_(1)
 
-    def _perturb(self, part: Pass, weights: list[Tensor], saved: list[Tensor]) -> None:
-        if part.index > 0:
-            torch._foreach_copy_(weights, saved)
+    def perturb(self, part: Pass, entries: list[Entry]) -> None:
+        if part.index > 0:  # after_pass has left signs in their place
+            torch._foreach_copy_([entry.weight for entry in entries], [entry.saved for entry in entries])
 
-    def _finish(self, part: Pass, weights: list[Tensor], saved: list[Tensor]) -> None:
-        if self._run.weighing == self._run.weighed:
+    def after_pass(self, part: Pass, entries: list[Entry]) -> None:
+        if not self.example_weights.drawn:
             raise RuntimeError("covariance noise weighs the examples: call part.mean(losses).backward() in every pass")
         if part.last:
-            self._run.weighed = self._run.weighing
-        else:
-            moved = [p for _, p in self._perturbed()]
-            signs = self.signs.fill_(moved, self.draws)  # in place of the weights: nothing has to be stored
-            for p, sign in zip(moved, signs, strict=True):
-                if p.grad is not None:
-                    p.grad.mul_(sign)
+            self.example_weights.keep()
+            return
+        signs = self.signs.fill_([entry.parameter for entry in entries], self.draws)  # nothing has to be stored
+        for entry, sign in zip(entries, signs, strict=True):
+            if (gradient := entry.gradient) is not None:
+                gradient.mul_(sign)
 
-    def _check_groups(self) -> None:
-        super()._check_groups()
+    def check_groups(self) -> None:
+        super().check_groups()
         if len(levels := {group.get(self.level_key) for group in self.param_groups}) > 1:
             raise ValueError(f"covariance noise has one level for all parameter groups, not {sorted(levels, key=str)}")
 
-    def _position(self) -> dict[str, Any]:
-        return {**super()._position(), "seed": self.signs.seed, "weighed": self._run.weighed}
+    def position(self) -> dict[str, Any]:
+        return {**super().position(), "seed": self.signs.seed, "weighed": self.example_weights.position}
 
-    def _go_to(self, position: Mapping[str, Any]) -> None:
-        super()._go_to(position)
-        self._run.weighed = position.get("weighed", 0)
-        self.signs.seed = self.gaussian.seed = position.get("seed", self.signs.seed)
+    def go_to(self, position: Mapping[str, Any]) -> None:
+        super().go_to(position)
+        self.example_weights.position = position.get("weighed", 0)
+        self.signs.seed = self.example_weights.source.seed = position.get("seed", self.signs.seed)
+
+
+class ExampleWeights:
+    """The ε of the examples, from a stream of their own. What a loop that is left half-way has drawn is drawn again.
+
+    Attributes:
+        position: how many minibatches' losses were weighed in all loops so far.
+    """
+
+    def __init__(self, seed: int, centred: bool):
+        self.source, self.centred = NoiseSource("gaussian", seed=seed), centred
+        self.position = self._next = 0
+
+    def start(self) -> None:
+        """A loop over passes begins."""
+        self._next = self.position
+
+    @property
+    def drawn(self) -> bool:
+        """Whether any were drawn in this loop."""
+        return self._next != self.position
+
+    def draw(self, losses: Tensor) -> Tensor:
+        """One ε for each of ``losses``, shape (B,); each process has its own."""
+        world, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
+        epsilon = torch.empty_like(losses)
+        self.source.fill_([epsilon], self._next * world + rank)
+        self._next += 1
+        if self.centred and len(losses) < 2:
+            raise ValueError("centred noise needs two examples or more in part.mean(losses): one has no covariance")
+        return epsilon.sub_(epsilon.mean()) if self.centred else epsilon
+
+    def keep(self) -> None:
+        """The loop is complete."""
+        self.position = self._next

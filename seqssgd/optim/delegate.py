@@ -2,12 +2,12 @@
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Self
 
-import torch
 from torch import Tensor, nn
-from torch.optim import LBFGS, Optimizer
+from torch.optim import Optimizer
 
+from .arguments import check_arguments, check_base
 from .describe import summary_of_groups
 from .groups import check_level
 from .limits import Range
@@ -28,16 +28,15 @@ class DelegatingOptimizer(Optimizer):
     model: nn.Module | None
     _run: StepState
 
+    def __new__(cls, *args: Any, **_: Any) -> Self:
+        cls._check_arguments(args)  # before Python does, which does not name the mend
+        return super().__new__(cls)
+
     def __init__(self, base: Optimizer, **own: Any):
-        if not isinstance(base, Optimizer):
-            raise TypeError(f"{type(self).__name__} wraps a torch.optim optimizer, not {torch.typename(base)}")
-        if isinstance(base, LBFGS):
-            raise TypeError("LBFGS evaluates its closure as often as it likes; use a first-order optimizer")
-        if isinstance(base, DelegatingOptimizer):
-            raise TypeError(f"{type(base).__name__} is already a multi-pass optimizer; wrap the optimizer inside it")
+        check_base(type(self), base)
         # Optimizer.__init__ would make groups of its own; __setstate__ sets up all else that an Optimizer has.
         self.__setstate__({"base": base, "_run": StepState(), **own})
-        self._check_groups()
+        self.check_groups()
 
     # Where torch has attributes there are properties here, as always when one optimizer wraps another.
     @property
@@ -62,9 +61,9 @@ class DelegatingOptimizer(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group to the base optimizer; its level is 0 unless it has one."""
         self._require_idle("add a parameter group")
-        self._check_group(param_group, len(self.param_groups))
+        self.check_group(param_group, len(self.param_groups))
         self.base.add_param_group(param_group)
-        self._check_groups()
+        self.check_groups()
 
     @property
     def draws(self) -> int:
@@ -75,18 +74,18 @@ class DelegatingOptimizer(Optimizer):
     def draws(self, value: int) -> None:
         self._run.draws = value
 
-    def _position(self) -> dict[str, Any]:
-        """Where the method goes on after a restart."""
+    def position(self) -> dict[str, Any]:
+        """Where the method goes on after a restart: all of its own that changes from step to step."""
         return {"draws": self.draws}
 
-    def _go_to(self, position: Mapping[str, Any]) -> None:
-        """Goes where :meth:`_position` was; nothing is known: to the beginning."""
+    def go_to(self, position: Mapping[str, Any]) -> None:
+        """Goes where :meth:`position` was; where nothing is known, to the beginning."""
         self.draws = position.get("draws", 0)
 
     def _note_position(self) -> None:
         # In the groups too: torch.distributed.checkpoint keeps of a state dict what belongs to parameters or groups.
         if any(self.level_key in group for group in self.param_groups):
-            position = {key: value for key, value in self._position().items() if isinstance(value, int)}
+            position = {key: value for key, value in self.position().items() if isinstance(value, int)}
             for group in self.param_groups:
                 group["perturbation"] = position
 
@@ -94,7 +93,7 @@ class DelegatingOptimizer(Optimizer):
         """The base optimizer's state dict plus ``"perturbation"``, the position in the stream of noise."""
         self._require_idle("take the state dict")
         self._note_position()
-        return {**self.base.state_dict(), "perturbation": self._position()}
+        return {**self.base.state_dict(), "perturbation": self.position()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Loads what :meth:`state_dict` gave, or the state of a bare base optimizer (the levels then stay)."""
@@ -105,10 +104,10 @@ class DelegatingOptimizer(Optimizer):
         for group, entries in zip(self.param_groups, own, strict=True):
             for key, value in entries.items():
                 group.setdefault(key, value)
-        self._go_to(position)
+        self.go_to(position)
         self._note_position()
         self._run.phase = "idle"
-        self._check_groups()  # there may be noise now where there was none
+        self.check_groups()  # there may be noise now where there was none
 
     def __getstate__(self) -> dict[str, Any]:  # for pickle and copy.deepcopy
         self._require_idle("copy the optimizer")
@@ -161,6 +160,11 @@ class DelegatingOptimizer(Optimizer):
 
     # ---- checks ----------------------------------------------------------------------------------------------------
 
+    @classmethod
+    def _check_arguments(cls, args: tuple[Any, ...]) -> None:
+        """Of those that were not given by name."""
+        check_arguments(cls, args)
+
     def _parameters(self) -> Iterator[Tensor]:
         for group in self.param_groups:
             yield from group["params"]
@@ -184,13 +188,25 @@ class DelegatingOptimizer(Optimizer):
                 "with its iterator in a variable, `it = optimizer.passes()`, they stay so until it.close())"
             )
 
-    def _check_groups(self) -> None:
+    def check_groups(self) -> None:
+        """Refuses groups that do not go with the method. Called at the start, before every loop, and after changes.
+
+        The first call comes before attributes that ``__init__`` sets after ``super().__init__()``.
+
+        Raises:
+            ValueError: as :meth:`check_group`.
+        """
         for index, group in enumerate(self.param_groups):
-            self._check_group(group, index)
+            self.check_group(group, index)
         key, groups = self.level_key, self.param_groups
         self._run.noisy = self._run.noisy or any(g.get(key) or g.get(f"initial_{key}") for g in groups)
         if self._run.noisy:
             self._run.watch.cover(self._parameters())
 
-    def _check_group(self, group: dict[str, Any], index: int) -> None:
+    def check_group(self, group: dict[str, Any], index: int) -> None:
+        """Refuses a parameter group, that of number ``index``; it may be one that is about to be added.
+
+        Raises:
+            ValueError: its level is negative or not finite, or weights under noise are sparse or complex.
+        """
         check_level(group, self.level_key, index)

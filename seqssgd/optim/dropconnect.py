@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .batchnorm import BNStats
+from .entry import Entry
 from .gradients import Gradients
 from .limits import Range
 from .noise import norm_of
 from .passes import Pass
 from .random_noise import RandomNoise
-from .sharding import local
 
 
 class DropConnect(RandomNoise):
@@ -49,43 +49,39 @@ class DropConnect(RandomNoise):
         q = float(group.get(self.level_key, 0.0))
         return math.sqrt(q / (1 - q)) * norm_of(weights) if q < 1 else None
 
-    def _signs(self) -> Sequence[int]:
+    def pass_signs(self) -> Sequence[int]:
         return (+1,)
 
-    def _perturb(self, part: Pass, weights: list[Tensor], saved: list[Tensor]) -> None:
-        self._fill_with_masks()
-        torch._foreach_mul_(weights, saved)
+    def perturb(self, part: Pass, entries: list[Entry]) -> None:
+        self._fill_with_masks(entries)
+        torch._foreach_mul_([entry.weight for entry in entries], [entry.saved for entry in entries])
 
-    def _prepare(self, earlier: Gradients) -> Gradients | None:
-        if not self._reads_gradients():
+    def carry_over(self, earlier: Gradients) -> Gradients | None:
+        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
             return None
-        kept = {id(p): 1 - group[self.level_key] for group, p in self._perturbed()}
+        kept = {id(entry.parameter): 1 - entry.level for entry in self.entries()}
         return [
             (p, gradient * kept.get(id(p), 1.0)) for p, gradient in earlier
         ]  # the mask is still that of loops before
 
-    def _reads_gradients(self) -> bool:
-        return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    def after_pass(self, part: Pass, entries: list[Entry]) -> None:
+        self._fill_with_masks(entries)  # anew: the weights are on their way back, and no mask had to be stored
+        for entry in entries:
+            gradient, mask = entry.gradient, entry.weight
+            if gradient is not None:
+                gradient.mul_(mask)
+                if entry.earlier is not None:  # what somebody has added by hand where the mask is 0
+                    alien = entry.earlier / (1 - entry.level)
+                    gradient.add_(alien.masked_fill_(mask != 0, 0))
 
-    def _finish(self, part: Pass, weights: list[Tensor], saved: list[Tensor]) -> None:
-        self._fill_with_masks()  # anew: the weights are on their way back, and no mask had to be stored
-        for (group, p), mask in zip(self._perturbed(), weights, strict=True):
-            if p.grad is not None:
-                local(p.grad).mul_(mask)
-                if id(p) in self._run.earlier:  # what somebody has added by hand where the mask is 0
-                    alien = local(self._run.earlier[id(p)]) / (1 - group[self.level_key])
-                    local(p.grad).add_(alien.masked_fill_(mask != 0, 0))
-
-    def _fill_with_masks(self) -> None:
+    def _fill_with_masks(self, entries: list[Entry]) -> None:
         """Replaces the weights by m/(1-q)."""
-        moved = self._perturbed()
-        uniform = self.source.fill_([p for _, p in moved], self._draw(0))
-        for (group, _), z in zip(moved, uniform, strict=True):
-            q = group[self.level_key]
-            z.ge_(2 * q - 1).div_(1 - q)  # z is uniform on [-1, 1]
+        uniform = self.source.fill_([entry.parameter for entry in entries], self.draw_number(0))
+        for entry, z in zip(entries, uniform, strict=True):
+            z.ge_(2 * entry.level - 1).div_(1 - entry.level)  # z is uniform on [-1, 1]
 
-    def _check_group(self, group: dict[str, Any], index: int) -> None:
-        super()._check_group(group, index)
+    def check_group(self, group: dict[str, Any], index: int) -> None:
+        super().check_group(group, index)
         if group.get(self.level_key, 0.0) not in self.levels:
             raise ValueError(
                 f"the noise level of parameter group {index} is the probability of dropping a weight: "

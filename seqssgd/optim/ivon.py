@@ -2,22 +2,22 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .batchnorm import BNStats
+from .diagonal import DiagonalEstimate, EstimatesDiagonal
+from .entry import Entry
 from .halves import Halves, Reduction
-from .limits import Range
+from .limits import Range, check_settings
 from .noise import NoiseSource
 from .part import Pass
-from .random_noise import RandomNoise
 from .sharding import is_sharded
 
 IVONSigns = Literal["one", "batch", "halves", "steps"]
-IVON_SIGNS: tuple[IVONSigns, ...] = get_args(IVONSigns)
 Estimate = Literal["price", "square"]
 SAMPLES = 2**40  # added to the seed: draws for evaluation are others than those of training
 
@@ -78,7 +78,7 @@ def _update(group: dict[str, Any], params: list[Tensor], states: list[dict[str, 
     torch._foreach_add_(params, updates, alpha=-group["lr"] * (group["hess_init"] + decay))
 
 
-class IVON(RandomNoise):
+class IVON(EstimatesDiagonal):
     r"""Improved variational online Newton (Shen et al. 2024, Algorithm 1), on request with the curvature from a pair:
 
     .. math:: n \sim N\Bigl(0, \frac{1}{\lambda(h+\delta)}\Bigr), \quad \hat h = \lambda(h+\delta)\,n\,g(w+n), \quad
@@ -153,14 +153,8 @@ class IVON(RandomNoise):
         model: nn.Module | None = None,
         bn_stats: BNStats = "both",
     ):
-        for name, value, known in (
-            ("signs", signs, IVON_SIGNS),
-            ("estimate", estimate, get_args(Estimate)),
-            ("reduction", reduction, get_args(Reduction)),
-        ):
-            if value not in known:
-                raise ValueError(f"{name}={value!r} is not one of {', '.join(known)}")
-        self.signs, self.estimate, self.reduction = signs, estimate, reduction
+        check_settings(IVON, signs=signs, estimate=estimate, reduction=reduction)
+        self.signs, self.estimate, self.reduction, self.diagonal = signs, estimate, reduction, DiagonalEstimate()
         base = NaturalStep(
             params, lr=lr, betas=betas, ess=ess, weight_decay=weight_decay, hess_init=hess_init,
             clip_radius=math.inf if clip_radius is None else clip_radius, noise=1.0,
@@ -177,67 +171,54 @@ class IVON(RandomNoise):
 
     # ---- the passes ------------------------------------------------------------------------------------------------
 
-    def _signs(self) -> Sequence[int]:
+    def pass_signs(self) -> Sequence[int]:
         if self.signs == "steps":
             return (-1,) if self.draws % 2 else (+1,)
         return (+1,) if self.signs == "one" else (+1, -1)
 
-    def _share(self) -> Halves | None:
+    def share(self) -> Halves | None:
         return Halves(self.reduction) if self.signs == "halves" else None
 
-    def _draw(self, index: int) -> int:
+    def draw_number(self, index: int) -> int:
         return self.draws // 2 if self.signs == "steps" else self.draws
 
-    def _add_noise(self, weights: list[Tensor], saved: list[Tensor], draw: int) -> None:
-        self._sample(self.source, saved, draw)
+    def add_noise(self, entries: list[Entry], draw: int) -> None:
+        self._sample(self.source, entries, draw)
 
-    def _sample(self, source: NoiseSource, saved: list[Tensor], draw: int) -> None:
-        """Moves the weights to a draw of the posterior around ``saved``."""
-        perturbed = self._perturbed()
-        pieces = source.fill_([p for _, p in perturbed], draw)
-        for (group, p), z, w in zip(perturbed, pieces, saved, strict=True):
-            deviation = self.base.curvature(group, p).mul_(group["ess"]).rsqrt_()
-            torch.addcmul(w, z, deviation, value=float(group[self.level_key]), out=z)
+    def _sample(self, source: NoiseSource, entries: list[Entry], draw: int) -> None:
+        """Moves the weights to a draw of the posterior around where they are saved."""
+        pieces = source.fill_([entry.parameter for entry in entries], draw)
+        for entry, z in zip(entries, pieces, strict=True):
+            deviation = self._precision_of(entry).rsqrt_()
+            torch.addcmul(entry.saved, z, deviation, value=entry.level, out=z)
 
-    def _passes(self) -> Iterator[Pass]:
-        products, params = self._run.products, [p for _, p in self._perturbed()]
-        products.settle(params)
-        try:
-            yield from super()._passes()
-        finally:
-            products.drop()
-        products.note(params)
+    def _precision_of(self, entry: Entry, level: float = 1.0) -> Tensor:
+        """λ(h+δ), over the square of ``level``."""
+        return self.base.curvature(entry.group, entry.parameter).mul_(entry.group["ess"] / level**2)
 
-    def _finish(self, part: Pass, weights: list[Tensor], saved: list[Tensor]) -> None:
+    def inverse_variances(self, entries: list[Entry]) -> list[Tensor]:
+        return [self._precision_of(entry, entry.level) for entry in entries]
+
+    def after_pass(self, part: Pass, entries: list[Entry]) -> None:
+        if self.estimate == "price":
+            super().after_pass(part, entries)
+
+    def before_step(self) -> None:
+        entries = self.entries()
         if self.estimate == "square":
+            gradients = [(entry.parameter, entry.gradient) for entry in entries]
+            self.base.estimates = {id(p): g.square() for p, g in gradients if g is not None}
             return
-        perturbed, count = self._perturbed(), len(self._signs())
-        scales = None
-        if part.last:
-            scales = [
-                self.base.curvature(group, p).mul_(group["ess"] / float(group[self.level_key]) ** 2)
-                for group, p in perturbed
-            ]
-        counts, params = tuple(self._pass_weights(count, part._share)), [p for _, p in perturbed]
-        self._run.products.take(part.index, counts, weights, saved, params, scales, self._run.earlier)
+        found = self.diagonal.pop(entries)
+        estimates = {id(entry.parameter): found[entry.number] for entry in entries if entry.number in found}
+        if self.signs == "steps" and entries:
+            estimates = self._of_two_steps(entries, estimates)
+        self.base.estimates = estimates
 
-    def _reads_gradients(self) -> bool:
-        return self.estimate == "price"
-
-    def _stepping(self) -> None:
-        perturbed = [p for _, p in self._perturbed()]
-        if self.estimate == "square":
-            self.base.estimates = {id(p): p.grad.square() for p in perturbed if p.grad is not None}
-            return
-        found = {id(perturbed[i]): estimate for i, estimate in self._run.products.pop(perturbed).items()}
-        if self.signs == "steps" and perturbed:
-            found = self._of_two_steps(perturbed, found)
-        self.base.estimates = found
-
-    def _of_two_steps(self, params: list[Tensor], found: dict[int, Tensor]) -> dict[int, Tensor]:
+    def _of_two_steps(self, entries: list[Entry], found: dict[int, Tensor]) -> dict[int, Tensor]:
         """Keeps what the first step of a pair has found; the mean of both, of the second."""
         both = {}
-        for p in params:
+        for p in [entry.parameter for entry in entries]:
             if id(p) in found and self.draws % 2 == 0:
                 self.state[p]["first"] = found[id(p)]
             elif self.draws % 2 and "first" in self.state[p]:
@@ -260,17 +241,17 @@ class IVON(RandomNoise):
         """
         self._require_idle("draw samples")
         phase, source = self._run.phase, NoiseSource("gaussian", "absolute", self.source.seed + SAMPLES)
-        weights = [p for _, p in self._perturbed()]
+        entries = self.entries()
         try:
             self._run.phase = "running"
             for index in range(count):
-                if not weights:
+                if not entries:
                     yield index
                     continue
                 with torch.no_grad():
                     if index == 0:
-                        self._save(weights)
-                    self._sample(source, self._run.saved[1], index)
+                        self._save(entries)
+                    self._sample(source, entries, index)
                     self._drop_stale_copies()
                 self._run.moved = self._run.sampling = True
                 yield index
@@ -281,8 +262,8 @@ class IVON(RandomNoise):
 
     # ---- checks ----------------------------------------------------------------------------------------------------
 
-    def _check_group(self, group: dict[str, Any], index: int) -> None:
-        super()._check_group(group, index)
+    def check_group(self, group: dict[str, Any], index: int) -> None:
+        super().check_group(group, index)
         limits = {
             "lr": lambda x: math.isfinite(x) and x >= 0,
             "ess": lambda x: math.isfinite(x) and x > 0,
@@ -300,3 +281,9 @@ class IVON(RandomNoise):
             raise ValueError("IVON with sharded weights has not been tried; use DDP")
         if any(p.is_floating_point() and torch.finfo(p.dtype).eps > 1e-6 for p in params):
             raise ValueError("IVON needs weights of float32 or more (its h moves by 1e-5 a step); compute in autocast")
+
+    @classmethod
+    def _check_arguments(cls, args: tuple[Any, ...]) -> None:
+        if args and isinstance(args[0], (type, Optimizer)):
+            raise TypeError("IVON is an optimizer of its own and wraps none: IVON(model.parameters(), lr, ess=...)")
+        super()._check_arguments(args)

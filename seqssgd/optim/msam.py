@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .batchnorm import BNStats
+from .entry import Entry
 from .limits import Range
 from .part import Pass
 from .passes import MultiPassOptimizer
@@ -59,28 +60,26 @@ class MSAM(MultiPassOptimizer):
         super().__init__(base, model=model, bn_stats=bn_stats)
         for group in (base.defaults, *base.param_groups):  # the defaults are for groups that are added later
             group.setdefault("rho", rho)
-        self._check_groups()
+        self.check_groups()
 
-    def _signs(self) -> Sequence[int]:
-        return (+1,) if any(v is not None for v in self._momenta()) else (0,)
+    def pass_signs(self) -> Sequence[int]:
+        return (+1,) if any(self._momentum(entry) is not None for entry in self.entries()) else (0,)
 
-    def _momenta(self) -> list[Tensor | None]:
-        """Of each perturbed parameter, None before its first step."""
-        states = [self.state.get(p, {}) for _, p in self._perturbed()]
-        return [next((state[key] for key in MOMENTA if state.get(key) is not None), None) for state in states]
+    def _momentum(self, entry: Entry) -> Tensor | None:
+        """v of a weight, None before its first step."""
+        state = self.state.get(entry.parameter, {})
+        return next((state[key] for key in MOMENTA if state.get(key) is not None), None)
 
-    def _perturb(self, part: Pass, weights: list[Tensor], saved: list[Tensor]) -> None:
-        momenta = self._momenta()
-        found = [v for v in momenta if v is not None]
-        if not found:
+    def perturb(self, part: Pass, entries: list[Entry]) -> None:
+        moved = [(entry, v) for entry in entries if (v := self._momentum(entry)) is not None]
+        if not moved:
             return
-        scale = 1 / (nn.utils.get_total_norm(found) + 1e-12)
-        for (group, _), w, v in zip(self._perturbed(), weights, momenta, strict=True):
-            if v is not None:
-                w.addcmul_(v.to(w), scale.to(w), value=-float(group["rho"]))
+        scale = 1 / (nn.utils.get_total_norm([v for _, v in moved]) + 1e-12)
+        for entry, v in moved:
+            entry.weight.addcmul_(v.to(entry.weight), scale.to(entry.weight), value=-entry.level)
 
-    def _check_group(self, group: dict[str, Any], index: int) -> None:
-        super()._check_group(group, index)
+    def check_group(self, group: dict[str, Any], index: int) -> None:
+        super().check_group(group, index)
         if not group.get(self.level_key):
             return
         if not (group.get("momentum", self.defaults.get("momentum")) or group.get("betas", self.defaults.get("betas"))):

@@ -158,16 +158,28 @@ class NoiseSource:
         return [ratios[i] for i in range(len(saved))]
 
 
-def are_too_coarse(weights: Sequence[Tensor], saved: Sequence[Tensor], levels: Sequence[float]) -> bool:
-    """Whether low precision takes much of a perturbation of norm level·‖w‖ away, of which there is a warning then.
+class PrecisionCheck:
+    """Warns, once, where low precision takes much of a perturbation of norm level·‖w‖ away.
 
     That is: its norm is off by more than 5 %, or more than a fifth of the numbers stay where they are.
-
-    Args:
-        weights: moved by it.
-        saved: copies of them unmoved.
-        levels: one for each weight.
     """
+
+    def __init__(self) -> None:
+        self._fine_at = math.inf  # the smallest level that was looked at
+
+    def check(self, weights: Sequence[Tensor], saved: Sequence[Tensor], levels: Sequence[float]) -> None:
+        """Looks, seldom, as it waits for the device: at half the level that was looked at before.
+
+        Args:
+            weights: moved by a perturbation.
+            saved: copies of them unmoved.
+            levels: one for each weight.
+        """
+        if min(levels) < self._fine_at / 2:
+            self._fine_at = 0.0 if _are_too_coarse(weights, saved, levels) else min(levels)
+
+
+def _are_too_coarse(weights: Sequence[Tensor], saved: Sequence[Tensor], levels: Sequence[float]) -> bool:
     sums = {"wanted": 0.0, "found": 0.0, "still": 0.0, "all": 0.0}
     dtypes = set()
     for p, w, level in zip(weights, saved, levels, strict=True):

@@ -1,10 +1,15 @@
-"""What the two gradients of a pair tell of the curvature, at no pass."""
+"""What the two gradients of a pair tell of the curvature, layer by layer, at no pass."""
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from .entry import Entry
+from .part import Pass
+from .products import NoiseTimesGradient
+from .random_noise import RandomNoise
+from .sharding import is_sharded
 
 
 class LayerCurvature(NamedTuple):
@@ -21,73 +26,100 @@ class LayerCurvature(NamedTuple):
     trace: Tensor
 
 
-class PairDots:
-    """Takes from each of two passes what is needed of it: n·g and ‖n‖², of every tensor. No n is stored."""
+class PairCurvature:
+    """nᵀHn and ‖n‖² of every tensor, from the passes of a step: no more is kept than these numbers.
+
+    Attributes:
+        recording: whether it looks at the passes.
+    """
 
     def __init__(self) -> None:
-        self._first: tuple[Tensor, Tensor, list[str], list[int]] | None = None  # n·g₊, ‖n‖², layers, sizes
-        self._found: tuple[Tensor, Tensor, list[str], list[int]] | None = None  # of pairs: nᵀHn, and the same
+        self.recording = False
+        self._products = NoiseTimesGradient(_total)
+        self._squares: list[Tensor] = []  # ‖n‖², of the loop under way
+        # Of the last step: the layers and sizes of the tensors, nᵀHn and ‖n‖² of each.
+        self._found: tuple[list[tuple[str, int]], Tensor, Tensor] | None = None
 
-    def start(
-        self,
-        layers: list[str],
-        weights: Sequence[Tensor],
-        saved: Sequence[Tensor],
-        params: Sequence[Tensor],
-        earlier: Mapping[int, Tensor],
-    ) -> None:
-        """Called after the first pass, while ``weights`` are still moved and ``.grad`` holds its gradient.
+    def record(self, recording: bool) -> None:
+        """Begins, or stops and forgets."""
+        self.recording, self._found = recording, None
 
-        Args:
-            layers: the layer of each of them.
-            earlier: by the ids of parameters, what else is in their gradients.
-        """
-        squares = [(moved - w).square().sum(dtype=torch.float64) for moved, w in zip(weights, saved, strict=True)]
-        sizes = [p.numel() for p in params]
-        self._first = _dots(weights, saved, params, earlier), torch.stack(squares), layers, sizes
-
-    def finish(
-        self,
-        weights: Sequence[Tensor],
-        saved: Sequence[Tensor],
-        params: Sequence[Tensor],
-        earlier: Mapping[int, Tensor],
-        continues: bool,
-    ) -> None:
-        """Called after the second pass, when ``.grad`` holds the sum of both.
+    def take(self, part: Pass, entries: list[Entry], continues: bool) -> None:
+        """After a pass, while the weights are still moved.
 
         Args:
-            continues: whether the pair before was of the same step.
+            continues: whether the figures so far are those of an earlier loop of the same step.
         """
-        if self._first is None:
+        if part.index == 0:
+            self._squares = [_total((entry.weight - entry.saved).square()) for entry in entries]
+        found = self._products.take(part, entries)
+        if not part.last:
             return
-        first, squares, layers, sizes = self._first
-        along = first + _dots(weights, saved, params, earlier) / 2  # n·g₊ + (−n)·(g₊ + g₋)/2
-        if continues and self._found is not None and self._found[2:] == (layers, sizes):
-            along = along + self._found[0]
-        self._first, self._found = None, (along, squares, layers, sizes)
+        along = torch.stack([found.get(e.number, s.new_zeros(())) for e, s in zip(entries, self._squares, strict=True)])
+        tensors = [(entry.layer, entry.weight.numel()) for entry in entries]
+        if continues and self._found is not None and self._found[0] == tensors:
+            along = along + self._found[1]
+        self._found = tensors, along, torch.stack(self._squares)
 
     def by_layer(self) -> dict[str, LayerCurvature]:
         """The figures of the step, summed over the tensors of a layer; empty if there was no pair of passes."""
         if self._found is None:
             return {}
-        alongs, squares, layers, sizes = self._found
+        tensors, alongs, squares = self._found
+        layers, sizes = [layer for layer, _ in tensors], [size for _, size in tensors]
+        short = {layer: layer.split(".", 1)[1] for layer in layers}
         found = {}
-        for layer in dict.fromkeys(layers):
+        for layer in short:
             mine = [i for i, name in enumerate(layers) if name == layer]
             along, square = alongs[mine].sum(), squares[mine].sum()
-            found[layer] = LayerCurvature(along, along * sum(sizes[i] for i in mine) / square)
+            name = short[layer] if len(set(short.values())) == len(short) else layer  # groups of two models
+            found[name] = LayerCurvature(along, along * sum(sizes[i] for i in mine) / square)
         return found
 
+    def __reduce__(self) -> Any:  # a copy of the optimizer records when it is told to
+        return type(self), ()
 
-def _dots(
-    weights: Sequence[Tensor], saved: Sequence[Tensor], params: Sequence[Tensor], earlier: Mapping[int, Tensor]
-) -> Tensor:
-    """The product of each weight's perturbation with its gradient, less what is ``earlier`` in that."""
-    dots = []
-    for moved, w, p in zip(weights, saved, params, strict=True):
-        n = moved - w
-        dots.append(n.new_zeros(()) if p.grad is None else (n * p.grad).sum(dtype=torch.float64))
-        if id(p) in earlier:
-            dots[-1] = dots[-1] - (n * earlier[id(p)]).sum(dtype=torch.float64)
-    return torch.stack([dot.double() for dot in dots])
+
+class RecordsCurvature(RandomNoise):
+    """Random noise with a pair of passes that tells the curvature of every layer."""
+
+    _pair: PairCurvature
+
+    def record_curvature(self, record: bool = True) -> None:
+        """From now on, whether :meth:`curvature` has something to tell: two dot products a pass, and no memory.
+
+        Raises:
+            ValueError: the two gradients are not of one minibatch (then their difference is that of the data too, and
+                drowns the curvature), sharded weights, or a granularity by filters, with noise of several sizes in a
+                layer.
+        """
+        if record:
+            self._check_curvature()
+        self._pair.record(record)
+
+    def curvature(self) -> dict[str, LayerCurvature]:
+        """What the last step's two gradients say of the curvature, by layer; see :meth:`record_curvature`.
+
+        Empty before the first pair of passes, and where nothing is recorded. Layers are those that had noise in that
+        step. Over several loops of one step the figures add up: with losses divided by the number of loops they are
+        those of the mean loss. With gradients that were scaled (a ``GradScaler``) they are scaled alike; with DDP each
+        process has the estimate of its own data.
+        """
+        return self._pair.by_layer() if self._pair.recording else {}
+
+    def after_pass(self, part: Pass, entries: list[Entry]) -> None:
+        super().after_pass(part, entries)
+        if self._pair.recording:
+            self._pair.take(part, entries, self._run.continues and any(e.earlier is not None for e in entries))
+
+    def _check_curvature(self) -> None:
+        if self.source.granularity.startswith("filter"):
+            raise ValueError(
+                f'curvature needs noise of one size in a layer, not granularity="{self.source.granularity}"'
+            )
+        if any(is_sharded(entry.parameter) for entry in self.entries()):
+            raise ValueError("curvature of sharded weights is not recorded; use DDP")
+
+
+def _total(products: Tensor) -> Tensor:
+    return products.sum(dtype=torch.float64)

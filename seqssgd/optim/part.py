@@ -16,6 +16,8 @@ class Pass:
         sign: +1 at w+n, -1 at w-n, 0 at the weights themselves.
         last: true in the last pass of the step: the one in which data-parallel gradients are synchronised
             (``with contextlib.nullcontext() if part.last else model.no_sync(): …``, around forward *and* backward).
+        share: how the minibatch is divided among the passes; None: each gets all of it.
+        importance: once the pass is done, how much each pass of the step counts in its gradient.
         cost: in passes over a whole minibatch: 0.5 if it works on a half, 2 if two processes work on the same.
     """
 
@@ -27,7 +29,8 @@ class Pass:
         share: Halves | None = None,
         weigh: Callable[[Tensor], Tensor] | None = None,
     ):
-        self.index, self.sign, self.last, self._share, self._weigh = index, sign, last, share, weigh
+        self.index, self.sign, self.last, self.share, self._weigh = index, sign, last, share, weigh
+        self.importance: tuple[Any, ...] = ()
         self.cost: float = 1 if share is None else 0.5
         if share is not None:
             share.begin(index)
@@ -73,7 +76,7 @@ class Pass:
         ...     model(x)[mask].square().mean().backward()
         >>> optimizer.step()
         """
-        parts = batch if self._share is None else self._share.split(self.index, batch, dim, count)
+        parts = batch if self.share is None else self.share.split(self.index, batch, dim, count)
         return parts[0] if len(parts) == 1 else parts
 
     def mean(self, losses: Tensor) -> Tensor:
@@ -84,7 +87,7 @@ class Pass:
         Raises:
             RuntimeError: the losses have been said to be sums (``reduction="sum"``).
         """
-        if self._share is not None and self._share.reduction == "sum":
+        if self.share is not None and self.share.reduction == "sum":
             raise RuntimeError('part.mean() gives a mean, and reduction="sum" says that the losses are sums')
         mean = losses.mean()
         if self._weigh is None:

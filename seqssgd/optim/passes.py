@@ -15,10 +15,10 @@ from torch.optim import Optimizer
 
 from . import gradients
 from .batchnorm import BNStats, RunningStatistics
-from .delegate import DelegatingOptimizer
+from .entry import Entry
 from .groups import check_trainable
 from .guards import check_all_in_groups, check_gradients, check_still, check_whose, norms_of, without_graph
-from .halves import Halves
+from .hooks import Hooks
 from .part import Pass
 from .sharding import gathering_modules, local
 
@@ -28,13 +28,13 @@ IN_A_TRAINER = (
 )
 
 
-class MultiPassOptimizer(DelegatingOptimizer):
+class MultiPassOptimizer(Hooks):
     """Wraps a ``torch.optim`` optimizer so that its step uses gradients from several passes.
 
     It is an :class:`torch.optim.Optimizer` whose ``param_groups``, ``state`` and ``defaults`` *are* the base's, so
     schedulers, ``add_param_group``, gradient scalers and checkpoints see one optimizer. A method says in
-    :meth:`_signs` how many passes a step has and in :meth:`_perturb` where they are; if need be, in
-    :meth:`_pass_weights` how much each counts and in :meth:`_finish` what becomes of its gradient. The rest is here.
+    :meth:`pass_signs` how many passes a step has and in :meth:`perturb` where they are; if need be, in
+    :meth:`pass_weights` how much each counts and in :meth:`after_pass` what becomes of its gradient. The rest is here.
 
     Args:
         base: the optimizer that steps. Its groups' ``"noise"`` entry is the noise level (absent: 0); see
@@ -61,60 +61,6 @@ class MultiPassOptimizer(DelegatingOptimizer):
             raise ValueError(f"bn_stats={bn_stats!r} needs model=, the module whose statistics are kept")
         super().__init__(base, model=model, bn_stats=bn_stats)
 
-    # ---- what a method defines -----------------------------------------------------------------------------------
-
-    @property
-    def averaged(self) -> nn.Module | None:
-        """The model to evaluate, where that is another than the one that is trained; else None."""
-        return None
-
-    def _signs(self) -> Sequence[int]:
-        """The sign of each pass of a step, in order."""
-        raise NotImplementedError
-
-    def _perturb(self, part: Pass, weights: list[Tensor], saved: list[Tensor]) -> None:
-        """Moves ``weights`` in place to where ``part`` takes its gradient; ``saved`` are copies of them unmoved.
-
-        In all but the first pass, ``.grad`` still holds what the passes before have left.
-        """
-        raise NotImplementedError
-
-    def _finish(self, part: Pass, weights: list[Tensor], saved: list[Tensor]) -> None:
-        """After ``part``: reads ``.grad``, the weighted sum over this step's passes so far, or alters it.
-
-        In the last pass there are also the gradients of loops before in it, ``_run.earlier``; see :meth:`_prepare`.
-        """
-
-    def _prepare(self, earlier: gradients.Gradients) -> gradients.Gradients | None:
-        """What :meth:`_finish` of the last pass makes ``earlier`` of, the gradients of loops before.
-
-        They are added before that pass, as data-parallel training exchanges them with its own. None: they are added
-        after it, and are not exchanged.
-        """
-        return earlier
-
-    def _reads_gradients(self) -> bool:
-        """Whether :meth:`_finish` makes use of the gradients."""
-        return False
-
-    def _stepping(self) -> None:
-        """Called when the base optimizer is about to step."""
-
-    def _stepped(self) -> None:
-        """Called when the base optimizer has stepped."""
-
-    def _weigher(self, index: int) -> Callable[[Tensor], Tensor] | None:
-        """What gives, in pass ``index``, the weights of the examples in the mean of their losses; None: all are 1."""
-        return None
-
-    def _pass_weights(self, passes: int, share: Halves | None) -> Sequence[float]:
-        """How much each pass counts in the step's gradient, the last one not 0."""
-        return [1 / passes] * passes if share is None else share.weights()
-
-    def _share(self) -> Halves | None:
-        """How a minibatch is divided over the passes; None: every pass gets all of it."""
-        return None
-
     # ---- the passes ------------------------------------------------------------------------------------------------
 
     @torch._disable_dynamo
@@ -136,7 +82,7 @@ class MultiPassOptimizer(DelegatingOptimizer):
     def _guarded_passes(self) -> Generator[Pass, None, None]:
         run = self._run
         self._require_idle("start another pass loop")
-        self._check_groups()
+        self.check_groups()
         check_trainable(self.param_groups, self.level_key)
         if not run.closure:
             run.watch.check_outside(self._name_of)
@@ -150,75 +96,89 @@ class MultiPassOptimizer(DelegatingOptimizer):
             run.first_loop = run.first_loop and not any(g.get(self.level_key) for g in self.param_groups)
         finally:  # also a second chance, should Ctrl-C hit the restoring itself
             self._restore()
-            run.perturbed = None
+            run.entries = None
             run.watch.end_loop()
             if run.phase == "running":
                 run.phase = "broken"
                 run.watch.condemn(self._parameters())
 
     def _passes(self) -> Iterator[Pass]:
-        self._run.perturbed = self._perturbed()  # whatever is frozen in the loop
-        weights = [p for _, p in self._run.perturbed]
-        self._run.gathering = gathering_modules(self.model, weights)
-        signs = self._signs() if weights else (0,)
+        entries = self._run.entries = self.entries()  # whatever is frozen in the loop
+        self._run.gathering = gathering_modules(self.model, [entry.parameter for entry in entries])
+        signs = self.pass_signs() if entries else (0,)
         if len(signs) > 1 and self._run.first_loop and self.model is not None:
             check_all_in_groups(self.model, self._parameters())
-        share = self._share() if weights else None
-        keeps = bool(weights) and self.bn_stats != "both"
+        share = self.share() if entries else None
+        keeps = bool(entries) and self.bn_stats != "both"
         statistics = RunningStatistics(self.model) if keeps and self.model is not None else None
         importance: Sequence[float] = (1.0,)
-        earlier = gradients.set_aside(self._parameters(), self._run.zeros) if weights else []
+        if entries:
+            self._begin(entries)
+        earlier = gradients.set_aside(self._parameters(), self._run.zeros) if entries else []
         try:
-            if weights:
-                self._save(weights)
+            if entries:
+                self._save(entries)
             for index, sign in enumerate(signs):
-                weigh = self._weigher(index) if weights else None
+                weigh = self.weigher(index) if entries else None
                 part = Pass(index, sign, index == len(signs) - 1, share, weigh)
                 part.cost *= self.processes_per_minibatch
-                if weights:
-                    self._move(part)
+                if entries:
+                    self._move(part, entries)
                 if index > 0:  # so that the sum, times the last pass's weight, is the weighted mean
                     gradients.scale(self._parameters(), importance[index - 1] / importance[index])
-                if part.last and (prepared := self._prepare(earlier)) is not None:
-                    prepared = [(p, gradient / importance[index]) for p, gradient in prepared]
-                    gradients.add(prepared)
-                    self._run.earlier = {id(p): g for p, g in prepared} if self._reads_gradients() else {}
+                if part.last and (carried := self.carry_over(earlier)) is not None:
+                    carried = [(p, gradient / importance[index]) for p, gradient in carried]
+                    gradients.add(carried)
+                    known = {id(p): local(gradient) for p, gradient in carried}
+                    for entry in entries:
+                        entry.earlier = known.get(id(entry.parameter))
                     earlier = []
                 with statistics.kept() if statistics and (self.bn_stats == "none" or index > 0) else nullcontext():
                     self._run.watch.start_pass(self._parameters())
                     yield part
                     self._run.watch.end_pass(self._name_of)
-                if weights:
-                    importance = self._pass_weights(len(signs), share)
-                    self._finish_pass(part)
+                if entries:
+                    importance = part.importance = tuple(self.pass_weights(len(signs), share))
+                    self._finish_pass(part, entries)
         finally:
             self._restore()
-            self._run.earlier = {}
         gradients.scale(self._parameters(), importance[-1])
         gradients.add(earlier)
+        if entries:
+            self._end(entries)
 
     @torch.no_grad()
-    def _save(self, weights: list[Tensor]) -> None:
-        weights = [local(p) for p in weights]
+    def _begin(self, entries: list[Entry]) -> None:
+        self.before_loop(entries)
+
+    @torch.no_grad()
+    def _end(self, entries: list[Entry]) -> None:
+        self.after_loop(entries)
+
+    @torch.no_grad()
+    def _save(self, entries: list[Entry]) -> None:
+        weights = [entry.weight for entry in entries]
         if not _same_layout(self._run.buffers, weights):
             self._run.buffers = [torch.empty_like(p) for p in weights]
         torch._foreach_copy_(self._run.buffers, weights)
+        for entry, buffer in zip(entries, self._run.buffers, strict=True):
+            entry.saved = buffer
         self._run.saved = weights, self._run.buffers  # from here on there is something to restore
 
     @torch.no_grad()
-    def _move(self, part: Pass) -> None:
+    def _move(self, part: Pass, entries: list[Entry]) -> None:
         run = self._run
-        self._perturb(part, *run.saved)
+        self.perturb(part, entries)
         self._drop_stale_copies()
         run.moved = part.sign != 0
         run.writes = [w._version for w in run.saved[0]]
         run.norms = norms_of(run.saved[0]) if run.first_loop else None
 
     @torch.no_grad()
-    def _finish_pass(self, part: Pass) -> None:
+    def _finish_pass(self, part: Pass, entries: list[Entry]) -> None:
         run = self._run
-        check_still(run.saved[0], run.writes, run.norms, lambda i: self._name_of(self._perturbed()[i][1]))
-        self._finish(part, *self._run.saved)
+        check_still(run.saved[0], run.writes, run.norms, lambda i: self._name_of(entries[i].parameter))
+        self.after_pass(part, entries)
 
     def _drop_stale_copies(self) -> None:
         torch.clear_autocast_cache()  # autocast would go on using its casts of the weights as they were,
@@ -233,13 +193,6 @@ class MultiPassOptimizer(DelegatingOptimizer):
             self._drop_stale_copies()
             self._run.saved = [], []
             self._run.moved = False
-
-    def _perturbed(self) -> list[tuple[dict[str, Any], Tensor]]:
-        """The weights that are moved, in order, each with its group."""
-        if self._run.perturbed is not None:
-            return self._run.perturbed
-        groups = [group for group in self.param_groups if group.get(self.level_key)]
-        return [(group, p) for group in groups for p in group["params"] if p.requires_grad]
 
     # ---- stepping --------------------------------------------------------------------------------------------------
 
@@ -262,7 +215,7 @@ class MultiPassOptimizer(DelegatingOptimizer):
         """
         self._require_idle("step")
         if not self._run.noisy:
-            self._check_groups()  # somebody may have set a level
+            self.check_groups()  # somebody may have set a level
         if self._run.phase == "broken":
             raise RuntimeError(
                 "step() after a pass loop that was left half-way; call zero_grad() and run a whole loop over passes()"
@@ -289,13 +242,13 @@ class MultiPassOptimizer(DelegatingOptimizer):
                 check_gradients(self._parameters())
         if not empty:
             self._run.watch.check_outside(self._name_of)
-            self._stepping()
+            self.before_step()
         self.base.step()
         if self._run.phase == "complete" and any(g.get(self.level_key) for g in self.param_groups):
             self.draws += 1
         self._run.phase, self._run.heard = "idle", False
         if not empty:
-            self._stepped()
+            self.after_step()
         self._note_position()
         return loss
 
@@ -313,7 +266,7 @@ class MultiPassOptimizer(DelegatingOptimizer):
                     loss = closure()
                 watch.check_closure(copies, self._name_of)
                 gradients.add(summed)
-                if part._share is not None:
+                if part.share is not None:
                     raise RuntimeError("a closure cannot say how its minibatch splits: use passes() and part.take()")
                 losses.append(without_graph(loss))
         finally:

@@ -27,7 +27,7 @@ class SinglePass(MultiPassOptimizer):
 
     level_key = "unperturbed"
 
-    def _signs(self) -> Sequence[int]:
+    def pass_signs(self) -> Sequence[int]:
         return (0,)
 
 
@@ -69,7 +69,7 @@ class OneSidedNoise(RandomNoise):
         super().__init__(base, distribution=distribution, granularity=granularity, **settings)
         self.copies = copies
 
-    def _signs(self) -> Sequence[int]:
+    def pass_signs(self) -> Sequence[int]:
         return (+1,) * self.copies
 
 
@@ -107,10 +107,10 @@ class NSO(RandomNoise):
         super().__init__(base, distribution=distribution, granularity=granularity, **settings)
         self.pairs, self.clean_weight = pairs, clean_weight
 
-    def _signs(self) -> Sequence[int]:
+    def pass_signs(self) -> Sequence[int]:
         return (0,) * (self.clean_weight > 0) + (+1, -1) * self.pairs
 
-    def _pass_weights(self, passes: int, share: Halves | None) -> Sequence[float]:
+    def pass_weights(self, passes: int, share: Halves | None) -> Sequence[float]:
         clean = [self.clean_weight] * (self.clean_weight > 0)
         return clean + [(1 - self.clean_weight) / (2 * self.pairs)] * (2 * self.pairs)
 
@@ -147,13 +147,13 @@ class MRWP(RandomNoise):
         super().__init__(base, distribution=distribution, granularity=granularity, **settings)
         self.clean_weight = clean_weight
 
-    def _signs(self) -> Sequence[int]:
+    def pass_signs(self) -> Sequence[int]:
         return (0, +1)
 
-    def _share(self) -> Halves:
+    def share(self) -> Halves:
         return Halves(reduction=None)
 
-    def _pass_weights(self, passes: int, share: Halves | None) -> Sequence[float]:
+    def pass_weights(self, passes: int, share: Halves | None) -> Sequence[float]:
         if share is not None:
             share.weights()  # checks that the pass took its half
         return (self.clean_weight, 1 - self.clean_weight)

@@ -9,15 +9,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .batchnorm import BNStats
+from .entry import Entry
 from .groups import HIGHEST_LEVEL
-from .noise import NORMS, Distribution, Granularity, NoiseSource, are_too_coarse
+from .noise import NORMS, Distribution, Granularity, NoiseSource, PrecisionCheck
 from .passes import MultiPassOptimizer, Pass
 
 
 class RandomNoise(MultiPassOptimizer):
     """Moves the weights by perturbations from a private stream.
 
-    A method says in :meth:`_signs` where the passes of a step are: at w itself (0, which comes first of all), at w
+    A method says in :meth:`pass_signs` where the passes of a step are: at w itself (0, which comes first of all), at w
     plus a new perturbation (+1), or at the reflection about w of the pass before (-1).
 
     Args:
@@ -42,6 +43,7 @@ class RandomNoise(MultiPassOptimizer):
         model: nn.Module | None = None,
         bn_stats: BNStats = "both",
     ):
+        self._precision = PrecisionCheck()
         super().__init__(base, model=model, bn_stats=bn_stats)
         if not any(self.level_key in group for group in base.param_groups):
             raise ValueError("no parameter group has a noise level; build them with noise_groups(model, noise=...)")
@@ -54,23 +56,34 @@ class RandomNoise(MultiPassOptimizer):
         """
         return self.source.norm(weights, float(group.get(self.level_key, 0.0)))
 
-    def _perturb(self, part: Pass, weights: list[Tensor], saved: list[Tensor]) -> None:
+    def perturb(self, part: Pass, entries: list[Entry]) -> None:
+        """To w + n where the sign is +1, and to the reflection of that about w where it is -1."""
         if part.sign > 0 or (part.sign < 0 and part.index == 0):
             self._warn_of_twins()
-            self._add_noise(weights, saved, self._draw(part.index))
+            self.add_noise(entries, self.draw_number(part.index))
         if part.sign < 0:
-            torch._foreach_lerp_(weights, saved, 2.0)  # the reflection 2w - (w+n) = w - n
+            weights, saved = [entry.weight for entry in entries], [entry.saved for entry in entries]
+            torch._foreach_lerp_(weights, saved, 2.0)  # 2w - (w+n) = w - n
 
-    def _add_noise(self, weights: list[Tensor], saved: list[Tensor], draw: int) -> None:
+    def add_noise(self, entries: list[Entry], draw: int) -> None:
         """Sets the weights to w + n, n being perturbation ``draw`` of the stream."""
-        perturbed, layers = self._perturbed(), self._layers()
-        params, levels = [p for _, p in perturbed], [float(group[self.level_key]) for group, _ in perturbed]
-        self.source.add_(params, saved, levels, layers, draw, self._shapes(params, layers))
-        if self.source.granularity in NORMS and min(levels) < self._run.checked / 2:  # seldom, as it waits
-            self._run.checked = 0.0 if are_too_coarse(params, saved, levels) else min(levels)
+        params, saved = [entry.parameter for entry in entries], [entry.saved for entry in entries]
+        levels, layers = [entry.level for entry in entries], [entry.layer for entry in entries]
+        self.source.add_(params, saved, levels, layers, draw, self.shapes(entries))
+        if self.source.granularity in NORMS:
+            self._precision.check(params, saved, levels)
 
-    def _check_groups(self) -> None:
-        super()._check_groups()
+    def shapes(self, entries: list[Entry]) -> list[Tensor] | None:
+        """What the elements of the noise are multiplied with before it is scaled to its size; None: nothing."""
+        return None
+
+    def draw_number(self, index: int) -> int:
+        """Which perturbation of the stream is added in pass ``index`` of this step."""
+        signs = list(self.pass_signs())
+        return self.draws * signs.count(+1) + signs[:index].count(+1)
+
+    def check_groups(self) -> None:
+        super().check_groups()
         source = getattr(self, "source", None)  # not yet, in the first check
         if source is None or source.granularity not in NORMS:
             return
@@ -82,20 +95,6 @@ class RandomNoise(MultiPassOptimizer):
                 stacklevel=2,
             )
 
-    def _layers(self) -> list[str]:
-        """The layer of each weight that is moved."""
-        moved = {id(p) for _, p in self._perturbed()}
-        return [
-            f"{number}.{name}"  # groups of two models may name different layers alike
-            for number, group in enumerate(self.param_groups)
-            for name, p in zip(group.get("layers") or range(len(group["params"])), group["params"], strict=True)
-            if id(p) in moved
-        ]
-
-    def _shapes(self, params: list[Tensor], layers: list[str]) -> list[Tensor] | None:
-        """What makes the noise of some weights larger than that of others, before it is scaled to its size."""
-        return None
-
     def _warn_of_twins(self) -> None:
         self._run.watch.seed = self.source.seed
         if self._run.watch.draws_as_another():
@@ -105,14 +104,9 @@ class RandomNoise(MultiPassOptimizer):
                 stacklevel=2,
             )
 
-    def _draw(self, index: int) -> int:
-        """Which perturbation of the stream is added in pass ``index`` of this step."""
-        signs = list(self._signs())
-        return self.draws * signs.count(+1) + signs[:index].count(+1)
+    def position(self) -> dict[str, Any]:
+        return {**super().position(), "seed": self.source.seed}
 
-    def _position(self) -> dict[str, Any]:
-        return {**super()._position(), "seed": self.source.seed}
-
-    def _go_to(self, position: Mapping[str, Any]) -> None:
-        super()._go_to(position)
+    def go_to(self, position: Mapping[str, Any]) -> None:
+        super().go_to(position)
         self.source.seed = position.get("seed", self.source.seed)

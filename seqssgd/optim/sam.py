@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from typing import Annotated
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from .batchnorm import BNStats
+from .entry import Entry
 from .halves import Halves
 from .limits import Range, check_settings
 from .passes import MultiPassOptimizer, Pass
@@ -64,25 +65,25 @@ class SAM(MultiPassOptimizer):
         super().__init__(base, model=model, bn_stats=bn_stats)
         for group in (base.defaults, *base.param_groups):  # the defaults are for groups that are added later
             group.setdefault("rho", rho)
-        self._check_groups()
+        self.check_groups()
         self.adaptive, self.eta = adaptive, eta
 
-    def _signs(self) -> Sequence[int]:
+    def pass_signs(self) -> Sequence[int]:
         return (0, +1)
 
-    def _pass_weights(self, passes: int, share: Halves | None) -> Sequence[float]:
+    def pass_weights(self, passes: int, share: Halves | None) -> Sequence[float]:
         return (0.0, 1.0)
 
-    def _perturb(self, part: Pass, weights: list[Tensor], saved: list[Tensor]) -> None:
+    def perturb(self, part: Pass, entries: list[Entry]) -> None:
         if part.index == 0:
             return
-        moved = [(group["rho"], p, p.grad) for group, p in self._perturbed() if p.grad is not None]
+        moved = [(entry, p, p.grad) for entry in entries if (p := entry.parameter).grad is not None]
         if not moved:
             raise RuntimeError("SAM found no gradient after its first pass; call backward() in every pass")
         norm = nn.utils.get_total_norm([g * (p.abs() + self.eta) if self.adaptive else g for _, p, g in moved])
         scale = 1 / (local(norm.full_tensor() if is_sharded(norm) else norm) + 1e-12)
-        for rho, p, g in moved:
-            w, gradient = local(p), local(g)
+        for entry, _, g in moved:
+            w, gradient = entry.weight, local(g)
             if self.adaptive:
                 gradient = gradient * (w.abs() + self.eta).square()
-            w.addcmul_(gradient, scale.to(w), value=rho)
+            w.addcmul_(gradient, scale.to(w), value=entry.level)

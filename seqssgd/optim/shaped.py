@@ -1,20 +1,21 @@
 """S-SGD whose noise follows the curvature that its pair measures."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from .diagonal import DiagonalEstimate, EstimatesDiagonal
+from .entry import Entry
 from .limits import Range, check_settings
-from .part import Pass
 from .shaping import CurvatureShape
 from .sharding import is_sharded
 from .symmetric import SymmetricNoise
 
 
-class ShapedNoise(SymmetricNoise):
+class ShapedNoise(EstimatesDiagonal, SymmetricNoise):
     r"""S-SGD with noise that is smaller for weights whose change costs much, and as large as ever in a layer:
 
     .. math:: n_i \propto \frac{z_i}{\sqrt{\max(h_i, 0)+\delta}}, \qquad \|n\|_2 = c\,\|w\|_2 \text{ in each layer,}
@@ -55,7 +56,7 @@ class ShapedNoise(SymmetricNoise):
         **settings: Any,
     ):
         check_settings(ShapedNoise, curvature_decay=curvature_decay, damping=damping)
-        self.shape = CurvatureShape(curvature_decay, damping)
+        self.shape, self.diagonal = CurvatureShape(curvature_decay, damping), DiagonalEstimate()
         super().__init__(base, **settings)
         if self.signs not in ("batch", "halves"):
             raise ValueError(f'shaped noise needs both signs in a step: signs="batch" or "halves", not "{self.signs}"')
@@ -64,64 +65,32 @@ class ShapedNoise(SymmetricNoise):
                 f'shaped noise has one size in a layer or a tensor, not granularity="{self.source.granularity}"'
             )
 
-    def record_curvature(self, record: bool = True) -> None:
-        """Refused: the trace is estimated from noise of one size in a layer.
+    def shapes(self, entries: list[Entry]) -> list[Tensor]:
+        return [precision.rsqrt_() for precision in self.shape.precisions(entries)]
 
-        Raises:
-            ValueError: always, if there is something to record.
-        """
-        if record:
-            raise ValueError("curvature by layer needs noise of one size in a layer, and this follows the curvature")
+    def inverse_variances(self, entries: list[Entry]) -> list[Tensor]:
+        found = self.shape.precisions(entries)  # E[n∘n] = s² / precision
+        for entry, precision in zip(entries, found, strict=True):
+            size = (entry.weight - entry.saved).square().sum() / precision.reciprocal().sum()  # s²
+            precision.div_(size.clamp_min(torch.finfo(size.dtype).tiny))
+        return found
 
-    def _means(self) -> list[Tensor | None]:
-        """h of each weight that is moved, None where nothing is known."""
-        numbers = {id(p): number for number, p in enumerate(self._parameters())}
-        return [self._run.means.get(numbers[id(p)]) for _, p in self._perturbed()]
+    def before_step(self) -> None:
+        for number, estimate in self.diagonal.pop(self.entries()).items():
+            self.shape.update(number, estimate)
 
-    def _precisions(self) -> list[Tensor]:
-        return self.shape.precisions(self._means(), [p for _, p in self._perturbed()], self._layers())
+    def position(self) -> dict[str, Any]:
+        return {**super().position(), "means": dict(self.shape.means)}
 
-    def _shapes(self, params: list[Tensor], layers: list[str]) -> list[Tensor]:
-        return [precision.rsqrt_() for precision in self._precisions()]
+    def go_to(self, position: Mapping[str, Any]) -> None:
+        super().go_to(position)
+        self.shape.means.clear()
+        self.shape.means.update({number: mean.clone() for number, mean in position.get("means", {}).items()})
 
-    def _passes(self) -> Iterator[Pass]:
-        products, params = self._run.products, [p for _, p in self._perturbed()]
-        products.settle(params)
-        try:
-            yield from super()._passes()
-        finally:
-            products.drop()
-        products.note(params)
-
-    def _finish(self, part: Pass, weights: list[Tensor], saved: list[Tensor]) -> None:
-        super()._finish(part, weights, saved)
-        params, scales = [p for _, p in self._perturbed()], None
-        if part.last:  # E[n∘n] = s² / precision
-            scales = self._precisions()
-            for precision, moved, w in zip(scales, weights, saved, strict=True):
-                size = (moved - w).square().sum() / precision.reciprocal().sum()  # s²
-                precision.div_(size.clamp_min(torch.finfo(size.dtype).tiny))
-        counts = tuple(self._pass_weights(2, part._share))
-        self._run.products.take(part.index, counts, weights, saved, params, scales, self._run.earlier)
-
-    def _reads_gradients(self) -> bool:
-        return True
-
-    def _stepping(self) -> None:
-        params = [p for _, p in self._perturbed()]
-        numbers = {id(p): number for number, p in enumerate(self._parameters())}
-        for index, estimate in self._run.products.pop(params).items():
-            number = numbers[id(params[index])]
-            self._run.means[number] = self.shape.update(self._run.means.get(number), estimate)
-
-    def _position(self) -> dict[str, Any]:
-        return {**super()._position(), "means": dict(self._run.means)}
-
-    def _go_to(self, position: Mapping[str, Any]) -> None:
-        super()._go_to(position)
-        self._run.means = {number: mean.clone() for number, mean in position.get("means", {}).items()}
-
-    def _check_groups(self) -> None:
-        super()._check_groups()
-        if any(is_sharded(p) for _, p in self._perturbed()):
+    def check_groups(self) -> None:
+        super().check_groups()
+        if any(is_sharded(entry.parameter) for entry in self.entries()):
             raise ValueError("shaped noise with sharded weights has not been tried; use DDP")
+
+    def _check_curvature(self) -> None:
+        raise ValueError("curvature by layer needs noise of one size in a layer, and this follows the curvature")

@@ -1,9 +1,9 @@
 """Noise that follows the curvature: smaller for weights whose change costs much, larger for the others."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
+
+from .entry import Entry
 
 
 class CurvatureShape:
@@ -19,22 +19,23 @@ class CurvatureShape:
 
     def __init__(self, decay: float, damping: float):
         self.decay, self.damping = decay, damping
+        self.means: dict[int, Tensor] = {}  # h, by the number of the weight
 
-    def precisions(
-        self, means: Sequence[Tensor | None], params: Sequence[Tensor], layers: Sequence[str]
-    ) -> list[Tensor]:
-        """(max(h, 0) + δ) over the mean of max(h, 0) in the layer, for each parameter; ones where h is not known."""
-        found: list[Tensor] = [torch.ones_like(p) for p in params]
-        for layer in dict.fromkeys(layers):
-            mine = [i for i, name in enumerate(layers) if name == layer]
-            known = [h.to(params[i]).clamp(min=0) for i in mine if (h := means[i]) is not None]
+    def precisions(self, entries: list[Entry]) -> list[Tensor]:
+        """(max(h, 0) + δ) over the mean of max(h, 0) in the layer, for each weight; ones where h is not known."""
+        found: list[Tensor] = [torch.ones_like(entry.weight) for entry in entries]
+        for layer in dict.fromkeys(entry.layer for entry in entries):
+            mine = [i for i, entry in enumerate(entries) if entry.layer == layer]
+            means = [(entries[i], self.means.get(entries[i].number)) for i in mine]
+            known = [h.to(entry.weight).clamp(min=0) for entry, h in means if h is not None]
             if len(known) == len(mine):
                 size = torch.stack([h.sum() for h in known]).sum() / sum(h.numel() for h in known)
                 for i, h in zip(mine, known, strict=True):
                     found[i] = torch.where(size > 0, h / torch.where(size > 0, size, 1.0) + self.damping, 1.0)
         return found
 
-    def update(self, mean: Tensor | None, estimate: Tensor) -> Tensor:
-        """The running mean with one more estimate in it. (That it starts from 0 is of no matter for a shape.)"""
-        mean = torch.zeros_like(estimate) if mean is None else mean.to(estimate)
-        return mean.mul_(self.decay).add_(estimate, alpha=1 - self.decay)
+    def update(self, number: int, estimate: Tensor) -> None:
+        """Takes one more estimate of a weight in. (That the mean starts from 0 is of no matter for a shape.)"""
+        before = self.means.get(number)
+        mean = torch.zeros_like(estimate) if before is None else before.to(estimate)
+        self.means[number] = mean.mul_(self.decay).add_(estimate, alpha=1 - self.decay)

@@ -1,21 +1,19 @@
 """Where an optimizer stands between and within its steps."""
 
-import math
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
-from .diagonal import PassProducts
+from .entry import Entry
 from .gradients import Zeros
 from .guards import GradientWatch
-from .pair import PairDots
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
 
 
 class StepState:
-    """All that changes from pass to pass and from step to step.
+    """All that changes from pass to pass and from step to step, whatever the method. (A method's own it keeps itself.)
 
     It is one object, changed in place, because trainers wrap an optimizer in proxies: some run its methods with
     themselves as ``self``, others copy its attributes. Whichever of them starts the passes, the one that steps knows.
@@ -28,30 +26,22 @@ class StepState:
         continues: whether the loop adds to those of other loops of one step.
         closure: whether the passes under way are those of ``step(closure)``.
         saved: the weights and their copies, while they are moved.
-        perturbed: the weights with their groups, as they were when the loop began; None outside of it.
+        entries: the weights that are moved, as they were when the loop began; None outside of it.
         moved: whether the weights are at another place than their own just now.
         writes: how often each of the weights had been written to when the pass began.
         norms: what their norms were then; taken in the first loop only.
-        checked: the smallest level at which the weights were seen to move as they should; 0: they did not.
         sampling: whether they were moved in order to be evaluated there.
         training: whether the model was in training mode when the loop began.
         buffers: the one extra copy of the weights, reused from step to step.
         watch: knows where the gradients come from.
-        earlier: gradients of loops before, by parameter, that are part of those of the last pass.
         zeros: knows which of them are 0.
         gathering: the FSDP2 modules that must gather anew when weights move.
-        pair: what a pair of passes tells of the curvature, where that is recorded.
-        means: running means of the diagonal, by the numbers of the parameters, for noise that follows them.
-        products: and what the passes tell of its diagonal, where a method uses that.
-        steps, weighed, weighing: counts of the methods that average weights and that weigh examples.
     """
 
     def __init__(self) -> None:
         self.phase: Literal["idle", "running", "complete", "broken"] = "idle"
         self.draws = 0
-        self.means: dict[int, Tensor] = {}
         self.noisy = self.heard = False
-        self.steps = self.weighed = self.weighing = 0
         self.forget()
 
     def forget(self) -> None:
@@ -59,20 +49,16 @@ class StepState:
         self.closure = self.continues = False
         self.watch, self.zeros = GradientWatch(), Zeros()
         self.saved: tuple[list[Tensor], list[Tensor]] = [], []
-        self.perturbed: list[tuple[dict[str, Any], Tensor]] | None = None
+        self.entries: list[Entry] | None = None
         self.moved = self.sampling = self.training = False
         self.writes: list[int] = []
         self.norms: list[Tensor] | None = None
         self.first_loop = True
-        self.checked = math.inf
         self.buffers: list[Tensor] = []
         self.gathering: list[FSDPModule] = []
-        self.earlier: dict[int, Tensor] = {}
-        self.pair: PairDots | None = None
-        self.products = PassProducts()
 
     def __getstate__(self) -> dict[str, Any]:  # for pickle and copy.deepcopy
-        return {key: value for key, value in self.__dict__.items() if isinstance(value, (int, str)) or key == "means"}
+        return {key: value for key, value in self.__dict__.items() if isinstance(value, (int, str))}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

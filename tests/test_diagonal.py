@@ -1,0 +1,77 @@
+"""The estimate of the Hessian's diagonal between the passes and the step: loops that went wrong leave nothing in it."""
+
+import pytest
+import torch
+from peer_methods import METHODS, X, bits, losses_of, network, same_bits
+from torch import nn
+
+from seqssgd.optim import IVON
+
+every_estimate = pytest.mark.parametrize("name", ["ivon", "ivon_batch", "ivon_steps", "ssgd_shaped"])
+
+
+def make(name):
+    model = network()
+    return model, METHODS[name][0](model, lr=0.1)
+
+
+def one_loop(model, optimizer, factor=1.0):
+    for part in optimizer.passes():
+        (factor * part.mean(losses_of(model))).backward()
+
+
+def step(model, optimizer):
+    one_loop(model, optimizer)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def takes_the_steps_of_a_new_one(name, model, optimizer):
+    fresh, reference = make(name)
+    for _ in range(3):
+        step(model, optimizer)
+        step(fresh, reference)
+    return same_bits(bits(model), bits(fresh))
+
+
+@every_estimate
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_a_loop_that_overflowed_and_was_cleared_is_forgotten(name, set_to_none):
+    model, optimizer = make(name)
+    one_loop(model, optimizer, float("inf"))
+    optimizer.zero_grad(set_to_none=set_to_none)
+    assert takes_the_steps_of_a_new_one(name, model, optimizer)
+
+
+@every_estimate
+def test_a_loop_of_gradients_that_are_zero_gives_an_estimate_of_zero(name):
+    model, optimizer = make(name)
+    one_loop(model, optimizer, 0.0)
+    for p in model.parameters():
+        p.grad.add_(1)  # by hand, as a penalty would: what the sum of the passes is scaled by is 1/0
+    optimizer.step()
+    assert all(p.isfinite().all() for p in model.parameters())
+    states = [optimizer.state[p] for p in model.parameters()]
+    assert all(state["hess"].isfinite().all() for state in states if "hess" in state)
+    assert all(mean.eq(0).all() for mean in optimizer.position().get("means", {}).values())
+
+
+@pytest.mark.parametrize("signs", ["batch", "one"])
+def test_a_loop_that_was_left_half_way_is_in_no_later_estimate(signs):
+    """The weight that it has seen has no gradient in the first pass of the next loop."""
+    found = []
+    for interrupted in (False, True):
+        torch.manual_seed(0)
+        model = nn.ModuleList([nn.Linear(4, 1), nn.Linear(4, 1)]).double()
+        optimizer = IVON(model.parameters(), 0.1, ess=50.0, signs=signs)
+        if interrupted:
+            for _ in optimizer.passes():
+                (model[0](X) + model[1](X)).square().mean().backward()
+                break
+            optimizer.zero_grad()
+        for part in optimizer.passes():
+            outputs = model[0](X) + (model[1](X) if part.last else 0)
+            outputs.square().mean().backward()
+        optimizer.step()
+        found.append([optimizer.state[p]["hess"].clone() for p in model.parameters()])
+    assert same_bits(*found)

@@ -1,0 +1,234 @@
+"""A step is what was asked for, or an error that says what to do: closures, levels that come late, loops taken back."""
+
+import pytest
+import torch
+from peer_methods import HALVES, METHODS, bits, same_bits
+from refusals import (
+    by_hand,
+    by_the_model,
+    by_the_optimizer,
+    every_method,
+    is_refused_and_then_as_good_as_new,
+    loss_in,
+    make,
+    one_step_of,
+)
+from regression import equal, loss_of, regression, weights_of
+from torch import nn
+
+from seqssgd.optim import SymmetricNoise
+
+# ---- closures --------------------------------------------------------------------------------------------------------
+
+
+def test_a_closure_that_clips_every_pass_is_refused():
+    model, optimizer = regression()
+
+    def closure():
+        optimizer.zero_grad()
+        loss = loss_of(model)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+        return loss
+
+    with pytest.raises(RuntimeError, match="clipping between the loop and step"):
+        optimizer.step(closure)
+
+
+@pytest.mark.parametrize("clear", [None, by_the_optimizer, by_the_model, by_hand])
+def test_a_closure_on_top_of_gradients_from_outside_is_refused_unless_it_clears_them(clear):
+    """As trainers accumulate: the closures of all minibatches but the last are called without a step."""
+    model, optimizer = regression()
+    other, reference = regression()
+
+    def closure():
+        if clear is not None:
+            clear(model, optimizer)
+        loss = loss_of(model)
+        loss.backward()
+        return loss
+
+    closure()
+    if clear is None:
+        with pytest.raises(RuntimeError, match="a trainer that accumulates"):
+            optimizer.step(closure)
+        return
+    optimizer.step(closure)
+    one_step_of(other, reference)
+    assert equal(weights_of(model), weights_of(other))
+
+
+def test_a_closure_with_a_backward_of_its_own_after_a_loop_is_refused():
+    model, optimizer = regression()
+    for _ in optimizer.passes():
+        loss_of(model).backward()
+
+    def closure():
+        optimizer.zero_grad()
+        loss = loss_of(model)
+        loss.backward()
+        return loss
+
+    with pytest.raises(RuntimeError, match="did not come through passes"):
+        optimizer.step(closure)
+
+
+# ---- levels that come late, loops that are taken back ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["set", "loaded"])
+def test_noise_that_comes_after_the_optimizer_asks_for_passes_at_once(how):
+    model, optimizer = regression(noise=0.0)
+    if how == "set":
+        optimizer.param_groups[0]["noise"] = 0.5
+    else:
+        optimizer.load_state_dict(regression()[1].state_dict())
+        assert model[0].weight._post_accumulate_grad_hooks
+    clean = weights_of(model)
+    loss_of(model).backward()
+    with pytest.raises(RuntimeError, match="without passes"):
+        optimizer.step()
+    assert equal(weights_of(model), clean)
+
+
+@every_method
+def test_a_step_after_passes_without_any_backward_is_refused(name):
+    if name in HALVES or "covariance" in name or "sam" in name:
+        return  # they ask for what is missing in the loop themselves
+
+    def wrong(model, optimizer):
+        for _ in optimizer.passes():
+            pass
+        optimizer.step()
+
+    is_refused_and_then_as_good_as_new(name, wrong, "no pass had a backward")
+
+
+@pytest.mark.parametrize("gradients_of", ["zeros", "none"])
+def test_a_step_on_gradients_that_were_only_cleared_is_refused(gradients_of):
+    model, optimizer = regression()
+    one_step_of(model, optimizer)
+    clean = weights_of(model)
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p) if gradients_of == "zeros" else None
+    for _ in optimizer.passes():
+        loss_of(model)
+    with pytest.raises(RuntimeError, match="no pass had a backward"):
+        optimizer.step()
+    with pytest.raises(RuntimeError, match="no pass had a backward"):
+        regression()[1].step(lambda: loss_of(model))
+    assert equal(weights_of(model), clean)
+
+
+def test_passes_may_be_without_backward_where_that_is_meant():
+    model, optimizer = regression()
+    clean = weights_of(model)
+    optimizer.step(lambda: None)  # a closure that skips its minibatch
+    assert equal(weights_of(model), clean)
+    summed = [torch.zeros_like(p) for p in model.parameters()]
+    for _ in optimizer.passes():
+        for total, g in zip(summed, torch.autograd.grad(loss_of(model), list(model.parameters())), strict=True):
+            total.add_(g / 2)
+    for p, total in zip(model.parameters(), summed, strict=True):
+        p.grad = total  # by hand
+    optimizer.step()
+    assert not equal(weights_of(model), clean)
+
+
+def test_a_loop_that_zero_grad_took_back_is_none():
+    model, optimizer = regression()
+    other, reference = regression()
+    calls = []
+
+    def closure():
+        calls.append(1)
+        optimizer.zero_grad()
+        loss = loss_of(model)
+        loss.backward()
+        return loss
+
+    for _ in optimizer.passes():
+        loss_of(model).backward()
+    optimizer.zero_grad()  # the minibatch is skipped
+    with pytest.raises(RuntimeError, match="without passes"):
+        optimizer.step()
+    assert optimizer.draws == 0
+    optimizer.step(closure)
+    one_step_of(other, reference)
+    assert len(calls) == 2 and equal(weights_of(model), weights_of(other))
+
+
+@pytest.mark.parametrize("how", ["break", "error"])
+def test_a_loop_that_is_left_with_its_iterator_in_a_variable_says_how_to_end_it(how):
+    model, optimizer = regression()
+    clean = weights_of(model)
+    it = optimizer.passes()
+    try:
+        for _ in it:
+            loss_of(model).backward()
+            if how == "error":
+                raise ValueError
+            break
+    except ValueError:
+        pass
+    for forbidden in (optimizer.step, optimizer.zero_grad, optimizer.state_dict, optimizer.passes):
+        with pytest.raises(RuntimeError, match=r"it\.close\(\)"):
+            forbidden()
+    it.close()
+    assert equal(weights_of(model), clean)
+    optimizer.zero_grad()
+    one_step_of(model, optimizer)
+    other, reference = regression()
+    one_step_of(other, reference)
+    assert equal(weights_of(model), weights_of(other))
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name][2] > 1])
+def test_a_weight_that_is_frozen_inside_a_loop_is_moved_and_brought_back_in_it_all_the_same(name):
+    model, optimizer = make(name)
+    clean = bits(model)
+    for part in optimizer.passes():
+        loss_in(part, model).backward()
+        model[0].weight.requires_grad_(False)
+    assert same_bits(bits(model), clean)
+    optimizer.step()
+    optimizer.zero_grad()
+    frozen = model[0].weight.detach().clone()
+    for _ in optimizer.passes():  # and from the next one on it is left alone
+        assert torch.equal(model[0].weight, frozen)
+        break
+
+
+def test_a_closure_that_returns_no_loss_is_named():
+    model, optimizer = regression()
+    clean = weights_of(model)
+
+    def closure():
+        loss = loss_of(model)
+        loss.backward()
+        return loss, {"outputs": None}
+
+    with pytest.raises(TypeError, match="the closure must return the loss, a tensor or a number, not tuple"):
+        optimizer.step(closure)
+    assert equal(weights_of(model), clean)
+
+
+def test_a_trained_parameter_in_no_group_is_named():
+    model, other = regression()[0], regression()[0]
+    clean = weights_of(model)
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    optimizer = SymmetricNoise(torch.optim.SGD([{"params": matrices, "noise": 0.5}], lr=0.1), model=model)
+    beside = torch.optim.SGD([p for p in model.parameters() if p.ndim == 1], lr=0.1)
+    with pytest.raises(ValueError, match=r"not by this optimizer: 0\.bias, 2\.bias\. .*sum over the passes"):
+        next(optimizer.passes())
+    assert equal(weights_of(model), clean)
+    optimizer.zero_grad()
+    for p in beside.param_groups[0]["params"]:
+        p.requires_grad_(False)
+    one_step_of(model, optimizer)
+    assert not torch.equal(model[0].weight, clean["0.weight"])
+    single = SymmetricNoise(
+        torch.optim.SGD([{"params": [other[0].weight], "noise": 0.5}], lr=0.1), model=other, signs="steps"
+    )
+    for _ in single.passes():  # of one pass the sum is the mean
+        loss_of(other).backward()
