@@ -27,6 +27,9 @@ class ReferenceSymmetricNoise:
             ``"batch"``, ``"halves"`` and ``"steps"``.
     """
 
+    distribution: Distribution
+    granularity: Granularity
+
     def __init__(
         self,
         base: Optimizer,
