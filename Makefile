@@ -4,12 +4,13 @@
 # make test-examples   the examples in Lightning, Hugging Face's Trainer and others; installs those first
 # make beam   adds what beam search with language models needs; builds KenLM: a compiler, cmake, some minutes
 # make wheel  builds wheel and sdist in dist/, and trains with the wheel in an environment with torch alone
+# make results   writes the tables and pictures of results in the README files, and results/README.md, from the runs
 # make docs   builds the documentation: docs/_build/index.html
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: venv demo beam test test-examples wheel docs tables
+.PHONY: venv demo beam test test-examples wheel docs tables results
 .DELETE_ON_ERROR:
 
 venv: $(VENV)/ready
@@ -47,6 +48,9 @@ wheel: venv
 
 tables: venv
 	$(RUN) results/tables.py
+
+results: tables
+	$(RUN) results/paper.py
 
 docs: venv
 	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'

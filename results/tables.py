@@ -21,6 +21,7 @@ from seqssgd.errors import run_cli
 from seqssgd.optim.finder import BEARABLE, NoiseCurve, Point
 from seqssgd.report import Comparison, compare, read_run, summary, write_between, write_report
 from seqssgd.report.baselines import EQUAL_PASSES
+from seqssgd.report.comparison import Difference
 from seqssgd.report.plots import COLOURS, forest, new_figure, picture_files
 from seqssgd.training.recipe import load_program
 
@@ -136,8 +137,7 @@ def overview(compared: dict[str, Comparison]) -> "Figure":
     panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
     for axes, (name, (title, unit)) in zip(panels, shown.items(), strict=True):
         comparison = compared[name]
-        held = [row for row in comparison.rows if (d := row.against[EQUAL_PASSES]) and d.delta is not None]
-        found = {_form(row.group.settings): row.against[EQUAL_PASSES] for row in held}
+        found = effects(comparison)
         forest(axes, [found.get(form) for form in FORMS], COLOURS[: len(FORMS)])
         axes.set_title(title, fontsize=10)
         axes.set_xlabel(f"Δ {unit} ({'left' if comparison.lower_is_better else 'right'} is better)", fontsize=9)
@@ -146,6 +146,30 @@ def overview(compared: dict[str, Comparison]) -> "Figure":
     panels[0].set_yticks(range(len(FORMS)), list(FORMS.values()), fontsize=9)
     panels[0].set_ylim(len(FORMS) - 0.5, -0.5)
     return figure
+
+
+def effects_table(compared: dict[str, Comparison]) -> str:
+    """The overview in figures: a row for each form, a column for each recipe."""
+    shown = {name: title for name, title in OVERVIEW.items() if name in compared}
+    rows = [["", *(f"{title}, Δ {unit}" for title, unit in shown.values())], ["---", *["---:"] * len(shown)]]
+    columns = [effects(compared[name]) for name in shown]
+    rows += [[name, *(_effect(found.get(form)) for found in columns)] for form, name in FORMS.items()]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def effects(comparison: Comparison) -> dict[tuple[str, str], Difference]:
+    """The difference of each form from the base optimizer at equal passes."""
+    held = [(row, found) for row in comparison.rows if (found := row.against[EQUAL_PASSES]) is not None]
+    return {_form(row.group.settings): found for row, found in held if found.delta is not None}
+
+
+def _effect(found: Difference | None) -> str:
+    if found is None or found.delta is None:
+        return "not run"
+    if found.low is None or found.high is None:
+        return f"{found.delta:+.2f}".replace("-", "−")
+    seeds = "" if found.p is not None else "one seed: "
+    return f"{seeds}{found.delta:+.2f} ({found.low:+.2f} to {found.high:+.2f})".replace("-", "−")
 
 
 def _form(settings: dict[str, Any]) -> tuple[str, str]:
@@ -197,6 +221,7 @@ def tables(compared: dict[str, Comparison]) -> dict[str, tuple[Path, str]]:
     shown = {name: (root / RUNS[name], summary(comparison)) for name, comparison in compared.items()}
     if (RESULTS / "benchmarks/coverage.json").is_file():
         shown["benchmarks/coverage"] = (root / "benchmarks/README.md", coverage_table())
+    shown["effects"] = (root / "docs/should_i.md", effects_table(compared))
     shown["noise_finder"] = (root / "recipes/studies/README.md", noise_table())
     shown["escape"] = (root / "recipes/studies/README.md", escape_tables())
     shown["diagonal"] = (root / "recipes/studies/README.md", diagonal_tables())

@@ -408,8 +408,8 @@ def test_real_runs_are_compared(tmp_path, capsys):
     assert main(["compare", str(tmp_path / "run0"), str(tmp_path / "run1")]) == 0
     row = [cell.strip() for cell in capsys.readouterr().out.splitlines()[2].strip("|").split("|")]
     best = [json.loads((tmp_path / f"run{seed}/result.json").read_text())["best"]["valid_loss"] for seed in (0, 1)]
-    assert row[:4] == ["S-SGD 0.5", "2", "2", "20"]
-    assert row[4] == f"{np.mean(best):.4f} ± {np.std(best, ddof=1):.4f}"
+    assert row[:5] == ["S-SGD 0.5", "2", "0.5", "2", "20"]
+    assert row[5] == f"{np.mean(best):.4f} ± {np.std(best, ddof=1):.4f}"
 
 
 def test_a_limit_of_steps_within_an_epoch_leaves_one_evaluation_of_that_epoch(tmp_path):

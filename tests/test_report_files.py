@@ -98,7 +98,8 @@ def test_markdown_page_and_csv_hold_the_same_table(comparison, report):
 
     for record, row in zip(records, table.rows, strict=True):
         assert row == [
-            *(record["method"], record["n"], f"{float(record['epochs']):g}", f"{float(record['passes']):,.0f}"),
+            *(record["method"], record["n"], f"{float(record['c']):g}" if record["c"] else "–"),
+            *(f"{float(record['epochs']):g}", f"{float(record['passes']):,.0f}"),
             *(figure(record, "valid_wer"), figure(record, "test_wer")),
             *(difference(record, "equal_epochs"), difference(record, "equal_passes")),
             f"{float(record['seconds']):.0f}",

@@ -146,6 +146,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"recipes: {', '.join(recipes)}")
         return 0
     study, recipe = pick(studies, "--study", args.study), pick(recipes, "--recipe", args.recipe)
+    if args.recipe not in study.get("recipes", recipes):
+        raise UserError(f"--study {args.study}: it is made for {', '.join(study['recipes'])}, not for {args.recipe}")
     out = args.out or Path("runs/studies") / f"{args.study}_{args.recipe}"
     study = build(study, recipe, args.data or Path(recipe["data"]), out, args.seeds, overrides)
     if args.list:
@@ -217,6 +219,7 @@ def build(
 
     base = settle([*common, "--optim.method", "none"])  # whose level is what the arms take multiples of
     tuned = study.get("tuned", False)
+    seeds_of = {arm: settings.get("seeds", len(seeds)) for arm, settings in study["arms"].items()}
     found: list[tuple[str, str, list[str], dict[str, Any]]] = []
     for arm, name, settings in alternatives(study["arms"], recipe["roles"], trials_first=tuned):
         options = [*common, *as_options({"optim.noise": 0.0, **absolute(base, settings)})]
@@ -226,7 +229,9 @@ def build(
                 raise UserError(f"{other} and {name} would be the same run with these settings; give it more epochs")
         found.append((arm, name, options, config))
     cells = []
-    for seed, (arm, name, options, config) in itertools.product(seeds, found):
+    for (number, seed), (arm, name, options, config) in itertools.product(enumerate(seeds), found):
+        if number >= seeds_of[arm]:
+            continue
         run, seeded = out / name / f"seed{seed}", {"seed": seed, "optim": {**config["optim"], "noise_seed": seed}}
         options = [*options, *as_options({"seed": seed, "optim.noise_seed": seed}), "--out", str(run)]
         cells.append(Cell(arm, name, seed, run, options, {**config, **seeded}))
@@ -243,6 +248,7 @@ def alternatives(
     """
     found = []
     for arm, settings in arms.items():
+        settings = {key: value for key, value in settings.items() if key != "seeds"}
         choices = {key: value for key, value in settings.items() if isinstance(value, list)}
         for rank, values in enumerate(itertools.product(*choices.values())):
             chosen = {**settings, **dict(zip(choices, values, strict=True))}

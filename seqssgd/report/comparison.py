@@ -164,7 +164,7 @@ def compare(
         tested: list[tuple[Row, Difference, float]] = []
         for row in rows.values():
             other = find_one(row.group)
-            found = row.against[criterion] = other and _difference(row, rows[other], decisive, spread)
+            found = row.against[criterion] = other and difference(row, rows[other], decisive, spread)
             if found is not None and found.p is not None:
                 tested.append((row, found, found.p))
         for (row, found, _), p in zip(tested, holm([p for _, _, p in tested]), strict=True):
@@ -210,6 +210,21 @@ def welch(values: Sequence[float], others: Sequence[float]) -> tuple[float, floa
         found: Any = ttest_ind(values, others, equal_var=False)
     low, high = found.confidence_interval(0.95)
     return float(low), float(high), float(found.pvalue)
+
+
+def difference(row: Row, baseline: Row, figure: str, spread: Spread | None) -> Difference:
+    """A method's mean of a figure less its baseline's, not corrected for the number of methods.
+
+    Args:
+        spread: of that figure, for methods with one seed.
+    """
+    mine, its = row.complete(figure), baseline.complete(figure)
+    if row is baseline or mine is None or its is None:
+        return Difference(baseline.group.label)
+    delta = statistics.fmean(mine) - statistics.fmean(its)
+    if min(len(mine), len(its)) < 2 and spread is not None:
+        return Difference(baseline.group.label, delta, *spread.interval(delta, len(mine), len(its)))
+    return Difference(baseline.group.label, delta, *(welch(mine, its) or ()))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -266,16 +281,6 @@ def _spread(rows: Iterable[Row], figure: str) -> Spread | None:
     freedom = sum(len(values) - 1 for values in known)
     squares = sum((len(values) - 1) * statistics.variance(values) for values in known)
     return Spread(math.sqrt(squares / freedom), freedom) if squares else None
-
-
-def _difference(row: Row, baseline: Row, figure: str, spread: Spread | None) -> Difference:
-    mine, its = row.complete(figure), baseline.complete(figure)
-    if row is baseline or mine is None or its is None:
-        return Difference(baseline.group.label)
-    delta = statistics.fmean(mine) - statistics.fmean(its)
-    if min(len(mine), len(its)) < 2 and spread is not None:
-        return Difference(baseline.group.label, delta, *spread.interval(delta, len(mine), len(its)))
-    return Difference(baseline.group.label, delta, *(welch(mine, its) or ()))
 
 
 def _curve(group: Group, metric: str) -> list[Point]:

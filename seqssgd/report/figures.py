@@ -8,7 +8,9 @@ from .reading import Run
 
 BEST = "best.pt"  # the checkpoint whose evaluations count
 SEEN = ("train", "valid")  # splits that the training has seen: evaluated again, they are no result
-_NOT_METRICS = {"kind", "step", "epoch", "passes", "lr", "noise", "seconds", "units_per_second", "train_loss"}
+_NOT_METRICS = {
+    *("kind", "step", "epoch", "passes", "lr", "noise", "relative_noise", "seconds", "units_per_second", "train_loss"),
+}
 
 
 def shared_metric(runs: Sequence[Run], metric: str | None = None) -> str:

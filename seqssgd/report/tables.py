@@ -9,6 +9,7 @@ from .comparison import Comparison, Difference, Estimate
 from .escape import cell, markdown
 from .figures import best_evaluation
 from .grouping import SEEDS, differing_settings, show
+from .noise_size import relative_noise
 
 LEVEL = 0.05  # of significance
 
@@ -35,7 +36,7 @@ def results_table(comparison: Comparison) -> Table:
     groups = [row.group for row in comparison.rows]
     digits = _digits(comparison)
     in_minutes = max(group.mean("seconds") for group in groups) >= 600
-    head = ["method", "n", "epochs", "passes", *(figure_title(comparison, name) for name in comparison.figures)]
+    head = ["method", "n", "c", "epochs", "passes", *(figure_title(comparison, name) for name in comparison.figures)]
     head += [f"Δ {'to' if criterion == CHOSEN else 'at'} {criterion} (p; Holm)" for criterion in comparison.criteria]
     rows = []
     for row in comparison.rows:
@@ -43,6 +44,7 @@ def results_table(comparison: Comparison) -> Table:
         cells = [
             group.label,
             str(len(group.runs)),
+            _size(relative_noise(group)),
             f"{round(group.mean('epoch'), 1):g}",
             f"{group.mean('passes'):,.0f}",
         ]
@@ -81,7 +83,7 @@ def results_csv(comparison: Comparison) -> str:
     """
     rows = []
     for row in comparison.rows:
-        cells = {"method": row.group.label, "n": len(row.group.runs)}
+        cells = {"method": row.group.label, "n": len(row.group.runs), "c": relative_noise(row.group)}
         cells |= {"epochs": row.group.mean("epoch")} | {key: row.group.mean(key) for key in ("passes", "seconds")}
         for name in comparison.figures:
             found = row.figure(name)
@@ -106,7 +108,11 @@ def notes(comparison: Comparison) -> list[str]:
         f"Δ: difference of the {figure_title(comparison, comparison.decisive)} from that of the baseline (equal "
         f"passes: within {TOLERANCE:.0%}); p: Welch's t-test; Holm: the same, corrected for the number of methods that "
         "are tested; –: no baseline, or fewer than two seeds on a side.",
+        "c: root mean square of the noise over that of the weights it moves, in the last epoch with noise.",
     ]
+    unknown = [row.group.label for row in comparison.rows if relative_noise(row.group) is None]
+    if unknown:
+        found.append(f"c is not known where a run did not log it and its settings do not tell: {_list(unknown)}.")
     if comparison.spread is not None:
         found.append(
             f"Between seeds the {figure_title(comparison, comparison.decisive)} has a standard deviation of "
@@ -168,6 +174,10 @@ def _digits(comparison: Comparison) -> int:
 
 def _number(value: float | None, digits: int) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _size(c: float | None) -> str:
+    return "–" if c is None else f"{c:.2g}" if c else "0"
 
 
 def _estimate(found: Estimate | None, digits: int) -> str:

@@ -19,6 +19,7 @@ from . import checkpoint, distributed, snapshot
 from .config import TrainingConfig
 from .curvature import CurvatureLog
 from .logs import Console
+from .noise_size import relative_noise
 from .run import RunDirectory
 from .signals import StopSignals
 from .task import Progress, Task
@@ -205,7 +206,9 @@ class _Loop:
             if distributed.is_main():
                 best = {"model": model.state_dict(), "metrics": metrics, "step": p.step, "epoch": p.best["epoch"]}
                 checkpoint.save(self.run.checkpoints / "best.pt", {**best, "files": self.run.checksums()})
-        row = {**self.row("valid"), **metrics, "train_loss": _mean(p.epoch_losses), **self.times()}
+        noise = relative_noise(self.optimizer)
+        size = {"relative_noise": noise} if noise else {}
+        row = {**self.row("valid"), **size, **metrics, "train_loss": _mean(p.epoch_losses), **self.times()}
         self.run.write_metrics(row)
         self.console.valid(row)
 
