@@ -142,7 +142,8 @@ def main(argv: list[str] | None = None) -> int:
     args, overrides = parse(argv)
     studies, recipes = (read_yaml(HERE / f"{name}.yaml") for name in ("studies", "recipes"))
     if args.study is None:
-        print("\n".join(f"{name:13}{study['shows']}" for name, study in studies.items()))
+        width = max(map(len, studies)) + 2
+        print("\n".join(f"{name:{width}}{study['shows']}" for name, study in studies.items()))
         print(f"recipes: {', '.join(recipes)}")
         return 0
     study, recipe = pick(studies, "--study", args.study), pick(recipes, "--recipe", args.recipe)
