@@ -212,7 +212,9 @@ def _compare(args: argparse.Namespace) -> None:
 
 
 def _landscape_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run directories of one recipe, model and data")
+    parser.add_argument("runs", nargs="+", metavar="RUN[@CHECKPOINT]",
+                        help="run directories of one recipe, model and data; runs/a@last, or runs/a@step-00001000.pt, "
+                        "for another checkpoint than that of the others")  # fmt: skip
     parser.add_argument("--out", required=True, metavar="DIR", help="for landscape.json, figures, surfaces and a page")
     parser.add_argument("--max-minutes", type=float, metavar="M", help="begin nothing after so many; repeat to go on")
     parser.add_argument("--data", metavar="DIR", help="the prepared data (default: where the runs had them)")
@@ -224,6 +226,9 @@ def _landscape_arguments(parser: argparse.ArgumentParser) -> None:
                         help="noise levels (default 0.1 0.2 0.3 0.5)")  # fmt: skip
     parser.add_argument("--points", type=int, default=21, help="points of a line (default 21)")
     parser.add_argument("--side", type=int, default=9, help="points along a side of a plane or slice (default 9)")
+    parser.add_argument("--only", nargs="+", metavar="PART",
+                        help="measure these alone; another call with the same --out may add others: errors, traces, "
+                        "sharpness, eigenvalues, robustness, density, variance, lines, plane, slices")  # fmt: skip
     parser.add_argument("--processes", type=int, help="that share the work (default 2, or 1 on a single core)")
     parser.add_argument("--device", help="cpu, cuda, … (default: cuda if there is one)")
 
@@ -235,7 +240,7 @@ def _landscape(args: argparse.Namespace) -> None:
     from pathlib import Path
 
     from seqssgd.landscape.section import curvature_table, notes, section
-    from seqssgd.landscape.study import Spec, Study, default_processes
+    from seqssgd.landscape.study import PARTS, Study, default_processes, parse_run
     from seqssgd.report.writing import write_section
     from seqssgd.runs import choose_device
 
@@ -246,12 +251,15 @@ def _landscape(args: argparse.Namespace) -> None:
         raise UserError(f"--levels {' '.join(map(str, args.levels))}: they must be numbers > 0")
     if args.max_minutes is not None and not args.max_minutes > 0:
         raise UserError(f"--max-minutes {args.max_minutes:g}: it must be a number > 0")
+    for part in args.only or ():
+        if part not in PARTS:
+            raise UserError(f"--only {part}: it is none of {', '.join(PARTS)}")
     deadline = math.inf if args.max_minutes is None else time.time() + 60 * args.max_minutes
     device = choose_device(args.device)
     processes = args.processes or (default_processes() if device.type == "cpu" else 1)
-    specs = [Spec(run, args.data, args.checkpoint, str(device)) for run in args.runs]
-    study = Study(specs, Path(args.out), args.split, args.terms, args.points, args.side, tuple(args.levels), processes,
-                  deadline, partial(print, flush=True))  # fmt: skip
+    specs = [parse_run(run, args.data, args.checkpoint, str(device)) for run in args.runs]
+    study = Study(specs, Path(args.out), args.split, args.terms, args.points, args.side, tuple(args.levels),
+                  tuple(args.only or PARTS), processes, deadline, partial(print, flush=True))  # fmt: skip
     found = study.run()
     paths = write_section(section(args.out), args.out, "landscape")
     print(f"\n{curvature_table(found).markdown()}\n")

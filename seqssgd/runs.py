@@ -70,17 +70,19 @@ def find_checkpoint(run: str | Path, checkpoint: str | Path = "best") -> Path:
 
     Args:
         run: the run directory.
-        checkpoint: ``"best"`` on validation, ``"last"``, or the path of a file. Of a run that has no best one yet it is
-            the last, and a note on standard error says so.
+        checkpoint: ``"best"`` on validation, ``"last"``, the name of one of the run's checkpoints such as
+            ``step-00001000.pt``, or the path of a file. Of a run that has no best one yet it is the last, and a note
+            on standard error says so.
 
     Raises:
         UserError: there is no such checkpoint.
     """
     folder = Path(run) / "checkpoints"
     if checkpoint not in ("best", "last"):
-        if not Path(checkpoint).is_file():
-            raise UserError(f"{checkpoint} is not a file; give best, last, or the path of a checkpoint")
-        return Path(checkpoint)
+        for path in (folder / checkpoint, Path(checkpoint)):
+            if path.is_file():
+                return path
+        raise UserError(f"{checkpoint} is not a file; give best, last, or the name or path of a checkpoint of {run}")
     best = folder / "best.pt"
     if checkpoint == "best" and best.is_file():
         return best

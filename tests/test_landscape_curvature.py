@@ -1,5 +1,8 @@
 """Hessian and Gauss-Newton products against matrices that are written out, and what is estimated from them."""
 
+from contextlib import nullcontext
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +19,8 @@ from seqssgd.landscape import (
     top_eigenvalues,
     trace,
 )
-from seqssgd.landscape.depthwise import FastDepthwise
+from seqssgd.landscape.curvature import _nodes
+from seqssgd.landscape.fast import FastTwice
 from seqssgd.models.lstm import LSTMLanguageModel
 from seqssgd.models.sgcn import SimpleGatedConvNet
 
@@ -202,24 +206,59 @@ def test_gauss_newton_is_the_jacobian_around_the_hessian_of_the_loss_in_the_outp
 
 @pytest.mark.parametrize("build, shape", [
     (lambda: nn.Conv1d(6, 6, 5, groups=6, padding=2), (2, 6, 9)),
-    (lambda: nn.Conv1d(6, 6, 4, groups=6, bias=False), (2, 6, 9)),
+    (lambda: nn.Conv1d(6, 4, 4, stride=2, dilation=2, bias=False), (2, 6, 12)),
     (lambda: nn.Conv2d(6, 6, (3, 2), groups=6, padding=(1, 0)), (2, 6, 5, 4)),
-    (lambda: nn.Conv2d(6, 6, 3, groups=6, stride=2), (2, 6, 7, 7)),
-    (lambda: nn.Conv1d(6, 12, 3, groups=6, padding="same"), (2, 6, 9)),
-    (lambda: nn.Conv1d(6, 4, 3), (2, 6, 9)),
+    (lambda: nn.Conv2d(6, 4, 3, groups=2, stride=(2, 1), padding=1), (2, 6, 7, 6)),
+    (lambda: nn.Conv3d(2, 3, 2), (2, 2, 3, 4, 3)),
+    (lambda: nn.GLU(1), (2, 6, 5)),
+    (lambda: nn.GLU(), (3, 6)),
+    (lambda: nn.LayerNorm(5), (3, 4, 5)),
+    (lambda: nn.LayerNorm(5, elementwise_affine=False), (4, 5)),
+    (lambda: known_statistics(nn.BatchNorm2d(3)), (4, 3, 2, 5)),
+    (lambda: known_statistics(nn.BatchNorm1d(3)), (4, 3)),
+    (lambda: known_statistics(nn.BatchNorm1d(3, affine=False)), (4, 3, 2)),
 ])  # fmt: skip
-def test_depthwise_convolutions_tap_by_tap_are_those_of_torch(build, shape):
+def test_what_is_fast_and_its_first_and_second_derivatives_are_torchs(build, shape):
     layer, x = build().double(), torch.randn(shape, dtype=torch.double, requires_grad=True)
-    plain = layer(x)
-    with FastDepthwise():
-        found = layer(x)
-    torch.testing.assert_close(found, plain, rtol=1e-12, atol=1e-12)
-    depthwise = layer.groups == layer.out_channels and layer.stride[0] == 1
-    assert ("Convolution" in found.grad_fn.name()) != depthwise
+    for p in layer.parameters():
+        nn.init.normal_(p)
     inputs = [x, *layer.parameters()]
-    one, other = (torch.autograd.grad(y.sin().sum(), inputs) for y in (found, plain))
-    for a, b in zip(one, other, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+    vectors = [torch.randn_like(t) for t in inputs]
+    found = []
+    for mode in (FastTwice(), nullcontext()):
+        with mode:
+            y = layer(x)
+        gradients = torch.autograd.grad(y.sin().sum(), inputs, create_graph=True)
+        again = partial(torch.autograd.grad, retain_graph=True, allow_unused=True)
+        products = [again(gradients, inputs, vectors) for _ in range(2)]  # what the first has kept serves the second
+        alone = [again(gradient, inputs, vector) for gradient, vector in zip(gradients, vectors, strict=True)]
+        found.append([y, *gradients, *(t for part in (*products, *alone) for t in part)])
+        mine = any(isinstance(node, torch.autograd.function.BackwardCFunction) for node in _nodes([y]))
+        assert mine == isinstance(mode, FastTwice)
+    for mine, torchs in zip(*found, strict=True):
+        assert (mine is None or not mine.any()) if torchs is None else mine is not None
+        if torchs is not None:
+            torch.testing.assert_close(mine, torchs, rtol=1e-9, atol=1e-10)
+
+
+def known_statistics(norm):
+    norm.running_mean.normal_()
+    norm.running_var.uniform_(0.5, 2.0)
+    return norm.eval()
+
+
+@pytest.mark.parametrize("layer, shape", [
+    (nn.Conv1d(6, 12, 3, groups=6, padding="same"), (2, 6, 9)),
+    (nn.Conv1d(6, 4, 3), (6, 9)),
+    (nn.ConvTranspose1d(6, 4, 3), (2, 6, 9)),
+    (nn.LayerNorm((6, 9)), (2, 6, 9)),
+    (nn.BatchNorm1d(6, momentum=0.0), (2, 6, 9)),
+])  # fmt: skip
+def test_others_are_left_to_torch(layer, shape):
+    x = torch.randn(shape)
+    with FastTwice():
+        found = layer(x)
+    assert torch.equal(found, layer(x))
 
 
 def test_a_shorter_last_batch_weighs_less():

@@ -218,6 +218,48 @@ def test_stopped_by_the_limit_it_goes_on_and_comes_to_the_same(measured, languag
     assert (out / FILE).read_bytes() == before
 
 
+def test_checkpoints_of_one_run_part_by_part(language, tmp_path, capsys, monkeypatch):
+    run = shutil.copytree(language[0], tmp_path / "run")
+    state = torch.load(run / "checkpoints/best.pt", weights_only=True)
+    state["model"] = {key: value + 0.1 for key, value in state["model"].items()}
+    torch.save(state, run / "checkpoints/step-00000007.pt")
+    words = [f"{run}@best", f"{run}@step-00000007.pt", language[1], "--out", tmp_path / "out", *SMALL]
+    assert run_program(*words, "--only", "variance", "errors") == 0
+    found = read(tmp_path / "out" / FILE)
+    assert found["complete"] and not found["surfaces"]
+    assert list(found["runs"]) == ["run@best", "run@step-00000007", "run1@best"]
+    for entry, wanted in zip(found["runs"].values(), (run, None, language[1]), strict=True):
+        assert "variance" in entry and "traces" not in entry
+        if wanted:
+            subject = open_run(wanted)
+            stream = torch.cat([y for _, y in subject.spread("test", 10**9)], 1)
+            assert entry["errors"]["terms"] == stream.numel()
+    assert found["runs"]["run@best"]["errors"] != found["runs"]["run@step-00000007"]["errors"]
+    assert run_program(*words, "--only", "lines") == 0
+    again = read(tmp_path / "out" / FILE)
+    assert again["runs"] == found["runs"] and len(again["surfaces"]) == 2
+    capsys.readouterr()
+    assert run_program(*words, "--only", "line") == 2
+    assert "--only line: it is none of errors, traces" in capsys.readouterr().err
+
+
+def test_errors_are_those_of_the_whole_split_no_example_twice(language, images):
+    subject = open_run(language[0])
+    batches = subject.spread("test", 10**9)
+    joined = torch.cat([torch.cat([x, y[-1:]]) for x, y in batches], 1).T  # windows of 7 tokens that overlap in one
+    assert torch.equal(joined[:-1, -1], joined[1:, 0])
+    assert sum(y.numel() for _, y in batches) >= 40
+    few = subject.spread("test", 24)
+    assert sum(y.numel() for _, y in few) == 24
+    model = open_run(images)
+    loss, error, count = model.loss_and_error(model.spread("test", 10**9))
+    images_, labels = (torch.cat(parts) for parts in zip(*model.spread("test", 10**9), strict=True))
+    with torch.no_grad():
+        logits = model.model(images_)
+    assert count == len(labels) and loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-4)
+    assert error == pytest.approx(100 * (logits.argmax(1) != labels).float().mean().item(), abs=1e-4)
+
+
 def test_two_processes_find_the_same(measured, language, tmp_path, monkeypatch):
     monkeypatch.setattr("seqssgd.landscape.section.draw", lambda found, surfaces: {})
     options = [*SMALL, "--processes", "2"]

@@ -13,6 +13,7 @@ from made_runs import make_run, seeds
 from seqssgd.cli import main
 from seqssgd.errors import UserError
 from seqssgd.report import compare, read_run, results_table, write_between, write_report
+from seqssgd.report.curvature import curvature_section
 from seqssgd.report.plots import COLOURS, GREY
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -341,3 +342,22 @@ def test_runs_that_a_table_quotes_can_be_repeated(results):
             environment = json.loads((run.path / "environment.json").read_text())
             assert environment["commit"] and not environment["modified"], run.path
             assert environment["command"][0].startswith("recipes/") and environment["cpu"], run.path
+
+
+def test_curvature_that_was_logged_is_drawn_layer_by_layer(tmp_path):
+    runs = [make_run(tmp_path / name, [20.0, 18.0], **settings) for name, settings in (("a", {}), ("b", SSGD))]
+    assert curvature_section(compare(list(map(read_run, runs)))) is None
+    lines = (runs[1] / "metrics.jsonl").read_text().splitlines()
+    row = {"kind": "train", "step": 1, "epoch": 1, "passes": 2, "seconds": 1.0, "sharpness": 0.1, "relative_trace": 5.0}
+    layers = {"trace/first": 3.0, "trace/<last>": None}  # a mean that was not finite
+    text = "\n".join([json.dumps({**row, **layers}), *lines]) + "\n"
+    (runs[1] / "metrics.jsonl").write_text(text)
+    comparison = compare(list(map(read_run, runs)))
+    paths = {path.name for path in write_report(comparison, tmp_path / "report")}
+    assert {"curvature_whole.png", "curvature_layers.svg"} <= paths
+    page = (tmp_path / "report/report.html").read_text()
+    assert "Curvature during training" in page
+    for shown in ("sharpness ½nᵀHn", "relative trace R", "tr H, first", "tr H, &lt;last&gt;"):
+        assert shown in page
+    section = curvature_section(comparison)
+    assert section.markdown() in (tmp_path / "report/report.md").read_text()

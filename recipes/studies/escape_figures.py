@@ -9,7 +9,7 @@ from escape_tables import Results, at, networks, rate
 from escape_valley import MINIMUM, threshold
 
 from seqssgd.landscape.escape import Rate, time_ratio
-from seqssgd.report.plots import COLOURS, GREY, new_figure, picture_files
+from seqssgd.report.plots import COLOURS, GREY, new_figure, picture_files, powers_of_ten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -305,6 +305,7 @@ def _toy(axes: "Axes", results: Results) -> None:
     axes.axvline(threshold(relative=False) / MINIMUM, color=METHOD_COLOURS["none"], linestyle=":", linewidth=1.2)
     axes.set_yscale("symlog", linthresh=0.01)
     axes.set_ylim(bottom=-0.002, top=30)
+    powers_of_ten(axes.yaxis)
     axes.set(xlabel="σ over the minimum's distance from 0", ylabel="escapes per unit of time")
     axes.set_title("toy valley, no minibatch noise", fontsize=10)
     _legend_below(axes)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .depthwise import FastDepthwise
+from .fast import FastTwice
 from .objective import Objective, weights_restored
 
 KINDS = ("hessian", "gauss_newton")
@@ -120,14 +120,14 @@ class CurvatureOperator:
     def _hessian_graph(self, batch: Any) -> tuple[Tensor | None, ...]:
         """The gradient of the batch's share of L, with its graph."""
         objective = self.objective
-        with FastDepthwise():
+        with FastTwice():
             loss = objective.losses(objective.outputs(batch), batch).sum() / objective.terms
         return torch.autograd.grad(loss, self.params, create_graph=True, allow_unused=True)
 
     def _gauss_newton_graph(self, batch: Any) -> tuple:
         """z, ∂L/∂z as a function of a copy of z, and Jᵀu as a function of u, whose derivative along v is J v."""
         objective = self.objective
-        with FastDepthwise():
+        with FastTwice():
             outputs = objective.outputs(batch)
         leaf = outputs.detach().requires_grad_()
         loss = objective.losses(leaf, batch).sum() / objective.terms

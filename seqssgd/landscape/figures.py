@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..report.plots import COLOURS, new_figure, picture_files
+from ..report.plots import COLOURS, new_figure, picture_files, powers_of_ten
 from .surface import Surface
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ def draw(found: Mapping[str, Any], surfaces: Mapping[str, Surface]) -> dict[str,
         pictures["robustness"] = partial(_robustness, runs)
     if any("nodes" in run.get("density", {}) for run in runs.values()):
         pictures["density"] = partial(_density, runs)
+    if any("of_step" in run.get("variance", {}) for run in runs.values()):
+        pictures["variance"] = partial(_variance, runs)
     known = {name: surface for name, surface in surfaces.items() if surface.values}
     lines = {name: surface for name, surface in known.items() if surface.b.size == 1}
     if lines:
@@ -130,7 +132,38 @@ def _density(runs: Mapping[str, Any]) -> "Figure":
         bells = np.exp(-0.5 * ((grid[:, None] - nodes) / width) ** 2) / (width * math.sqrt(2 * math.pi))
         axes.semilogy(grid, np.maximum(bells @ weights, 1e-12), color=_colour(index), label=name)
     axes.set(xlabel="eigenvalue of the Hessian", ylabel="density", ylim=(1e-8, None))
+    powers_of_ten(axes.yaxis)
     return _finished(figure, [axes])
+
+
+def _variance(runs: Mapping[str, Any]) -> "Figure":
+    """The parts of each method's variance, stacked, for every run; those of one training are a course over time."""
+    known = {name: run["variance"] for name, run in runs.items() if "of_step" in run.get("variance", {})}
+    figure, (axes,) = _panels(1, 2.2 + 0.9 * len(known), 3.8)
+    place = np.arange(len(known))
+    for shift, method in enumerate(("one-sided", "halves", "pair")):
+        bottom = np.zeros(len(known))
+        for colour, part in zip(COLOURS, ("D/B", "M/B", "N₁", "N₂"), strict=False):
+            height = np.array([_parts(split, method)[part] for split in known.values()])
+            label = part if not shift else None
+            axes.bar(place + 0.27 * (shift - 1), height, 0.25, bottom, color=colour, label=label)
+            bottom += height
+        for x, top in zip(place + 0.27 * (shift - 1), bottom, strict=True):
+            axes.annotate(method, (x, top), (0, 2), textcoords="offset points", ha="center", fontsize=7, rotation=90)
+    axes.set_xticks(place, list(known), fontsize=8)
+    axes.margins(y=0.2)
+    axes.set_ylabel("variance / that of a plain step")
+    axes.axhline(1, color="grey", linestyle=":", linewidth=1)
+    return _finished(figure, [axes])
+
+
+def _parts(split: Mapping[str, Any], method: str) -> dict[str, float]:
+    """Of a method's variance, in that of a plain step."""
+    unit = split["data"][0] / split["batch"]
+    noise, rest = (max(split[key][0], 0.0) / unit for key in ("first", "second"))
+    total = split["of_step"][method] / unit
+    first = noise if method == "one-sided" else 0.0
+    return {"D/B": min(1.0, total - first - rest), "M/B": max(total - first - rest - 1.0, 0.0), "N₁": first, "N₂": rest}
 
 
 def _lines(lines: Mapping[str, Surface]) -> "Figure":

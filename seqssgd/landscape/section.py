@@ -7,6 +7,7 @@ from typing import Any
 from ..report.page import Section
 from ..report.tables import Table
 from .figures import draw
+from .order import FEWEST, rank_correlation
 from .study import FILE, file_name, read
 from .surface import Surface, read_surface
 
@@ -21,6 +22,11 @@ _PARTS = {
     "Spectral density": (
         "How the eigenvalues of the Hessian are spread: one Lanczos run from a random vector, every node a Gaussian.",
         "density",
+    ),
+    "Variance": (
+        "The variance of a step's gradient by where it comes from, in that of a plain step: D/B of the minibatch, M/B "
+        "what noise adds to it, N₁ the first-order noise of one-sided steps, N₂ the rest.",
+        "variance",
     ),
     "Robustness": ("Loss and error rate under noise of the weights; 95 % bands over the draws.", "robustness"),
     "Lines": (
@@ -52,6 +58,8 @@ def section(folder: str | Path) -> Section:
         if shown:
             parts[heading] = caption, shown
     tables = {"Curvature and sharpness": curvature_table(found)}
+    if (order := order_table(found)).rows:
+        tables["Whether flatness orders the errors"] = order
     if any("of_step" in run.get("variance", {}) for run in found["runs"].values()):
         tables["Variance of a step's gradient, in that of plain steps"] = variance_table(found)
     if any("barriers" in surface for surface in found["surfaces"].values()):
@@ -65,21 +73,54 @@ def surfaces_of(found: Mapping[str, Any], folder: Path) -> dict[str, Surface]:
 
 
 def curvature_table(found: Mapping[str, Any]) -> Table:
-    """One row per run: what says how flat it is."""
+    """One row per run: how it does, and what says how flat it is."""
     levels = [f"{level:g}" for level in found["settings"]["levels"]]
-    head = ["run", "loss", "λ_max", "of two halves", "tr H", "R"]
+    split = found["settings"]["split"]
+    head = ["run", f"{split} loss", f"{split} error in %", "loss", "λ_max", "of two halves", "tr H", "R"]
     head += [f"rise at c = {level} / ½c²R" for level in levels] + ["Keskar", "SAM"]
     rows = []
     for name, run in found["runs"].items():
-        traces, top, sharp = (run.get(stage, {}) for stage in ("traces", "eigenvalues", "sharpness"))
+        errors, traces, top, sharp = (run.get(stage, {}) for stage in ("errors", "traces", "eigenvalues", "sharpness"))
         measured = {f"{row['level']:g}": row["increase"][0] for row in sharp.get("noise", [])}
         predicted = {level: value[0] for level, value in traces.get("predicted_sharpness", {}).items()}
-        cells = [name, _number(top.get("loss")), _number(top.get("lambda_max"))]
+        cells = [name, _number(errors.get("loss")), _number(errors.get("error"))]
+        cells += [_number(sharp.get("noise", [top])[0].get("clean", top.get("loss"))), _number(top.get("lambda_max"))]
         cells += [" / ".join(map(_number, top.get("of_halves", []))) or "–"]
         cells += [_with_interval(traces.get("trace")), _with_interval(traces.get("relative_trace"))]
         cells += [f"{_number(measured.get(level))} / {_number(predicted.get(level))}" for level in levels]
         rows.append([*cells, _number(sharp.get("keskar")), _number(sharp.get("sam"))])
     return Table(head, rows)
+
+
+def flatness(run: Mapping[str, Any]) -> dict[str, float | None]:
+    """What is known of how flat a run's minimum is, by name: the larger, the sharper."""
+    traces, top, sharp = (run.get(stage, {}) for stage in ("traces", "eigenvalues", "sharpness"))
+    found = {"λ_max": top.get("lambda_max")}
+    found |= {name: traces.get(key, [None])[0] for name, key in (("tr H", "trace"), ("R", "relative_trace"))}
+    found |= {f"rise at c = {row['level']:g}": row["increase"][0] for row in sharp.get("noise", [])}
+    return found | {"Keskar": sharp.get("keskar"), "SAM": sharp.get("sam")}
+
+
+def order_table(found: Mapping[str, Any]) -> Table:
+    """One row per measure of sharpness: its rank correlation over the runs with loss and error rate.
+
+    Without rows where fewer than :data:`seqssgd.landscape.order.FEWEST` runs have both.
+    """
+    split, runs = found["settings"]["split"], list(found["runs"].values())
+    measures, rows = [flatness(run) for run in runs], []
+    for name in dict.fromkeys(key for measure in measures for key in measure):
+        cells = [name]
+        for figure in ("loss", "error"):
+            pairs = [
+                (one.get(name), run.get("errors", {}).get(figure)) for one, run in zip(measures, runs, strict=True)
+            ]
+            known = [pair for pair in pairs if None not in pair]
+            if len(known) < FEWEST:
+                break
+            cells.append("{:+.2f} ({:+.2f} to {:+.2f})".format(*rank_correlation(*zip(*known, strict=True))))
+        else:
+            rows.append([*cells, str(len(known))])
+    return Table(["ρ of", f"{split} loss", f"{split} error", "runs"], rows)
 
 
 def variance_table(found: Mapping[str, Any]) -> Table:
@@ -117,6 +158,8 @@ def notes(found: Mapping[str, Any]) -> list[str]:
         "R = Σ ‖w‖²/N · tr H over the layers that noise may perturb: noise of level c raises the loss by ½c²R, to "
         "second order. ± is half of a 95 % interval. Keskar: the largest rise within |Δw| ≤ 0.001 (|w| + 1), in "
         "percent of 1 + L. SAM: the rise at a distance of 0.05 along the gradient.",
+        "ρ: Spearman's rank correlation over the runs, with the 95 % interval of ranks like those of a bivariate "
+        "normal; runs that are checkpoints of one training are not independent, and the interval then too narrow.",
         "Checkpoints: " + "; ".join(f"{name}: {run['checkpoint']}" for name, run in runs.items()) + ".",
     ]
     for name, run in runs.items():

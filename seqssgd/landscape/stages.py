@@ -55,6 +55,7 @@ class StageSettings:
 
 # Loss terms by the kind of a run: tokens, utterances, images.
 TERMS = {"language": (4000, 2000), "speech": (48, 48), "images": (512, 512)}
+ALL_TERMS = {"language": 100_000, "speech": 1000, "images": 10_000}  # at most, of the error rate of a split
 
 
 def eigenvalues(subject: Subject, settings: StageSettings) -> dict[str, Any]:
@@ -81,6 +82,12 @@ def eigenvalues(subject: Subject, settings: StageSettings) -> dict[str, Any]:
         "operator": repr(operator),
         "warning": "; ".join(filter(None, [_differences(operator), warning])) or None,
     }
+
+
+def errors(subject: Subject, settings: StageSettings) -> dict[str, Any]:
+    """Loss and error rate on the split beside the training set, all of it if it is not huge."""
+    loss, error, terms = subject.loss_and_error(subject.spread(settings.split, ALL_TERMS[subject.kind]))
+    return {"split": settings.split, "loss": loss, "error": error, "terms": terms}
 
 
 def traces(subject: Subject, settings: StageSettings) -> dict[str, Any]:
@@ -179,6 +186,7 @@ def minibatch_size(subject: Subject) -> int:
 
 # Every stage by its name, the cheap ones first.
 STAGES: dict[str, Callable[[Subject, StageSettings], dict[str, Any]]] = {
+    "errors": errors,
     "traces": traces,
     "sharpness": sharpness,
     "eigenvalues": eigenvalues,

@@ -23,6 +23,7 @@ from .subjects import Subject, open_run
 from .surface import Figures, Plane, Surface, line, measure, plane, random_slice, weights_of
 
 FILE = "landscape.json"
+PARTS = (*STAGES, "lines", "plane", "slices")  # what there is to measure
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Study:
         points: of a line.
         side: points along each side of a plane or slice.
         levels: of the noise.
+        parts: of :data:`PARTS`, what is measured; another call may add others.
         processes: that share the work, with one thread each.
         deadline: of :func:`time.time`: nothing is begun after it.
         say: shows a line of progress.
@@ -59,6 +61,7 @@ class Study:
     points: int = 21
     side: int = 9
     levels: tuple[float, ...] = (0.1, 0.2, 0.3, 0.5)
+    parts: tuple[str, ...] = PARTS
     processes: int = 1
     deadline: float = math.inf
     say: Callable[[str], None] = print
@@ -70,7 +73,7 @@ class Study:
         Raises:
             UserError: runs that do not fit together, three that span no plane, or a folder with another study.
         """
-        self.names = _names([spec.run for spec in self.specs])
+        self.names = _names(self.specs)
         subjects = {name: _open(spec) for name, spec in zip(self.names, self.specs, strict=True)}
         self._check(subjects)
         first = next(iter(subjects.values()))
@@ -89,7 +92,7 @@ class Study:
             self.say(f"{name}: {stage}, {seconds:.0f} s{f'; warning: {note}' if note else ''}")
         for name, (shape, a, b, spec) in shapes.items():
             self.surfaces[name] = self._measure(name, shape, a, b, spec)
-        found["surfaces"] = {name: self._describe(surface) for name, surface in self.surfaces.items()}
+        found["surfaces"] |= {name: self._describe(surface) for name, surface in self.surfaces.items()}
         found["complete"] = self._complete(found)
         self._write(found)
         return found
@@ -102,7 +105,7 @@ class Study:
             (name, spec, stage)
             for stage in STAGES
             for name, spec in zip(self.names, self.specs, strict=True)
-            if stage not in found["runs"][name]
+            if stage in self.parts and stage not in found["runs"][name]
         ]
         if self.processes == 1:
             for name, spec, stage in waiting:
@@ -139,17 +142,17 @@ class Study:
         along = np.linspace(-0.5, 1.5, self.points)
         shapes = {}
         try:
-            for other in others:
+            for other in others if "lines" in self.parts else ():
                 shape = line(weights[first], weights[other], (first, other))
                 shapes[f"line {first} – {other}"] = shape, along, [0.0], spec[first]
-            for trio in [self.names[:3]] if len(self.names) > 2 else []:
+            for trio in [self.names[:3]] if len(self.names) > 2 and "plane" in self.parts else ():
                 shape = plane([weights[name] for name in trio], trio)
                 sides = [_margin(values, self.side) for values in zip(*shape.positions.values(), strict=True)]
                 shapes[f"plane {', '.join(trio)}"] = shape, *sides, spec[first]
         except ValueError as error:
             raise UserError(f"{error}; give other runs or checkpoints") from None
         side = np.linspace(-1, 1, self.side)
-        for name in self.names:
+        for name in self.names if "slices" in self.parts else ():
             shapes[f"slice {name}"] = random_slice(weights[name], 0, name), side, side, spec[name]
         return shapes
 
@@ -213,8 +216,8 @@ class Study:
             temporary.write_text(json.dumps(_plain(found), indent=2) + "\n", encoding="utf-8")
 
     def _complete(self, found: Mapping[str, Any]) -> bool:
-        stages = all(stage in run for run in found["runs"].values() for stage in STAGES)
-        return stages and all(surface.complete for surface in self.surfaces.values())
+        stages = all(stage in run for run in found["runs"].values() for stage in STAGES if stage in self.parts)
+        return stages and all(surface["done"] == surface["points"] for surface in found["surfaces"].values())
 
     def _check(self, subjects: Mapping[str, Subject]) -> None:
         (first, one), *others = subjects.items()
@@ -224,6 +227,14 @@ class Study:
                 raise UserError(f"{name} has another model than {first}; give runs of one model")
             if subject.settings.get("data") != one.settings.get("data"):
                 raise UserError(f"{name} was trained on other data than {first}; give runs of one task")
+
+
+def parse_run(word: str, data: str | None, checkpoint: str, device: str) -> Spec:
+    """RUN, or RUN@CHECKPOINT for another checkpoint than that of the others."""
+    run, at, own = word.rpartition("@")
+    if at and not Path(word).is_dir():
+        return Spec(run, data, own, device)
+    return Spec(word, data, checkpoint, device)
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -265,13 +276,15 @@ def _build(spec: Spec, split: str, terms: int) -> tuple[nn.Module, Callable[[], 
     return subject.model, figures
 
 
-def _names(paths: Sequence[str]) -> list[str]:
-    """The shortest ends of the paths that tell them apart."""
-    parts = [Path(path).resolve().parts for path in paths]
-    if len(set(parts)) < len(parts):
-        raise UserError("a run is given twice; give each once")
+def _names(specs: Sequence[Spec]) -> list[str]:
+    """The shortest ends of the paths that tell the runs apart, with the checkpoints where these differ."""
+    parts = [Path(spec.run).resolve().parts for spec in specs]
+    checkpoints = [f"@{Path(spec.checkpoint).stem}" for spec in specs]
+    if len(set(zip(parts, checkpoints, strict=True))) < len(specs):
+        raise UserError("a run is given twice; give each once, or other checkpoints of it: RUN@last")
+    shown = checkpoints if len(set(checkpoints)) > 1 else [""] * len(specs)
     for length in itertools.count(1):
-        names = ["/".join(part[-length:]) for part in parts]
+        names = ["/".join(part[-length:]) + at for part, at in zip(parts, shown, strict=True)]
         if len(set(names)) == len(names):
             return names
     raise AssertionError

@@ -70,6 +70,15 @@ class Subject:
             self._batches[key] = self.load(split, lambda count: _evenly(count, terms // self.terms_each, half))
         return self._batches[key]
 
+    def spread(self, split: str, terms: int) -> list[Any]:
+        """Batches of the whole split, or where it has more loss terms than that, of so many; no two share one."""
+
+        def choose(count: int) -> list[int]:
+            starts = range(0, count, self.terms_each)
+            return [starts[i] for i in _evenly(len(starts), terms // self.terms_each, None)]
+
+        return self.load(split, choose)
+
     def random_batches(self, examples: int, seed: int) -> list[Any]:
         """Batches of so many random training examples, without augmentation."""
         generator = torch.Generator().manual_seed(seed)
@@ -88,16 +97,22 @@ class Subject:
         """Loss and error rate in percent of every split, at the weights and statistics that the model has now."""
         found = {}
         for split in splits:
-            loss, count, wrong, of = 0.0, 0, 0, 0
-            for batch in self.batches(split, terms):
-                outputs = self.outputs(batch)
-                losses = self.losses(outputs, batch)
-                loss, count = loss + losses.double().sum().item(), count + losses.numel()
-                if losses.isfinite().all():
-                    mistakes = self.mistakes(outputs, batch)
-                    wrong, of = wrong + mistakes[0], of + mistakes[1]
-            found |= {f"{split} loss": loss / count, f"{split} error": 100 * wrong / of if of else float("nan")}
+            loss, error, _ = self.loss_and_error(self.batches(split, terms))
+            found |= {f"{split} loss": loss, f"{split} error": error}
         return found
+
+    @torch.no_grad()
+    def loss_and_error(self, batches: list[Any]) -> tuple[float, float, int]:
+        """Loss and error rate in percent on some batches, and the number of their loss terms."""
+        loss, count, wrong, of = 0.0, 0, 0, 0
+        for batch in batches:
+            outputs = self.outputs(batch)
+            losses = self.losses(outputs, batch)
+            loss, count = loss + losses.double().sum().item(), count + losses.numel()
+            if losses.isfinite().all():
+                mistakes = self.mistakes(outputs, batch)
+                wrong, of = wrong + mistakes[0], of + mistakes[1]
+        return loss / count, 100 * wrong / of if of else float("nan"), count
 
     def recalibrate(self) -> None:
         """Takes batch-norm statistics anew at the weights that the model has now."""

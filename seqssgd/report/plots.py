@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import math
 import re
 import textwrap
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from .tables import figure_title, words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 # What a curve is drawn over: a Point's field, and its name. Equal passes are equal compute.
@@ -78,6 +80,20 @@ def new_figure(width: float, height: float) -> "Figure":
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def powers_of_ten(axis: "Axis") -> None:
+    """Labels such as 10⁻³ for a logarithmic axis; matplotlib's own need its mathematics, which pictures leave off."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    superscripts = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+    def label(value: float, _: int | None = None) -> str:
+        sign = "−" if value < 0 else ""
+        return "0" if not value else f"{sign}10{str(round(math.log10(abs(value)))).translate(superscripts)}"
+
+    axis.set_major_formatter(FuncFormatter(label))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _colours(rows: Sequence[Row]) -> list[str]:

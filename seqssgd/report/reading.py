@@ -19,6 +19,7 @@ class Run:
         path: its directory.
         settings: the resolved configuration, under dotted keys such as ``optim.lr``.
         rows: the evaluations in order, as they stand in metrics.jsonl; one row per epoch evaluated.
+        curvature: those rows of the training that tell of the curvature (``training.log_curvature``).
         result: the contents of result.json; empty while there is none.
         evaluations: what the recipe's ``evaluate.py --save`` wrote, by split.
     """
@@ -28,6 +29,7 @@ class Run:
     rows: list[dict[str, Any]]
     result: dict[str, Any]
     evaluations: dict[str, dict[str, Any]]
+    curvature: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     @property
     def finished(self) -> bool:
@@ -54,6 +56,7 @@ def read_run(path: str | Path) -> Run:
     try:
         settings = _settings(parse_yaml(config.read_bytes()))
         rows = parse_rows(metrics.read_bytes(), ("step", "epoch", "passes", "seconds"))
+        curvature = [row for row in rows if row["kind"] == "train" and "relative_trace" in row]
         rows = [row for row in rows if row["kind"] == "valid"]
         result, evaluations = (_json(path / name) for name in ("result.json", "evaluation.json"))
         if result and not (rows and rows[-1]["step"] == result["steps"] and {"stopped_early", "epochs"} <= set(result)):
@@ -65,9 +68,9 @@ def read_run(path: str | Path) -> Run:
     except (ValueError, KeyError) as error:
         reason = f"no {error} in it" if isinstance(error, KeyError) else str(error).splitlines()[0]
         raise UserError(f"{path}: its files are damaged ({reason}); repeat the run with another --out") from None
-    settings, rows, result, evaluations = map(plain, (settings, rows, result, evaluations))
+    settings, rows, result, evaluations, curvature = map(plain, (settings, rows, result, evaluations, curvature))
     # evaluated again at the end of an epoch in which an earlier limit of steps had ended the run
-    return Run(path, settings, list({row["epoch"]: row for row in rows}.values()), result, evaluations)
+    return Run(path, settings, list({row["epoch"]: row for row in rows}.values()), result, evaluations, curvature)
 
 
 def _settings(config: Any) -> dict[str, Any]:

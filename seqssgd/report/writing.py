@@ -7,6 +7,7 @@ from pathlib import Path
 from ..errors import UserError
 from ..files import atomic_path
 from .comparison import Comparison
+from .curvature import curvature_section
 from .escape import markdown
 from .page import Section, html_page, plain_page
 from .plots import PICTURES, draw
@@ -23,7 +24,7 @@ def write_report(
 ) -> list[Path]:
     """Writes report.md, report.csv and pictures as PNG, for a ``page`` report.html and SVG too; returns their paths.
 
-    Further ``sections`` go to the end of it.
+    Further ``sections`` go to the end of it, after one about curvature if runs logged that.
 
     Nothing is written before all is made, and each file is replaced as a whole.
 
@@ -31,6 +32,8 @@ def write_report(
         UserError: the folder cannot be written to.
     """
     folder = Path(folder)
+    curvature = curvature_section(comparison)
+    sections = [*([curvature] if curvature else []), *sections]
     runs = sum(len(row.group.runs) for row in comparison.rows)
     heading = f"Comparison of {_number(len(comparison.rows), 'method')}, {_number(runs, 'run')}"
     tables: dict[str, Table] = {"Results": results_table(comparison)}

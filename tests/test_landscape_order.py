@@ -1,0 +1,55 @@
+"""Rank correlations against scipy's, and their intervals by how often they hold what they are of."""
+
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+
+from seqssgd.landscape.order import rank_correlation
+from seqssgd.landscape.section import order_table
+
+
+def test_it_is_spearmans_with_ties_too():
+    x, y = [1.0, 2.0, 2.0, 5.0, 7.0, 3.0], [3.0, 3.0, 1.0, 4.0, 9.0, 0.0]
+    assert rank_correlation(x, y).value == pytest.approx(spearmanr(x, y).statistic, rel=1e-12)
+    assert rank_correlation(x, [1.0] * 6).value == 0
+
+
+@pytest.mark.parametrize("count", [5, 12])
+@pytest.mark.parametrize("rho", [0.0, 0.8])
+def test_the_interval_holds_the_truth_in_19_of_20_samples(count, rho):
+    pearson = 2 * np.sin(np.pi * rho / 6)
+    one, other = np.random.default_rng(7).standard_normal((2, 600, count))
+    samples = zip(np.exp(one), (pearson * one + np.sqrt(1 - pearson**2) * other) ** 3, strict=True)
+    held = [low - 0.02 <= rho <= high + 0.02 for _, low, high in (rank_correlation(x, y) for x, y in samples)]
+    assert 0.93 < np.mean(held) <= 1.0  # ranks are few: never too seldom, by the error of 600 samples
+
+
+def test_agreement_of_a_few_ranks_does_not_prove_much_and_of_many_does():
+    five, thirty = (rank_correlation(range(n), range(n)) for n in (5, 30))
+    assert five.value == thirty.value == 1 and five.high == thirty.high == 1
+    assert five.low < 0.6 < 0.97 < thirty.low
+    mirrored = rank_correlation(range(5), range(5)[::-1])
+    assert mirrored.low == -1 and mirrored.high == pytest.approx(-five.low, abs=0.05)
+
+
+def test_too_few_and_numbers_that_are_none_are_refused():
+    with pytest.raises(ValueError, match="3 pairs"):
+        rank_correlation([1, 2, 3], [1, 2, 3])
+    with pytest.raises(ValueError, match="finite"):
+        rank_correlation([1, 2, 3, np.nan], [1, 2, 3, 4])
+
+
+def test_the_table_has_a_row_for_every_measure_that_enough_runs_have():
+    runs = {
+        str(i): {
+            "errors": {"loss": i**2, "error": 9.0 - i},
+            "traces": {"trace": [10.0 * i, 0, 99], "relative_trace": [-1.0 * i, -9, 9]},
+            "sharpness": {"noise": [{"level": 0.3, "increase": [i % 3, None, None]}], "keskar": 1.0 if i < 3 else None},
+        }
+        for i in range(6)
+    }
+    table = order_table({"settings": {"split": "test"}, "runs": runs})
+    assert table.head == ["ρ of", "test loss", "test error", "runs"]
+    assert [row[0] for row in table.rows] == ["tr H", "R", "rise at c = 0.3"]  # λ_max, Keskar and SAM: not, or too few
+    assert [cell[:5] for cell in table.rows[0][1:3]] == ["+1.00", "-1.00"]
+    assert [cell[:5] for cell in table.rows[1][1:3]] == ["-1.00", "+1.00"] and table.rows[1][3] == "6"
