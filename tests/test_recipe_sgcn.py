@@ -215,6 +215,7 @@ def test_settings_that_make_no_sense_are_named_with_their_section(data):
 
 BASES = {  # sets, width, epochs, parameters with 29 labels
     "an4": ("train valid test", 190, 80, 1_332_467),
+    "ocean": ("train valid test", 190, 40, 1_332_467),
     "wsj_12x190": ("si284 dev93 eval92", 190, 40, 925_619),
     "wsj_12x300": ("si284 dev93 eval92", 300, 40, 2_187_209),
     "librispeech100_12x190": ("train-clean-100 dev-clean test-clean", 190, 50, 925_619),
