@@ -212,6 +212,19 @@ class MultiPassOptimizer(Hooks):
             RuntimeError: without a closure, if no pass loop was completed since the last step or ``zero_grad()``.
                 (Allowed while every learning rate is 0, as when a checkpointing library initialises the state by an
                 empty step.) No pass had a ``backward()``, and the closure, if any, gave a loss.
+
+        With a closure:
+
+        >>> from seqssgd.optim import SymmetricNoise, noise_groups
+        >>> model, inputs = torch.nn.Linear(4, 1), torch.ones(8, 4)
+        >>> optimizer = SymmetricNoise(torch.optim.Adam(noise_groups(model, noise=0.3), lr=1e-3))
+        >>> def closure():
+        ...     optimizer.zero_grad()
+        ...     loss = model(inputs).square().mean()
+        ...     loss.backward()
+        ...     return loss
+        >>> optimizer.step(closure).shape
+        torch.Size([])
         """
         self._require_idle("step")
         if not self._run.noisy:
@@ -271,7 +284,6 @@ class MultiPassOptimizer(Hooks):
                 losses.append(without_graph(loss))
         finally:
             self._run.closure = False
-        watch.cleared()
         return None if any(loss is None for loss in losses) else sum(losses) / len(losses)
 
 

@@ -32,7 +32,7 @@ class NoiseTimesGradient:
             by ``entry.number``; weights without a gradient are missing. What is not of this loop in the gradients
             (``entry.earlier``) is left out.
         """
-        first, self._first, found = ({} if part.index == 0 else self._first), {}, {}
+        first, self._first, found = self._first, {}, {}
         for entry in entries:
             if (gradient := entry.gradient) is None:
                 continue
