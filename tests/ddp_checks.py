@@ -9,7 +9,7 @@ from ranks import WORLD, assert_same_on_every_rank, loss_fn, make_model, make_op
 from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
-from seqssgd.optim import IVON, CovarianceNoise, noise_groups
+from seqssgd.optim import IVON, CovarianceNoise, ShapedNoise, SymmetricNoise, noise_groups
 from seqssgd.optim.reference import ReferenceSymmetricNoise, unit_noise
 
 
@@ -119,6 +119,69 @@ def a_sign_on_each_rank_is_the_mean_at_both_points_over_the_data_of_each():
 def a_sign_on_each_rank_with_one_minibatch_for_both_is_the_papers_step():
     model = train_by_ranks(lambda batch: batch, "pairs")
     for p, q in zip(model.parameters(), train_alone().parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-11)
+
+
+def curvature_of_a_pair_of_processes_is_that_of_one_with_both_signs():
+    """By layer, and by weight, over several loops of a step; the gradients of DDP are the mean over both signs."""
+    for method in ("layers", "shaped", "balanced", "ivon"):
+        model, alone = make_model(), make_model()
+        ddp = DistributedDataParallel(model)
+
+        def make(net, signs, method=method):
+            if method == "ivon":
+                return IVON(net.parameters(), 0.1, ess=50.0, betas=(0.9, 0.9), hess_init=0.3, signs=signs, seed=7)
+            base = torch.optim.SGD(noise_groups(net, noise=0.5), lr=0.1, momentum=0.9)
+            if method == "shaped":
+                return ShapedNoise(base, signs=signs, precondition=True, seed=7)
+            optimizer = SymmetricNoise(base, signs=signs, balance=method == "balanced", seed=7)
+            if method == "layers":
+                optimizer.record_curvature()
+            else:
+                optimizer._balance.first = 1
+            return optimizer
+
+        optimizer, reference = make(model, "pairs"), make(alone, "batch")
+        batches = list(minibatches(6))
+        for pair in zip(batches[::2], batches[1::2], strict=True):
+            for number, batch in enumerate(pair):
+                for part in optimizer.passes():
+                    assert part.cost == 2
+                    with contextlib.nullcontext() if number == 1 else ddp.no_sync():
+                        (loss_fn(ddp, batch) / 2).backward()
+                for _ in reference.passes():
+                    (loss_fn(alone, batch) / 2).backward()
+            if method == "layers":
+                found, wanted = optimizer.curvature(), reference.curvature()
+                assert list(found) == list(wanted)
+                for name, figures in wanted.items():
+                    torch.testing.assert_close(torch.stack(found[name]), torch.stack(figures), rtol=1e-9, atol=1e-12)
+            for each in (optimizer, reference):
+                each.step()
+                each.zero_grad()
+            assert_same_on_every_rank(model.parameters())
+        for p, q in zip(model.parameters(), alone.parameters(), strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-11, msg=lambda text, method=method: f"{method}: {text}")
+        assert not any(p._backward_hooks for p in model.parameters())
+
+
+def balanced_levels_are_those_of_the_data_of_all_processes():
+    model, alone = make_model(), make_model()
+    ddp = DistributedDataParallel(model)
+    optimizer, reference = (make_optimizer(net, balance=True) for net in (model, alone))
+    for each in (optimizer, reference):
+        each._balance.first = 1
+    for batch in minibatches(4):
+        for part in optimizer.passes():
+            with contextlib.nullcontext() if part.last else ddp.no_sync():
+                loss_fn(ddp, mine(batch)).backward()
+        for _ in reference.passes():
+            loss_fn(alone, batch).backward()
+        for each in (optimizer, reference):
+            each.step()
+            each.zero_grad()
+        assert_same_on_every_rank(model.parameters())
+    for p, q in zip(model.parameters(), alone.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-11)
 
 
@@ -257,6 +320,8 @@ CHECKS = (
     ddp_accumulates_so_where_gradients_are_views_of_its_buckets,
     a_sign_on_each_rank_is_the_mean_at_both_points_over_the_data_of_each,
     a_sign_on_each_rank_with_one_minibatch_for_both_is_the_papers_step,
+    curvature_of_a_pair_of_processes_is_that_of_one_with_both_signs,
+    balanced_levels_are_those_of_the_data_of_all_processes,
     sam_under_ddp_has_a_perturbation_of_each_ranks_own_data,
     covariance_noise_weighs_the_examples_of_each_rank_by_noise_of_its_own,
     ivon_has_the_curvature_of_the_whole_minibatch_on_every_rank,

@@ -17,6 +17,7 @@ from seqssgd.optim import (
     DropConnect,
     OneSidedNoise,
     ShapedNoise,
+    SymmetricNoise,
     noise_groups,
 )
 from seqssgd.optim.reference import scaled_noise, unit_noise
@@ -212,9 +213,12 @@ METHODS = {  # name: how it is made, the equation (None: it has a test of its ow
     "dropconnect": (noisy(DropConnect, 0.4), dropconnect(0.4), 1),
     "ssgd_shaped": (noisy(ShapedNoise, 0.3), None, 2),
     "ssgd_shaped_halves": (noisy(ShapedNoise, 0.3, signs="halves"), None, 2),
+    "ssgd_balanced": (noisy(SymmetricNoise, 0.3, balance=True), None, 2),
+    "ssgd_preconditioned": (noisy(ShapedNoise, 0.3, precondition=True, average_over="row"), None, 2),
     "ivon": (variational(), None, 1),
     "ivon_square": (variational(estimate="square"), None, 1),
     "ivon_batch": (variational(signs="batch"), None, 2),
+    "ivon_layers": (variational(signs="batch", average_over="layer"), None, 2),
     "ivon_halves": (variational(signs="halves"), None, 2),
     "ivon_steps": (variational(signs="steps"), None, 1),
 }  # fmt: skip

@@ -28,12 +28,24 @@ def gradients(model, weights, examples=slice(None)):
 class TwinIVON:
     """The equations of the paper for a list of weights, with every n, g and ĥ written out."""
 
-    def __init__(self, model, lr, ess, betas, weight_decay, hess_init, radius=math.inf, signs="one", estimate="price"):
+    def __init__(
+        self,
+        model,
+        lr,
+        ess,
+        betas,
+        weight_decay,
+        hess_init,
+        radius=math.inf,
+        signs="one",
+        estimate="price",
+        average="weight",
+    ):
         self.model, self.lr, self.ess, self.betas, self.delta = model, lr, ess, betas, weight_decay
         self.h0, self.radius, self.signs, self.estimate = hess_init, radius, signs, estimate
         self.w, self.step_number = bits(model), 0
         self.m, self.h = [torch.zeros_like(w) for w in self.w], [torch.full_like(w, hess_init) for w in self.w]
-        self.first = None
+        self.first, self.average = None, average
 
     def step(self, factor=1.0):
         step, halves = self.step_number, [slice(0, 2), slice(2, 5)]
@@ -57,6 +69,10 @@ class TwinIVON:
                 estimates[i] += share * sign * n[i] * one * self.ess * (self.h[i] + self.delta) / factor**2
         if self.estimate == "square":
             estimates = [one**2 for one in g]
+        if self.average == "row":
+            estimates = [e if e.ndim == 1 else e.mean(1, keepdim=True) * torch.ones_like(e) for e in estimates]
+        elif self.average == "layer":
+            estimates = [e.mean() * torch.ones_like(e) for e in estimates]
         if self.signs == "steps" and step % 2 == 0:
             self.first, estimates = estimates, None
         elif self.signs == "steps":
@@ -102,6 +118,20 @@ def test_it_takes_the_steps_of_its_equations(signs, estimate, radius):
             for a, b in zip(fast, slow, strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
     assert any((state["hess"] - 0.4).abs().max() > 0.01 for state in states)
+
+
+@pytest.mark.parametrize("signs", ["one", "batch", "steps"])
+@pytest.mark.parametrize("average", ["row", "layer"])
+def test_its_estimate_is_averaged_over_rows_or_layers(average, signs):
+    model, reference = network(), network()
+    optimizer = IVON(model.parameters(), 0.1, **SETTINGS, signs=signs, average_over=average, seed=6)
+    twin = TwinIVON(reference, 0.1, **SETTINGS, signs=signs, average=average)
+    for _ in range(4):
+        one_step(model, optimizer)
+        twin.step()
+        for p, w, h in zip(model.parameters(), twin.w, twin.h, strict=True):
+            torch.testing.assert_close(p, w, rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(optimizer.state[p]["hess"], h, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("radius", [math.inf, 0.3])

@@ -30,8 +30,9 @@ def train(model, optimizer, steps):
 class Twin:
     """For the network of the peers: weights 0 and 2 of its parameters are perturbed, each a layer."""
 
-    def __init__(self, decay, damping, distribution, shares):
+    def __init__(self, decay, damping, distribution, shares, average="weight", preconditions=False):
         self.decay, self.damping, self.distribution, self.shares = decay, damping, distribution, shares
+        self.average, self.preconditions = average, preconditions
         self.model = network()
         self.base = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9)
         self.h, self.count = {0: None, 2: None}, 0
@@ -46,6 +47,8 @@ class Twin:
         if self.h[index] is None:
             return torch.ones_like(like)
         positive = self.h[index].clamp(min=0)
+        if not positive.any():
+            return torch.ones_like(like)
         return positive / positive.mean() + self.damping
 
     def step(self):
@@ -62,10 +65,16 @@ class Twin:
             precision = self.precision(index, w[index])
             size = n[index].square().sum() / (1 / precision).sum()
             estimate = (a * n[index] * plus[index] - b * n[index] * minus[index]) * precision / size
+            if self.average == "row":
+                estimate = estimate.mean(1, keepdim=True) * torch.ones_like(estimate)
+            elif self.average == "layer":
+                estimate = estimate.mean() * torch.ones_like(estimate)
             before = torch.zeros_like(estimate) if self.h[index] is None else self.h[index]
             self.h[index] = self.decay * before + (1 - self.decay) * estimate
-        for p, g, k in zip(self.model.parameters(), plus, minus, strict=True):
+        for index, (p, g, k) in enumerate(zip(self.model.parameters(), plus, minus, strict=True)):
             p.grad = a * g + b * k
+            if self.preconditions and index in self.h:
+                p.grad *= (1 + self.damping) / self.precision(index, p.grad)
         self.base.step()
         self.count += 1
 
@@ -87,6 +96,66 @@ def test_it_takes_the_steps_of_its_twin(signs, shares, distribution):
     flat = network()
     train(flat, make(flat, signs=signs, distribution=distribution, damping=1e9), 5)
     assert not torch.allclose(flat[0].weight, model[0].weight, rtol=1e-3)  # the shape matters
+
+
+@pytest.mark.parametrize("settings", [
+    {"average_over": "row"}, {"average_over": "layer"}, {"precondition": True},
+    {"average_over": "row", "precondition": True, "signs": "halves"},
+], ids=str)  # fmt: skip
+def test_averages_and_the_preconditioner_are_those_of_its_twin(settings):
+    shares = HALVES if "signs" in settings else BATCH
+    average, preconditions = settings.get("average_over", "weight"), settings.get("precondition", False)
+    model, twin = network(), Twin(0.7, 0.2, "gaussian", shares, average, preconditions)
+    optimizer = make(model, distribution="gaussian", curvature_decay=0.7, damping=0.2, **settings)
+    for _ in range(5):
+        train(model, optimizer, 1)
+        twin.step()
+        for p, q in zip(model.parameters(), twin.model.parameters(), strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-12)
+
+
+def test_the_preconditioner_makes_a_newton_step_where_curvature_is_all_there_is():
+    """A quadratic loss with the diagonal as its Hessian: with little damping every weight falls by the same share."""
+    steepness = torch.tensor([[1.0, 3.0, 8.0]], dtype=torch.float64)
+    layer = nn.Linear(3, 1, bias=False).double()
+    base = torch.optim.SGD(noise_groups(layer, noise=0.1), lr=0.01)
+    optimizer = ShapedNoise(base, damping=1e-6, precondition=True)
+    before = layer.weight.detach().clone()
+    for _ in optimizer.passes():
+        (steepness * layer.weight**2).sum().div(2).backward()
+    optimizer.step()
+    torch.testing.assert_close(layer.weight.detach() / before, torch.full_like(before, 1 - 0.01 * 4), rtol=1e-4, atol=0)
+
+
+def test_a_layer_without_curvature_is_stepped_as_sgd_steps_it():
+    layer = nn.Linear(3, 1, bias=False)
+    optimizer = ShapedNoise(torch.optim.SGD(noise_groups(layer, noise=0.1), lr=0.1), precondition=True)
+    before = layer.weight.detach().clone()
+    for _ in optimizer.passes():
+        layer.weight.sum().backward()
+    optimizer.step()
+    torch.testing.assert_close(layer.weight.detach(), before - 0.1)
+
+
+def test_the_preconditioner_is_for_sgd():
+    with pytest.raises(ValueError, match="precondition=True .* Adam divides .* take torch.optim.SGD"):
+        ShapedNoise(torch.optim.Adam(noise_groups(network(), 0.1)), precondition=True)
+
+
+def test_layers_of_two_tensors_are_averaged_together():
+    both = []
+    for average in ("layer", "weight"):
+        torch.manual_seed(0)
+        model = nn.LSTM(3, 4, batch_first=True).double()
+        both.append(ShapedNoise(torch.optim.SGD(noise_groups(model, noise=0.3), lr=0.0), average_over=average))
+        for _ in both[-1].passes():
+            model(torch.ones(2, 5, 3).double())[0].square().sum().backward()
+        both[-1].step()
+    optimizer, other = both
+    mean = torch.cat([h.flatten() for h in other.shape.means.values()]).mean()
+    assert len(optimizer.shape.means) == 2
+    for h in optimizer.shape.means.values():
+        torch.testing.assert_close(h, mean.expand_as(h))
 
 
 def test_steep_weights_move_little_flat_ones_much_and_the_layer_as_far_as_ever():
@@ -138,6 +207,7 @@ def test_a_copy_of_the_optimizer_goes_on_alike():
 def test_what_does_not_go_with_it_is_refused():
     for settings, word in (
         ({"signs": "steps"}, 'not "steps"'),
+        ({"average_over": "filter"}, "average_over='filter' must be one of weight, row, layer"),
         ({"granularity": "absolute"}, 'not granularity="absolute"'),
         ({"granularity": "filter"}, 'not granularity="filter"'),
         ({"damping": 0.0}, "damping=0.0"),

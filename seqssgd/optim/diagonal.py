@@ -1,6 +1,6 @@
 """The diagonal of the Hessian, weight by weight, from what the passes of a step leave in the gradients."""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -11,16 +11,21 @@ from .part import Pass
 from .products import NoiseTimesGradient
 from .random_noise import RandomNoise
 
+AverageOver = Literal["weight", "row", "layer"]
+
 
 class DiagonalEstimate:
     """An estimate of the diagonal from all loops of a step: one buffer of the weights' size, two while passes go on.
 
     What happens to a gradient between the loop and the step, as unscaling it or clipping its norm, is to happen to
     the estimate too: it is scaled as the norm of the gradient was.
+
+    Args:
+        products: what takes it from the passes.
     """
 
-    def __init__(self) -> None:
-        self._products = NoiseTimesGradient()
+    def __init__(self, products: NoiseTimesGradient | None = None) -> None:
+        self.products = NoiseTimesGradient() if products is None else products
         self._sums: dict[int, Tensor] = {}  # over the loops so far, by the number of the weight
         self._marks: dict[int, tuple[Tensor, int, Tensor]] = {}  # the gradient, how often written to, its norm
 
@@ -43,7 +48,7 @@ class DiagonalEstimate:
         Args:
             scales: after the last pass, what to multiply the sum over the passes with: one for each weight.
         """
-        found = self._products.take(part, entries)
+        found = self.products.take(part, entries)
         for entry, scale in zip(entries, scales or (), strict=bool(scales)):
             if (product := found.get(entry.number)) is not None:
                 product.mul_(scale)
@@ -68,24 +73,49 @@ class DiagonalEstimate:
         return sums
 
     def __reduce__(self) -> Any:  # a copy of the optimizer has no gradients yet
-        return type(self), ()
+        return type(self), (self.products,)
 
 
 class EstimatesDiagonal(RandomNoise):
     """Random noise whose passes estimate the diagonal; :attr:`diagonal` has the estimate when the step begins."""
 
     diagonal: DiagonalEstimate
+    average_over: AverageOver
 
     def inverse_variances(self, entries: list[Entry]) -> list[Tensor]:
         """1/E[n∘n] of every weight, called while they are moved by n."""
         raise NotImplementedError
 
     def before_loop(self, entries: list[Entry]) -> None:
+        super().before_loop(entries)
         self.diagonal.settle(entries)
+
+    def perturb(self, part: Pass, entries: list[Entry]) -> None:
+        super().perturb(part, entries)
+        self.diagonal.products.start(entries)
 
     def after_pass(self, part: Pass, entries: list[Entry]) -> None:
         super().after_pass(part, entries)
         self.diagonal.take(part, entries, self.inverse_variances(entries) if part.last else None)
 
     def after_loop(self, entries: list[Entry]) -> None:
+        super().after_loop(entries)
         self.diagonal.note(entries)
+
+    def estimates(self, entries: list[Entry]) -> dict[int, Tensor]:
+        """ĥ by the numbers of the weights, for the step; then it is gone. Averaged as :attr:`average_over` says."""
+        found = self.diagonal.pop(entries)
+        if self.average_over == "row":
+            for estimate in found.values():
+                if estimate.ndim > 1:
+                    estimate.copy_(estimate.mean(tuple(range(1, estimate.ndim)), keepdim=True).expand_as(estimate))
+        elif self.average_over == "layer":
+            layers: dict[str, list[Tensor]] = {}
+            for entry in entries:
+                if entry.number in found:
+                    layers.setdefault(entry.layer, []).append(found[entry.number])
+            for layer in layers.values():
+                mean = torch.stack([estimate.sum() for estimate in layer]).sum() / sum(e.numel() for e in layer)
+                for estimate in layer:
+                    estimate.copy_(mean.expand_as(estimate))
+        return found

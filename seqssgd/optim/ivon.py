@@ -9,15 +9,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .batchnorm import BNStats
-from .diagonal import DiagonalEstimate, EstimatesDiagonal
+from .diagonal import AverageOver, DiagonalEstimate, EstimatesDiagonal
 from .entry import Entry
 from .halves import Halves, Reduction
 from .limits import Range, check_settings
 from .noise import NoiseSource
 from .part import Pass
+from .products import OwnNoiseTimesGradient
 from .sharding import is_sharded
+from .signs import check_processes, signs_of
 
-IVONSigns = Literal["one", "batch", "halves", "steps"]
+IVONSigns = Literal["one", "batch", "halves", "steps", "pairs"]
 Estimate = Literal["price", "square"]
 SAMPLES = 2**40  # added to the seed: draws for evaluation are others than those of training
 
@@ -104,11 +106,13 @@ class IVON(EstimatesDiagonal):
         weight_decay: δ, the prior's precision over λ.
         hess_init: h₀, the start of h.
         clip_radius: the largest size of an element of (m̂+δw)/(h+δ); None: no limit.
-        signs: ``"one"``: a perturbation a step, as in the paper; ``"batch"``, ``"halves"``, ``"steps"``: pairs, as in
-            :class:`SymmetricNoise`. With ``"steps"`` h changes in every second step, and a third copy of the weights
-            is kept between the two.
+        signs: ``"one"``: a perturbation a step, as in the paper; the others are pairs, as in :class:`SymmetricNoise`.
+            With ``"steps"`` h changes in every second step, and a third copy of the weights is kept between the two.
         estimate: ``"price"``: ĥ as above. ``"square"``: ĥ = g², the squared gradient of the step, as in the paper's
             comparison: it needs no perturbation to be in it, and is no Hessian.
+        average_over: of each ĥ, before it joins h: ``"weight"`` takes it as it is, as in the paper; ``"row"`` takes its
+            mean over a slice along dimension 0 (a row of a kernel, a filter, a token's embedding), ``"layer"`` over the
+            layer: h is then the same there, and less noisy.
         reduction: of ``"halves"``, see :class:`SymmetricNoise`.
         seed: of the noise.
         model, bn_stats: see :class:`MultiPassOptimizer`.
@@ -148,13 +152,17 @@ class IVON(EstimatesDiagonal):
         clip_radius: Annotated[float | None, Range(gt=0)] = None,
         signs: IVONSigns = "one",
         estimate: Estimate = "price",
+        average_over: AverageOver = "weight",
         reduction: Reduction = "mean",
         seed: int = 0,
         model: nn.Module | None = None,
         bn_stats: BNStats = "both",
     ):
-        check_settings(IVON, signs=signs, estimate=estimate, reduction=reduction)
-        self.signs, self.estimate, self.reduction, self.diagonal = signs, estimate, reduction, DiagonalEstimate()
+        check_settings(IVON, signs=signs, estimate=estimate, average_over=average_over, reduction=reduction)
+        check_processes(signs)
+        self.signs, self.estimate, self.reduction, self.average_over = signs, estimate, reduction, average_over
+        self.diagonal = DiagonalEstimate(OwnNoiseTimesGradient() if signs == "pairs" else None)
+        self.processes_per_minibatch = 2 if signs == "pairs" else 1
         base = NaturalStep(
             params, lr=lr, betas=betas, ess=ess, weight_decay=weight_decay, hess_init=hess_init,
             clip_radius=math.inf if clip_radius is None else clip_radius, noise=1.0,
@@ -172,9 +180,7 @@ class IVON(EstimatesDiagonal):
     # ---- the passes ------------------------------------------------------------------------------------------------
 
     def pass_signs(self) -> Sequence[int]:
-        if self.signs == "steps":
-            return (-1,) if self.draws % 2 else (+1,)
-        return (+1,) if self.signs == "one" else (+1, -1)
+        return (+1,) if self.signs == "one" else signs_of(self.signs, self.draws)
 
     def share(self) -> Halves | None:
         return Halves(self.reduction) if self.signs == "halves" else None
@@ -209,7 +215,7 @@ class IVON(EstimatesDiagonal):
             gradients = [(entry.parameter, entry.gradient) for entry in entries]
             self.base.estimates = {id(p): g.square() for p, g in gradients if g is not None}
             return
-        found = self.diagonal.pop(entries)
+        found = self.estimates(entries)
         estimates = {id(entry.parameter): found[entry.number] for entry in entries if entry.number in found}
         if self.signs == "steps" and entries:
             estimates = self._of_two_steps(entries, estimates)

@@ -55,7 +55,7 @@ class NoiseSource:
         self,
         weights: Sequence[Tensor],
         saved: Sequence[Tensor],
-        levels: Sequence[float],
+        levels: Sequence[float | Tensor],
         layers: Sequence[str],
         draw: int,
         shapes: Sequence[Tensor] | None = None,
@@ -65,7 +65,7 @@ class NoiseSource:
         Args:
             weights: written to. While the norms are taken they hold the unscaled noise, so that none is stored.
             saved: copies of the same weights (of the local shards, for DTensors).
-            levels: one noise level for each weight.
+            levels: one noise level for each weight; tensors, of no dimensions, are not waited for.
             layers: one layer name for each weight.
             draw: which perturbation of the stream.
             shapes: what the elements are multiplied with before n is scaled to its size; None: nothing.
@@ -88,6 +88,8 @@ class NoiseSource:
         else:
             scales = self._ratios(weights, saved, pieces, layers, flat=shapes is None)
         for piece, w, scale, level in zip(pieces, saved, scales, levels, strict=True):
+            if isinstance(level, Tensor):
+                scale, level = scale * level.to(scale), 1.0
             torch.addcmul(w, piece, scale.to(w.dtype), value=level, out=piece)
 
     def fill_(self, weights: Sequence[Tensor], draw: int) -> list[Tensor]:

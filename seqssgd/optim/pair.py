@@ -3,11 +3,12 @@
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from .entry import Entry
 from .part import Pass
-from .products import NoiseTimesGradient
+from .products import NoiseTimesGradient, OwnNoiseTimesGradient
 from .random_noise import RandomNoise
 from .sharding import is_sharded
 
@@ -29,13 +30,16 @@ class LayerCurvature(NamedTuple):
 class PairCurvature:
     """nᵀHn and ‖n‖² of every tensor, from the passes of a step: no more is kept than these numbers.
 
+    Args:
+        own: whether each process has one sign of the pair (``signs="pairs"``).
+
     Attributes:
-        recording: whether it looks at the passes.
+        recording: whether there is somebody who wants to be told.
     """
 
-    def __init__(self) -> None:
-        self.recording = False
-        self._products = NoiseTimesGradient(_total)
+    def __init__(self, own: bool = False) -> None:
+        self.recording, self.own = False, own
+        self.products = OwnNoiseTimesGradient(_total) if own else NoiseTimesGradient(_total)
         self._squares: list[Tensor] = []  # ‖n‖², of the loop under way
         # Of the last step: the layers and sizes of the tensors, nᵀHn and ‖n‖² of each.
         self._found: tuple[list[tuple[str, int]], Tensor, Tensor] | None = None
@@ -44,40 +48,50 @@ class PairCurvature:
         """Begins, or stops and forgets."""
         self.recording, self._found = recording, None
 
-    def take(self, part: Pass, entries: list[Entry], continues: bool) -> None:
+    def take(self, part: Pass, entries: list[Entry], continues: bool, everywhere: bool) -> None:
         """After a pass, while the weights are still moved.
 
         Args:
             continues: whether the figures so far are those of an earlier loop of the same step.
+            everywhere: whether to give the mean over all data-parallel processes: one reduction of a number a tensor.
         """
         if part.index == 0:
             self._squares = [_total((entry.weight - entry.saved).square()) for entry in entries]
-        found = self._products.take(part, entries)
+        found = self.products.take(part, entries)
         if not part.last:
             return
         along = torch.stack([found.get(e.number, s.new_zeros(())) for e, s in zip(entries, self._squares, strict=True)])
+        if everywhere and dist.is_available() and dist.is_initialized() and (world := dist.get_world_size()) > 1:
+            dist.all_reduce(along)
+            along = along / world
         tensors = [(entry.layer, entry.weight.numel()) for entry in entries]
         if continues and self._found is not None and self._found[0] == tensors:
             along = along + self._found[1]
         self._found = tensors, along, torch.stack(self._squares)
 
-    def by_layer(self) -> dict[str, LayerCurvature]:
-        """The figures of the step, summed over the tensors of a layer; empty if there was no pair of passes."""
+    def totals(self) -> dict[str, tuple[Tensor, Tensor, int]]:
+        """nᵀHn, ‖n‖² and the number of weights of each layer, over all loops of the step so far."""
         if self._found is None:
             return {}
         tensors, alongs, squares = self._found
-        layers, sizes = [layer for layer, _ in tensors], [size for _, size in tensors]
-        short = {layer: layer.split(".", 1)[1] for layer in layers}
         found = {}
-        for layer in short:
-            mine = [i for i, name in enumerate(layers) if name == layer]
-            along, square = alongs[mine].sum(), squares[mine].sum()
-            name = short[layer] if len(set(short.values())) == len(short) else layer  # groups of two models
-            found[name] = LayerCurvature(along, along * sum(sizes[i] for i in mine) / square)
+        for layer in dict.fromkeys(layer for layer, _ in tensors):
+            mine = [i for i, (name, _) in enumerate(tensors) if name == layer]
+            found[layer] = alongs[mine].sum(), squares[mine].sum(), sum(tensors[i][1] for i in mine)
         return found
 
+    def by_layer(self) -> dict[str, LayerCurvature]:
+        """The figures of the step; empty if there was no pair of passes."""
+        totals = self.totals()
+        short = {layer: layer.split(".", 1)[1] for layer in totals}
+        names = short if len(set(short.values())) == len(short) else dict(zip(short, short, strict=True))  # two models
+        return {
+            names[layer]: LayerCurvature(along, along * size / square)
+            for layer, (along, square, size) in totals.items()
+        }
+
     def __reduce__(self) -> Any:  # a copy of the optimizer records when it is told to
-        return type(self), ()
+        return type(self), (self.own,)
 
 
 class RecordsCurvature(RandomNoise):
@@ -102,15 +116,29 @@ class RecordsCurvature(RandomNoise):
 
         Empty before the first pair of passes, and where nothing is recorded. Layers are those that had noise in that
         step. Over several loops of one step the figures add up: with losses divided by the number of loops they are
-        those of the mean loss. With gradients that were scaled (a ``GradScaler``) they are scaled alike; with DDP each
-        process has the estimate of its own data.
+        those of the mean loss. With gradients that were scaled (a ``GradScaler``) they are scaled alike. With DDP each
+        process has the estimate of its own data, and with ``signs="pairs"`` that of all data.
         """
         return self._pair.by_layer() if self._pair.recording else {}
 
+    def perturb(self, part: Pass, entries: list[Entry]) -> None:
+        super().perturb(part, entries)
+        if self._uses_pair:
+            self._pair.products.start(entries)
+
     def after_pass(self, part: Pass, entries: list[Entry]) -> None:
         super().after_pass(part, entries)
-        if self._pair.recording:
-            self._pair.take(part, entries, self._run.continues and any(e.earlier is not None for e in entries))
+        if self._uses_pair:
+            continues = self._run.continues and any(entry.earlier is not None for entry in entries)
+            self._pair.take(part, entries, continues, self._for_all_processes)
+
+    @property
+    def _uses_pair(self) -> bool:
+        return self._pair.recording
+
+    @property
+    def _for_all_processes(self) -> bool:
+        return self._pair.own
 
     def _check_curvature(self) -> None:
         if self.source.granularity.startswith("filter"):

@@ -1,8 +1,10 @@
 """Noise times gradient: what the one or two passes of a loop tell of the curvature, weight by weight."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .entry import Entry
@@ -24,6 +26,9 @@ class NoiseTimesGradient:
     def __init__(self, reduce: Callable[[Tensor], Tensor] | None = None) -> None:
         self._reduce = reduce
         self._first: dict[int, Tensor] = {}  # A, by the number of the weight
+
+    def start(self, entries: list[Entry]) -> None:
+        """Called when the weights have been moved for a pass."""
 
     def take(self, part: Pass, entries: list[Entry]) -> dict[int, Tensor]:
         """Takes what it needs after a pass, while the weights are still moved; gives the sums after the last.
@@ -51,3 +56,37 @@ class NoiseTimesGradient:
 
     def __reduce__(self) -> Any:  # in a copy of the optimizer no loop is under way
         return type(self), (self._reduce,)
+
+
+class OwnNoiseTimesGradient(NoiseTimesGradient):
+    """The same of the one pass of a process, from its own gradients: those that it has before data-parallel training
+    makes them the mean over all processes.
+
+    Where half of the processes are at w+n and half at w-n, the mean over all of them is ½(n∘g₊ − n∘g₋).
+    """
+
+    def __init__(self, reduce: Callable[[Tensor], Tensor] | None = None) -> None:
+        super().__init__(reduce)
+        self._handles: list[Any] = []
+
+    def start(self, entries: list[Entry]) -> None:
+        self._stop()
+        self._handles = [entry.parameter.register_hook(partial(self._add, entry)) for entry in entries]
+
+    @torch.no_grad()
+    def _add(self, entry: Entry, gradient: Tensor) -> None:
+        """Called by autograd, before it adds ``gradient`` to ``.grad``."""
+        product = (entry.weight - entry.saved).mul_(gradient)
+        product = product if self._reduce is None else self._reduce(product)
+        before = self._first.get(entry.number)
+        self._first[entry.number] = product if before is None else before.add_(product)
+
+    def take(self, part: Pass, entries: list[Entry]) -> dict[int, Tensor]:
+        found = self._first
+        self._stop()
+        return found
+
+    def _stop(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self._first = [], {}

@@ -68,10 +68,14 @@ class RandomNoise(MultiPassOptimizer):
     def add_noise(self, entries: list[Entry], draw: int) -> None:
         """Sets the weights to w + n, n being perturbation ``draw`` of the stream."""
         params, saved = [entry.parameter for entry in entries], [entry.saved for entry in entries]
-        levels, layers = [entry.level for entry in entries], [entry.layer for entry in entries]
+        levels, layers = self.levels_of(entries), [entry.layer for entry in entries]
         self.source.add_(params, saved, levels, layers, draw, self.shapes(entries))
-        if self.source.granularity in NORMS:
+        if self.source.granularity in NORMS and not isinstance(levels[0], Tensor):
             self._precision.check(params, saved, levels)
+
+    def levels_of(self, entries: list[Entry]) -> list[Any]:
+        """The level of each weight; a number, or all are tensors of no dimensions."""
+        return [entry.level for entry in entries]
 
     def shapes(self, entries: list[Entry]) -> list[Tensor] | None:
         """What the elements of the noise are multiplied with before it is scaled to its size; None: nothing."""

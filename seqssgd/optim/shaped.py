@@ -5,11 +5,12 @@ from typing import Annotated, Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 
-from .diagonal import DiagonalEstimate, EstimatesDiagonal
+from .diagonal import AverageOver, DiagonalEstimate, EstimatesDiagonal
 from .entry import Entry
 from .limits import Range, check_settings
+from .products import OwnNoiseTimesGradient
 from .shaping import CurvatureShape
 from .sharding import is_sharded
 from .symmetric import SymmetricNoise
@@ -32,8 +33,15 @@ class ShapedNoise(EstimatesDiagonal, SymmetricNoise):
         base: the optimizer that steps, over groups whose ``"noise"`` entry is the level c (:func:`noise_groups`).
         curvature_decay: of the running mean of the diagonal of the Hessian.
         damping: δ over the mean of max(h, 0): the larger, the flatter the noise.
-        settings: as of :class:`SymmetricNoise`; ``signs`` are ``"batch"`` or ``"halves"``, ``granularity`` is
-            ``"layer"`` or ``"tensor"``.
+        average_over: of each estimate of the diagonal, before it joins the running mean: ``"weight"`` takes it as it
+            is, ``"row"`` takes its mean over a slice along dimension 0 (a row of a dense or recurrent kernel, a filter,
+            a token's embedding), ``"layer"`` over the layer, whose noise is flat then.
+        precondition: whether the gradient is divided by the same precision, as Sophia (Liu et al. 2023) and AdaHessian
+            (Yao et al. 2021) do: by (max(h, 0)+δ)/(h̄+δ), h̄ the layer's mean of max(h, 0), so that the learning rate is
+            SGD's, and no element grows by more than (h̄+δ)/δ. For ``torch.optim.SGD`` alone; its momentum is that of
+            the divided gradients, its weight decay is not divided.
+        settings: as of :class:`SymmetricNoise`; ``signs`` are ``"batch"``, ``"halves"`` or ``"pairs"``,
+            ``granularity`` is ``"layer"`` or ``"tensor"``.
 
     Raises:
         ValueError: as :class:`SymmetricNoise`; a setting that does not go with it; sharded weights (FSDP2).
@@ -53,13 +61,27 @@ class ShapedNoise(EstimatesDiagonal, SymmetricNoise):
         *,
         curvature_decay: Annotated[float, Range(ge=0, lt=1)] = 0.99,
         damping: Annotated[float, Range(gt=0)] = 1.0,
+        average_over: AverageOver = "weight",
+        precondition: bool = False,
         **settings: Any,
     ):
-        check_settings(ShapedNoise, curvature_decay=curvature_decay, damping=damping)
-        self.shape, self.diagonal = CurvatureShape(curvature_decay, damping), DiagonalEstimate()
+        check_settings(ShapedNoise, curvature_decay=curvature_decay, damping=damping, average_over=average_over)
+        self.shape, self.precondition, self.average_over = (
+            CurvatureShape(curvature_decay, damping),
+            precondition,
+            average_over,
+        )
         super().__init__(base, **settings)
-        if self.signs not in ("batch", "halves"):
-            raise ValueError(f'shaped noise needs both signs in a step: signs="batch" or "halves", not "{self.signs}"')
+        self.diagonal = DiagonalEstimate(OwnNoiseTimesGradient() if self.signs == "pairs" else None)
+        if precondition and not isinstance(base, SGD):
+            raise ValueError(
+                f"precondition=True divides the gradient by the curvature, and {type(base).__name__} divides it by "
+                "another measure: take torch.optim.SGD"
+            )
+        if self.signs not in ("batch", "halves", "pairs"):
+            raise ValueError(
+                f'shaped noise needs both signs in a step: signs="batch", "halves" or "pairs", not "{self.signs}"'
+            )
         if self.source.granularity not in ("layer", "tensor"):
             raise ValueError(
                 f'shaped noise has one size in a layer or a tensor, not granularity="{self.source.granularity}"'
@@ -76,8 +98,12 @@ class ShapedNoise(EstimatesDiagonal, SymmetricNoise):
         return found
 
     def before_step(self) -> None:
-        for number, estimate in self.diagonal.pop(self.entries()).items():
+        super().before_step()
+        entries = self.entries()
+        for number, estimate in self.estimates(entries).items():
             self.shape.update(number, estimate)
+        if self.precondition:
+            self.shape.precondition(entries)
 
     def position(self) -> dict[str, Any]:
         return {**super().position(), "means": dict(self.shape.means)}

@@ -1,5 +1,7 @@
 """Noise that follows the curvature: smaller for weights whose change costs much, larger for the others."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -24,6 +26,19 @@ class CurvatureShape:
     def precisions(self, entries: list[Entry]) -> list[Tensor]:
         """(max(h, 0) + δ) over the mean of max(h, 0) in the layer, for each weight; ones where h is not known."""
         found: list[Tensor] = [torch.ones_like(entry.weight) for entry in entries]
+        for i, h, size in self._known(entries):
+            found[i] = torch.where(size > 0, h / torch.where(size > 0, size, 1.0) + self.damping, 1.0)
+        return found
+
+    def precondition(self, entries: list[Entry]) -> None:
+        """Divides the gradients by the precisions, these over what they are for the mean of max(h, 0)."""
+        for i, h, size in self._known(entries):
+            if (gradient := entries[i].gradient) is not None:
+                relative = (h / torch.where(size > 0, size, 1.0) + self.damping) / (1 + self.damping)
+                gradient.div_(torch.where(size > 0, relative, 1.0))
+
+    def _known(self, entries: list[Entry]) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """The places of weights in layers whose h is known, with max(h, 0) and its mean over the layer."""
         for layer in dict.fromkeys(entry.layer for entry in entries):
             mine = [i for i, entry in enumerate(entries) if entry.layer == layer]
             means = [(entries[i], self.means.get(entries[i].number)) for i in mine]
@@ -31,8 +46,7 @@ class CurvatureShape:
             if len(known) == len(mine):
                 size = torch.stack([h.sum() for h in known]).sum() / sum(h.numel() for h in known)
                 for i, h in zip(mine, known, strict=True):
-                    found[i] = torch.where(size > 0, h / torch.where(size > 0, size, 1.0) + self.damping, 1.0)
-        return found
+                    yield i, h, size
 
     def update(self, number: int, estimate: Tensor) -> None:
         """Takes one more estimate of a weight in. (That the mean starts from 0 is of no matter for a shape.)"""

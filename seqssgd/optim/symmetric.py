@@ -1,24 +1,21 @@
 """S-SGD: symmetric weight noise. Slow and plain, it is in ``reference.py``."""
 
 from collections.abc import Sequence
-from typing import Literal
 
-import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
 
+from .balance import Balance, BalancesLevels
 from .batchnorm import BNStats
 from .halves import Halves, Reduction
 from .limits import check_settings
 from .noise import Distribution, Granularity
-from .pair import PairCurvature, RecordsCurvature
+from .pair import PairCurvature
 from .sharding import is_sharded
-
-Signs = Literal["batch", "halves", "steps", "ranks", "pairs"]
-BY_RANK = ("ranks", "pairs")
+from .signs import BY_RANK, Signs, check_processes, signs_of
 
 
-class SymmetricNoise(RecordsCurvature):
+class SymmetricNoise(BalancesLevels):
     r"""Steps on the mean of the gradients at w+n and at w-n (Sung, Choi, Park, Choi, Shin 2020, Eq. 3):
 
     .. math:: w \leftarrow w - \eta\,\tfrac12\bigl(\nabla L(w+n) + \nabla L(w-n)\bigr), \qquad \|n\|_2 = c\,\|w\|_2
@@ -43,6 +40,10 @@ class SymmetricNoise(RecordsCurvature):
         granularity: what the size of n is measured by. ‖n‖ = c‖w‖ exactly over each ``"layer"`` (an LSTM layer's input
             and recurrent kernels together), each ``"tensor"`` or each ``"filter"`` (slice along dimension 0); or each
             element is drawn with c times the norm of its filter (``"filter_std"``) or with c itself (``"absolute"``).
+        balance: whether every layer has a level of its own, at which its noise raises the loss by as much as that of
+            any other, as the pair measures it; ‖n‖ over the whole network is as the levels of the groups say
+            (:class:`~seqssgd.optim.balance.Balance`). For ``signs`` ``"batch"`` and ``"pairs"``, and for noise of one
+            size in a layer or a tensor.
         seed: of the noise; optimizers and processes with the same seed draw the same.
         model, bn_stats: see :class:`MultiPassOptimizer`.
 
@@ -94,25 +95,27 @@ class SymmetricNoise(RecordsCurvature):
         reduction: Reduction = "mean",
         distribution: Distribution = "rademacher",
         granularity: Granularity = "layer",
+        balance: bool = False,
         seed: int = 0,
         model: nn.Module | None = None,
         bn_stats: BNStats = "both",
     ):
         check_settings(SymmetricNoise, signs=signs, reduction=reduction)
-        processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-        if signs in BY_RANK and processes % 2:
-            raise ValueError(f'signs="{signs}" needs an even number of data-parallel processes; there are {processes}')
-        self.signs, self.reduction, self._pair = signs, reduction, PairCurvature()
+        check_processes(signs)
+        if balance and (signs not in ("batch", "pairs") or granularity not in ("layer", "tensor")):
+            raise ValueError(
+                'balance=True needs both signs on one minibatch (signs="batch" or "pairs") and noise of one size in a '
+                f'layer or a tensor, not signs="{signs}" with granularity="{granularity}"'
+            )
+        self.signs, self.reduction, self._pair = signs, reduction, PairCurvature(own=signs == "pairs")
+        self._balance = Balance() if balance else None
         self.processes_per_minibatch = 2 if signs == "pairs" else 1
         super().__init__(
             base, distribution=distribution, granularity=granularity, seed=seed, model=model, bn_stats=bn_stats
         )
 
     def pass_signs(self) -> Sequence[int]:
-        both = (+1, -1)  # w + n, w - n; the step is on the mean of their gradients
-        if self.signs in BY_RANK:
-            return both[dist.get_rank() % 2 :][:1]
-        return both[self.draws % 2 :][:1] if self.signs == "steps" else both
+        return signs_of(self.signs, self.draws)
 
     def draw_number(self, index: int) -> int:
         return self.draws // 2 if self.signs == "steps" else self.draws
@@ -127,5 +130,7 @@ class SymmetricNoise(RecordsCurvature):
 
     def _check_curvature(self) -> None:
         super()._check_curvature()
-        if self.signs != "batch":
-            raise ValueError(f'curvature needs both signs on one minibatch: signs="batch", not "{self.signs}"')
+        if self.signs not in ("batch", "pairs"):
+            raise ValueError(
+                f'curvature needs both signs on one minibatch: signs="batch" or "pairs", not "{self.signs}"'
+            )

@@ -1,0 +1,137 @@
+"""A level for every layer, so that the noise of each costs the same."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .entry import Entry
+from .noise import norm_of
+from .pair import RecordsCurvature
+from .part import Pass
+
+FLOOR = 0.01  # of the mean price: what a layer is taken to pay at least
+
+
+class Balance:
+    """Levels at which every layer's noise raises the loss alike, while the norm of all noise together stays.
+
+    To second order noise of level e in layer l raises the loss by ½e²K_l, with the price K_l = ‖w‖² nᵀHn/‖n‖², which a
+    pair measures in every step. With running means of these prices, and with c_l the level of the layer's group, the
+    levels are
+
+        e_l = s/√max(K_l, 0.01 K̄),  s such that Σ(e_l‖w_l‖)² = Σ(c_l‖w_l‖)²,
+
+    K̄ being the mean of max(K, 0) over the layers. So ‖n‖ over the whole network is what the levels of the groups say,
+    their ratios are the measured prices', and no layer has more than ten times the level of one with the mean price.
+    For the first steps, while the means are of too few, the levels are those of the groups; and they are if no layer
+    has a price above 0.
+
+    Args:
+        decay: of the running means.
+        first: steps without balance; default: 1/(1-decay).
+    """
+
+    def __init__(self, decay: float = 0.99, first: int | None = None):
+        self.decay, self.first = decay, round(1 / (1 - decay)) if first is None else first
+        self.steps = 0
+        self.prices: dict[str, Tensor] = {}  # K by layer, 0-dim
+        self._latest: dict[str, Tensor] = {}  # of the step under way
+
+    def note(self, entries: list[Entry], totals: Mapping[str, tuple[Tensor, Tensor, int]]) -> None:
+        """After a pair of passes: ``totals`` has nᵀHn and ‖n‖² by layer, over the loops of the step so far."""
+        squares = _squares(entries)
+        self._latest = {layer: squares[layer] * along / n for layer, (along, n, _) in totals.items()}
+
+    def update(self) -> None:
+        """When a step is made on these passes. Prices that are not finite do not count."""
+        latest, self._latest = self._latest, {}
+        if not latest:
+            return
+        finite = torch.stack([price.isfinite() for price in latest.values()]).all()
+        for layer, price in latest.items():
+            before = self.prices.get(layer, torch.zeros_like(price)).to(price.device)  # from 0: ratios alone matter
+            self.prices[layer] = torch.where(finite, before.lerp(price, 1 - self.decay), before)
+        self.steps += 1
+
+    def levels(self, entries: list[Entry]) -> list[Any]:
+        """e of each weight; tensors of no dimensions, or the groups' levels as they are."""
+        layers = dict.fromkeys(entry.layer for entry in entries)
+        own = [entry.level for entry in entries]
+        if self.steps < self.first or any(layer not in self.prices for layer in layers):
+            return own
+        squares = _squares(entries)
+        device = next(iter(squares.values())).device
+        prices = torch.stack([self.prices[layer].to(device) for layer in layers]).clamp(min=0)
+        w = torch.stack([squares[layer].to(device) for layer in layers])
+        level = {entry.layer: entry.level for entry in entries}
+        c = torch.tensor([level[layer] for layer in layers], dtype=w.dtype, device=device)
+        squared = 1 / prices.clamp(min=FLOOR * prices.mean())
+        squared = torch.where(prices.sum() > 0, squared * (c.square() * w).sum() / (squared * w).sum(), c.square())
+        found = dict(zip(layers, squared.sqrt().unbind(), strict=True))
+        return [found[entry.layer].to(entry.weight.device) for entry in entries]
+
+    def state(self) -> dict[str, Any]:
+        """What :meth:`load` takes."""
+        return {"steps": self.steps, "prices": dict(self.prices)}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Goes on where :meth:`state` was; from nothing, begins anew."""
+        self.steps = state.get("steps", 0)
+        self.prices = {layer: price.clone() for layer, price in state.get("prices", {}).items()}
+
+
+def _squares(entries: list[Entry]) -> dict[str, Tensor]:
+    """‖w‖² of each layer, in float64."""
+    found: dict[str, Tensor] = {}
+    norms = torch._foreach_norm([entry.saved for entry in entries])
+    for entry, norm in zip(entries, norms, strict=True):
+        square = norm.double().square()
+        found[entry.layer] = found[entry.layer] + square.to(found[entry.layer]) if entry.layer in found else square
+    return found
+
+
+class BalancesLevels(RecordsCurvature):
+    """A pair of passes whose noise may have balanced levels."""
+
+    _balance: Balance | None
+
+    def levels_of(self, entries: list[Entry]) -> list[Any]:
+        return super().levels_of(entries) if self._balance is None else self._balance.levels(entries)
+
+    @torch.no_grad()
+    def noise_norm(self, group: dict[str, Any], weights: list[Tensor]) -> float | None:
+        if self._balance is None:
+            return super().noise_norm(group, weights)
+        entries = self.entries()
+        level = {id(entry.parameter): e for entry, e in zip(entries, self._balance.levels(entries), strict=True)}
+        return math.sqrt(sum((float(level.get(id(p), 0.0)) * norm_of([p])) ** 2 for p in weights))
+
+    def after_pass(self, part: Pass, entries: list[Entry]) -> None:
+        super().after_pass(part, entries)
+        if self._balance is not None and part.last:
+            self._balance.note(entries, self._pair.totals())
+
+    def before_step(self) -> None:
+        super().before_step()
+        if self._balance is not None:
+            self._balance.update()
+
+    def position(self) -> dict[str, Any]:
+        own = {} if self._balance is None else {"balance": self._balance.state()}
+        return {**super().position(), **own}
+
+    def go_to(self, position: Mapping[str, Any]) -> None:
+        super().go_to(position)
+        if self._balance is not None:
+            self._balance.load(position.get("balance", {}))
+
+    @property
+    def _uses_pair(self) -> bool:
+        return super()._uses_pair or self._balance is not None
+
+    @property
+    def _for_all_processes(self) -> bool:
+        return super()._for_all_processes or self._balance is not None  # or their levels would drift apart
