@@ -203,6 +203,13 @@ def test_the_log_has_it_and_a_resumed_run_logs_the_same(tmp_path):
         assert {k: v for k, v in one.items() if k not in times} == {k: v for k, v in other.items() if k not in times}
 
 
+def test_balanced_noise_has_no_one_level_to_relate_a_trace_to(tmp_path):
+    pytest.importorskip("tensorboard")
+    train(tmp_path, toy_config({"balance": True}, training={"log_curvature": True}))
+    logged = [row for row in rows(tmp_path) if row["kind"] == "train"]
+    assert all("sharpness" in row and "trace/out" in row and "relative_trace" not in row for row in logged)
+
+
 def test_methods_without_a_pair_have_no_curvature_to_log(tmp_path):
     for optim, said in (
         ({"method": "none", "noise": 0.0}, "only optim.method ssgd"),

@@ -108,7 +108,7 @@ class SymmetricNoise(BalancesLevels):
                 f'layer or a tensor, not signs="{signs}" with granularity="{granularity}"'
             )
         self.signs, self.reduction, self._pair = signs, reduction, PairCurvature(own=signs == "pairs")
-        self._balance = Balance() if balance else None
+        self.balance, self._balance = balance, Balance() if balance else None
         self.processes_per_minibatch = 2 if signs == "pairs" else 1
         super().__init__(
             base, distribution=distribution, granularity=granularity, seed=seed, model=model, bn_stats=bn_stats

@@ -45,7 +45,9 @@ class CurvatureLog:
         along = sum(layer[0] for layer in layers.values())
         if not layers or not level or not math.isfinite(along):
             return
-        found = {"sharpness": along / 2, "relative_trace": along / level**2}
+        found = {"sharpness": along / 2}
+        if not self.optimizer.balance:  # whose layers have levels of their own
+            found["relative_trace"] = along / level**2
         found |= {f"trace/{name}": layer[1] for name, layer in layers.items()}
         for name, value in found.items():
             sums = self.progress.curvature.setdefault(name, [0.0, 0])
