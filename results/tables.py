@@ -23,6 +23,7 @@ from seqssgd.report import Comparison, compare, read_run, summary, write_between
 from seqssgd.report.baselines import EQUAL_PASSES
 from seqssgd.report.comparison import Difference
 from seqssgd.report.plots import COLOURS, forest, new_figure, picture_files
+from seqssgd.runs import layout
 from seqssgd.training.recipe import load_program
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ BENCHMARKS = {
 
 def comparisons() -> dict[str, Comparison]:
     """The comparisons of which there are runs here, by name; the runs in the order of their names."""
-    found = {name: sorted((RESULTS / name).glob("*/config.yaml")) for name in RUNS}
+    found = {name: sorted((RESULTS / name).glob(f"*/{layout.CONFIG}")) for name in RUNS}
     return {name: compare([read_run(path.parent) for path in paths]) for name, paths in found.items() if paths}
 
 

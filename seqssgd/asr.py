@@ -15,12 +15,13 @@ from .data.speech import SpeechSet, load_speech
 from .errors import UserError
 from .metrics import RealTimeFactor
 from .models.sgcn import SimpleGatedConvNet
-from .runs import RECOGNISER, check_files, find_checkpoint, read_config, read_section
+from .runs import checkpoints, layout
+from .runs.checkpoints import check_files, find_checkpoint
+from .runs.settings import RECOGNISER, read_config, read_section
 from .speech.decode import greedy
 from .speech.features import LogMel
 from .speech.recordings import logits_of, open_wave, transcribed
 from .speech.tokens import LabelTokenizer, load_tokenizer
-from .training import checkpoint as checkpoints
 
 Text = TypeVar("Text")
 KIND = RECOGNISER
@@ -182,7 +183,7 @@ def load_recognizer(run: str | Path, checkpoint: str | Path = "best") -> tuple[R
 
     Args:
         run: the run directory.
-        checkpoint: as in :func:`seqssgd.runs.find_checkpoint`.
+        checkpoint: as in :func:`seqssgd.runs.checkpoints.find_checkpoint`.
 
     Raises:
         UserError: not a run of a speech recogniser, a tokenizer or a checkpoint of another run, or a damaged one.
@@ -192,10 +193,10 @@ def load_recognizer(run: str | Path, checkpoint: str | Path = "best") -> tuple[R
     try:
         features, network = FeatureConfig(**settings["features"]), NetworkConfig(**settings["network"])
     except (KeyError, TypeError) as error:
-        raise UserError(f"{run / 'config.yaml'}: section 'model' describes no speech recogniser ({error})") from None
-    tokenizer = load_tokenizer(run / "tokenizer")
+        raise UserError(f"{run / layout.CONFIG}: section 'model' describes no speech recogniser ({error})") from None
+    tokenizer = load_tokenizer(run / layout.TOKENIZER)
     if tokenizer.fingerprint != read_config(run).get("tokenizer"):
-        raise UserError(f"{run / 'tokenizer'} is not the tokenizer that {run} was trained with; put its own back")
+        raise UserError(f"{run / layout.TOKENIZER} is not the tokenizer that {run} was trained with; put its own back")
     path = find_checkpoint(run, checkpoint)
     model = Recognizer(RecognizerConfig(features, network), tokenizer.vocab_size)
     state = checkpoints.load(path)

@@ -58,7 +58,7 @@ def run_arguments(parser: argparse.ArgumentParser, recipe: str = "recipes/ptb_ls
 
 
 def data_argument(parser: argparse.ArgumentParser) -> None:
-    """Declares the option that says where a run's data lie; see :func:`seqssgd.runs.data_folder`."""
+    """Declares the option that says where a run's data lie; see :func:`seqssgd.runs.reading.data_folder`."""
     parser.add_argument("--data", metavar="DIR", help="the folder of prepared data (default: where the run found it)")
 
 
@@ -69,8 +69,8 @@ def _perplexity_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _perplexity(args: argparse.Namespace) -> None:
     from seqssgd.data.text import read_lines
+    from seqssgd.devices import choose_device
     from seqssgd.lm import describe, load_language_model, perplexity
-    from seqssgd.runs import choose_device
 
     device = choose_device(args.device)
     model, tokenizer = load_language_model(args.run, args.checkpoint)
@@ -90,8 +90,8 @@ def _generate_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _generate(args: argparse.Namespace) -> None:
+    from seqssgd.devices import choose_device
     from seqssgd.lm import generate, load_language_model
-    from seqssgd.runs import choose_device
 
     if args.count < 1:
         raise UserError(f"--count {args.count}: it must be at least 1")
@@ -143,7 +143,7 @@ def _transcribe(args: argparse.Namespace) -> int:
 
     from seqssgd.asr import load_recognizer
     from seqssgd.data.items import printable, reason_of
-    from seqssgd.runs import choose_device
+    from seqssgd.devices import choose_device
     from seqssgd.speech.decode import open_search
     from seqssgd.speech.recordings import Wave, recognise
 
@@ -239,10 +239,10 @@ def _landscape(args: argparse.Namespace) -> None:
     from functools import partial
     from pathlib import Path
 
+    from seqssgd.devices import choose_device
     from seqssgd.landscape.section import curvature_table, notes, section
     from seqssgd.landscape.study import PARTS, Study, default_processes, parse_run
     from seqssgd.report.writing import write_section
-    from seqssgd.runs import choose_device
 
     for name, least in (("terms", 2), ("points", 3), ("side", 3), ("processes", 1)):
         if (value := getattr(args, name)) is not None and value < least:
@@ -334,12 +334,34 @@ def _describe(args: argparse.Namespace) -> None:
         raise UserError(f"{what}: no such file or directory; give a run directory or a recipe's YAML file")
 
 
+def _runs_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    listing = actions.add_parser("list", help="state, step, metric and minutes of each run in a folder")
+    listing.add_argument("folder", metavar="DIR", help="a folder with run directories, at any depth")
+    diff = actions.add_parser("diff", help="what differs between two runs, to the first tensor; exits with 1 if any")
+    diff.add_argument("runs", nargs=2, metavar="RUN", help="run directory")
+
+
+def _runs(args: argparse.Namespace) -> int:
+    if args.action == "list":
+        from seqssgd.report.listing import list_runs, table
+
+        print(table(list_runs(args.folder)))
+        return 0
+    from seqssgd.runs.comparing import differences
+
+    found = differences(*args.runs)
+    print("\n".join(found) if found else "no difference but for times")
+    return 1 if found else 0
+
+
 COMMANDS = {
     "describe": Command(
         "show what noise does to each layer of a model", _describe_arguments, _describe, passes_on=True
     ),
     "perplexity": Command("score text files with a trained language model", _perplexity_arguments, _perplexity),
     "compare": Command("average runs over seeds, set methods side by side", _compare_arguments, _compare),
+    "runs": Command("list the runs of a folder, or find where two of them part", _runs_arguments, _runs),
     "transcribe": Command("write down what is said in audio files", _transcribe_arguments, _transcribe),
     "landscape": Command("how flat minima are, and where they lie", _landscape_arguments, _landscape),
     "noise-finder": Command("suggest a noise level for a recipe", _noise_finder_arguments, _noise_finder),

@@ -8,7 +8,8 @@ from torch import nn
 
 from .errors import UserError
 from .optim import Description, describe
-from .runs import CLASSIFIER, LANGUAGE_MODEL, RECOGNISER, kind_of, read_config, read_section
+from .runs import layout
+from .runs.settings import CLASSIFIER, LANGUAGE_MODEL, RECOGNISER, kind_of, read_config, read_section
 from .training import OptimConfig, build_optimizer
 from .training.config import read_optim
 from .training.recipe import build, load_program
@@ -39,7 +40,7 @@ def describe_run(run: Path, checkpoint: str = "best") -> str:
 
     Args:
         run: the run directory.
-        checkpoint: as in :func:`seqssgd.runs.find_checkpoint`.
+        checkpoint: as in :func:`seqssgd.runs.checkpoints.find_checkpoint`.
 
     Raises:
         UserError: not a run of a recipe, no such checkpoint, or a damaged one.
@@ -49,7 +50,7 @@ def describe_run(run: Path, checkpoint: str = "best") -> str:
     try:
         config = read_optim(settings)
     except TypeError as error:
-        raise UserError(f"{run / 'config.yaml'}: section 'optim' is of another version ({error})") from None
+        raise UserError(f"{run / layout.CONFIG}: section 'optim' is of another version ({error})") from None
     return _text(config, describe(build_optimizer(model, config), model))
 
 
@@ -66,7 +67,7 @@ def _load_model(run: Path, checkpoint: str) -> nn.Module:
     }
     load = loaders.get(kind_of(read_config(run)))
     if load is None:
-        raise UserError(f"{run / 'config.yaml'}: section 'model' is that of no recipe; give a --run of a recipe")
+        raise UserError(f"{run / layout.CONFIG}: section 'model' is that of no recipe; give a --run of a recipe")
     return load(run, checkpoint)
 
 

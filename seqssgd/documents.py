@@ -86,6 +86,15 @@ def parse_json(content: str | bytes) -> Any:
         raise ValueError("nested too deep") from None
 
 
+def printable(value: Any) -> Any:
+    """Nested values whose texts have no control characters: no line breaks, nothing that a terminal obeys."""
+    if isinstance(value, dict):
+        return {printable(key): printable(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [printable(entry) for entry in value]
+    return "".join(c if c.isprintable() else " " for c in value) if isinstance(value, str) else value
+
+
 def _loader() -> type:
     """YAML's safe loader with limits: it makes plain values, and no more of them than the file lets expect."""
     import yaml

@@ -13,8 +13,9 @@ from seqssgd.data.text import TextDataset
 from seqssgd.data.tokenizers import Tokenizer, load_tokenizer
 from seqssgd.errors import UserError
 from seqssgd.models.lstm import LSTMLanguageModel
-from seqssgd.runs import LANGUAGE_MODEL, check_files, find_checkpoint, read_section
-from seqssgd.training import checkpoint as checkpoints
+from seqssgd.runs import checkpoints, layout
+from seqssgd.runs.checkpoints import check_files, find_checkpoint
+from seqssgd.runs.settings import LANGUAGE_MODEL, read_section
 
 
 class Perplexity(NamedTuple):
@@ -29,19 +30,19 @@ def load_language_model(run: str | Path, checkpoint: str | Path = "best") -> tup
 
     Args:
         run: the run directory.
-        checkpoint: as in :func:`seqssgd.runs.find_checkpoint`.
+        checkpoint: as in :func:`seqssgd.runs.checkpoints.find_checkpoint`.
 
     Raises:
         UserError: not a run of a language model, no such checkpoint, a damaged one, or one of another model.
     """
     run = Path(run)
     settings = read_section(run, "model", LANGUAGE_MODEL)
-    tokenizer = load_tokenizer(run / "tokenizer")
+    tokenizer = load_tokenizer(run / layout.TOKENIZER)
     path = find_checkpoint(run, checkpoint)
     try:
         model = LSTMLanguageModel(tokenizer.vocab_size, **settings)
     except (TypeError, ValueError) as error:
-        raise UserError(f"{run / 'config.yaml'}: section 'model' describes no LSTM language model ({error})") from None
+        raise UserError(f"{run / layout.CONFIG}: section 'model' describes no LSTM language model ({error})") from None
     state = checkpoints.load(path)
     check_files(run, state, path)
     checkpoints.load_model(model, state, path)

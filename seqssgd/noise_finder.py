@@ -11,11 +11,12 @@ from pathlib import Path
 
 from .errors import UserError
 from .optim.finder import POINTS, NoiseCurve, points
-from .runs import read_config
+from .runs import layout
+from .runs.metrics import read_rows
+from .runs.settings import read_config
 from .training import parse_recipe
 from .training.methods import find_method
 from .training.recipe import as_options, load_program
-from .training.run import read_rows
 
 _LENGTH = 1_000_000  # steps, more than any search has: the ramp of the level is written as reaching them
 
@@ -98,11 +99,11 @@ class NoiseFinder:
     def _level(self) -> float | None:
         """The level that the ramp of a search begun before has at its (distant) end."""
         known = self.out / "noisy"
-        return read_config(known)["optim"]["noise"] if (known / "config.yaml").is_file() else None
+        return read_config(known)["optim"]["noise"] if (known / layout.CONFIG).is_file() else None
 
     def _losses(self, name: str) -> list[float]:
         """The loss of each step, as the mean of some: infinite if that of one of them was not finite."""
-        rows = [row for row in read_rows(self.out / name / "metrics.jsonl") if row["kind"] == "train"]
+        rows = [row for row in read_rows(self.out / name / layout.METRICS) if row["kind"] == "train"]
         if len(rows) < (self.warmup + self.rising) // self._log_every:
             raise UserError(
                 f"{self.out / name}: ended before step {self.warmup} + {self.rising}; "

@@ -20,8 +20,9 @@ from seqssgd.models.vgg import VGG, VGGNet
 from seqssgd.models.wide_resnet import WideResNet
 from seqssgd.optim import Pass
 from seqssgd.optim.batchnorm import RunningStatistics, recalibrate_bn
-from seqssgd.runs import CLASSIFIER, check_files, find_checkpoint, read_section
-from seqssgd.training import checkpoint as checkpoints
+from seqssgd.runs import checkpoints, layout
+from seqssgd.runs.checkpoints import check_files, find_checkpoint
+from seqssgd.runs.settings import CLASSIFIER, read_section
 from seqssgd.training import distributed
 from seqssgd.training.config import OptimConfig, TrainingConfig
 
@@ -57,14 +58,14 @@ def load_classifier(run: str | Path, checkpoint: str | Path = "best") -> nn.Modu
 
     Args:
         run: the run directory.
-        checkpoint: as in :func:`seqssgd.runs.find_checkpoint`.
+        checkpoint: as in :func:`seqssgd.runs.checkpoints.find_checkpoint`.
 
     Raises:
         UserError: not a run of an image classifier, no such checkpoint, a damaged one, or one of another model.
     """
     settings, data = (read_section(run, section, KIND) for section in ("model", "data"))
     if set(settings) != {"name"} or not isinstance(data.get("classes"), int):
-        raise UserError(f"{Path(run) / 'config.yaml'} describes no image classifier; give a --run of {KIND}")
+        raise UserError(f"{Path(run) / layout.CONFIG} describes no image classifier; give a --run of {KIND}")
     path = find_checkpoint(run, checkpoint)
     model = build_classifier(settings["name"], data["classes"])
     state = checkpoints.load(path)

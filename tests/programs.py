@@ -16,7 +16,7 @@ import yaml
 from seqssgd.data.images import write_image_dataset
 from seqssgd.errors import run_cli
 from seqssgd.optim import describe, noise_groups
-from seqssgd.training import checkpoint
+from seqssgd.runs import checkpoints
 
 ROOT = Path(__file__).parents[1]
 TIMES = ("seconds", "units_per_second", "training_seconds", "metrics_length")
@@ -68,7 +68,7 @@ def kill_and_resume(path: str, command: list[str], run: Path, pattern: str) -> N
 def outcome(run: Path) -> list:
     """All that a run leaves behind, apart from times."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    states = {path.name: checkpoint.load(path) for path in sorted((run / "checkpoints").glob("*.pt"))}
+    states = {path.name: checkpoints.load(path) for path in sorted((run / "checkpoints").glob("*.pt"))}
     return without_times([rows, states, json.loads((run / "result.json").read_text())])
 
 

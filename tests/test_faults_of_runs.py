@@ -18,12 +18,15 @@ from toy_task import ToyTask, toy_config, train
 from seqssgd.errors import UserError
 from seqssgd.files import atomic_path, make_folder
 from seqssgd.report import compare, read_run
-from seqssgd.runs import check_files, checksums, data_folder, find_checkpoint, read_section
-from seqssgd.training import RunDirectory, checkpoint
+from seqssgd.runs import checkpoints
+from seqssgd.runs.checkpoints import check_files, checksums, find_checkpoint
+from seqssgd.runs.reading import data_folder
+from seqssgd.runs.settings import read_section
+from seqssgd.training import RunDirectory
 
 
 def newest(run: Path) -> Path:
-    return checkpoint.load_newest(run / "checkpoints")[0]
+    return checkpoints.load_newest(run / "checkpoints")[0]
 
 
 # ---- the disk --------------------------------------------------------------------------------------------------------
@@ -67,11 +70,11 @@ class FullDisk:
 @pytest.mark.parametrize("room", [0, 100, 700, 1500, 3000])
 def test_a_disk_that_is_full_at_a_checkpoint_is_named_with_the_file(tmp_path, monkeypatch, room):
     state = {"model": {f"w{i}": torch.randn(100) for i in range(10)}}
-    checkpoint.save(tmp_path / "step.pt", {"model": {}})
+    checkpoints.save(tmp_path / "step.pt", {"model": {}})
     before = (tmp_path / "step.pt").read_bytes()
     with monkeypatch.context() as patch, pytest.raises(OSError) as caught:
         FullDisk(patch, room)
-        checkpoint.save(tmp_path / "step.pt", state)
+        checkpoints.save(tmp_path / "step.pt", state)
     assert caught.value.errno == errno.ENOSPC and caught.value.filename == str(tmp_path / "step.pt")
     assert [path.name for path in tmp_path.iterdir()] == ["step.pt"] and (tmp_path / "step.pt").read_bytes() == before
 
@@ -196,13 +199,13 @@ def test_whole_checkpoints_with_wrong_contents_are_refused_or_train_on(tmp_path,
     config = toy_config(training={"epochs": 2})
     train(tmp_path, config, max_steps=7)
     path = newest(tmp_path)
-    state = checkpoint.load(path)
+    state = checkpoints.load(path)
     chosen = [at for at in places(state) if "task" not in at and ("python" not in at or len(at) < 6)]
     metrics = (tmp_path / "metrics.jsonl").read_bytes()
     refused = 0
     for number, at in enumerate(chosen):
         value = [None, "x", -1, [], {}, math.nan, torch.zeros(2, 2), 10**30][number % 8]
-        checkpoint.save(path, replaced(state, at, value) if at else {"model": value})
+        checkpoints.save(path, replaced(state, at, value) if at else {"model": value})
         (tmp_path / "metrics.jsonl").write_bytes(metrics)
         try:
             train(tmp_path, config, max_steps=8)
@@ -224,15 +227,15 @@ def test_a_checkpoint_that_is_compressed_is_not_read(tmp_path):
             new.writestr(entry.filename, old.read(entry), zipfile.ZIP_DEFLATED)
     assert (tmp_path / "bomb.pt").stat().st_size < 100_000
     with pytest.raises(UserError, match=r"bomb\.pt: damaged checkpoint, or none .*compressed"):
-        checkpoint.load(tmp_path / "bomb.pt")
+        checkpoints.load(tmp_path / "bomb.pt")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may read anything")
 def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(tmp_path):
-    checkpoint.save(tmp_path / "a.pt", {})
+    checkpoints.save(tmp_path / "a.pt", {})
     (tmp_path / "a.pt").chmod(0)
     with pytest.raises(UserError, match="cannot be read"):
-        checkpoint.load(tmp_path / "a.pt")
+        checkpoints.load(tmp_path / "a.pt")
 
 
 # ---- limits and patience ---------------------------------------------------------------------------------------------
@@ -266,7 +269,7 @@ def test_a_limit_within_an_epoch_does_not_change_where_patience_ends(tmp_path, l
     train(tmp_path / "run", config, Scripted, {"values": values}, max_steps=limit)
     result, _ = train(tmp_path / "run", config, Scripted, {"values": values})
     assert result["steps"] == 30 and result["stopped_early"]
-    a, b = (checkpoint.load(newest(tmp_path / name))["model"] for name in ("whole", "run"))
+    a, b = (checkpoints.load(newest(tmp_path / name))["model"] for name in ("whole", "run"))
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
@@ -305,7 +308,7 @@ def test_the_last_finite_weights_are_kept(tmp_path):
     result, _ = train(tmp_path, config, Exploding)
     names = sorted(path.name for path in (tmp_path / "checkpoints").glob("step-*"))
     assert names == ["step-00000008.pt", "step-00000019.pt", "step-00000020.pt"]
-    assert checkpoint.is_finite(checkpoint.load(tmp_path / "checkpoints" / names[0])["model"].values())
+    assert checkpoints.is_finite(checkpoints.load(tmp_path / "checkpoints" / names[0])["model"].values())
     assert result["exit_code"] == 2 and result["diverged"] == "its weights are not finite"
 
 
@@ -349,13 +352,13 @@ def test_a_run_of_another_kind_is_called_what_it_is(tmp_path):
 
 
 def test_the_last_checkpoint_in_place_of_the_best_is_said(tmp_path, capsys):
-    checkpoint.save_step(make(tmp_path / "checkpoints"), {"model": {}}, 7, keep=2)
+    checkpoints.save_step(make(tmp_path / "checkpoints"), {"model": {}}, 7, keep=2)
     assert find_checkpoint(tmp_path).name == "step-00000007.pt"
     assert re.fullmatch(
         r"note: \S+ has no best checkpoint .*; taking the last, step-00000007\.pt\n", capsys.readouterr().err
     )
     find_checkpoint(tmp_path, "last")
-    checkpoint.save(tmp_path / "checkpoints/best.pt", {})
+    checkpoints.save(tmp_path / "checkpoints/best.pt", {})
     find_checkpoint(tmp_path)
     assert capsys.readouterr().err == ""
 

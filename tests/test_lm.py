@@ -12,10 +12,11 @@ from programs import ROOT, generated_lines, refused
 
 from seqssgd import cli
 from seqssgd.data.tokenizers import SentencePieceTokenizer, WordTokenizer
+from seqssgd.devices import choose_device
 from seqssgd.errors import UserError
 from seqssgd.lm import generate, load_language_model, perplexity
 from seqssgd.models.lstm import LSTMLanguageModel
-from seqssgd.runs import choose_device, find_checkpoint
+from seqssgd.runs.checkpoints import find_checkpoint
 
 MODEL = {"hidden_size": 6, "num_layers": 2, "dropout": 0.5, "init_scale": 0.8}
 LINES = generated_lines(40)

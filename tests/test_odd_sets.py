@@ -26,7 +26,7 @@ from seqssgd.data.speech_rows import Utterance
 from seqssgd.data.speech_writer import prepare as prepare_speech
 from seqssgd.data.speech_writer import read_info, summary, write_speech_dataset
 from seqssgd.errors import UserError
-from seqssgd.training.run import RunDirectory
+from seqssgd.runs.directory import RunDirectory
 
 HUB = load("data_prep/hub_asr.py")
 IMAGENET = load("data_prep/imagenet.py")

@@ -13,7 +13,7 @@ from seqssgd import cli
 from seqssgd.data.images import AugmentedBatches, Normalization, load_images
 from seqssgd.optim.batchnorm import recalibrate_bn
 from seqssgd.report import compare, read_run, summary
-from seqssgd.training import checkpoint
+from seqssgd.runs import checkpoints
 from seqssgd.vision import load_classifier
 
 TRAIN, EVALUATE = load("recipes/cifar_cnn/train.py"), load("recipes/cifar_cnn/evaluate.py")
@@ -76,7 +76,7 @@ def test_every_form_trains_and_resumes_to_the_same_bits(data, tmp_path, options)
     stop = result["steps"] // 2 + 1
     assert train(data, tmp_path / "parts", *options, "--max-steps", stop)["steps"] == stop
     train(data, tmp_path / "parts", *options)
-    models = [checkpoint.load_newest(tmp_path / run / "checkpoints")[1] for run in ("whole", "parts")]
+    models = [checkpoints.load_newest(tmp_path / run / "checkpoints")[1] for run in ("whole", "parts")]
     for key in ("model", "optimizer", "schedulers", "processes"):
         assert without_times(models[0][key]) == without_times(models[1][key])
 
@@ -92,7 +92,7 @@ def test_a_time_limit_stops_a_run_that_is_then_finished_by_the_same_command(data
     assert "stopped by the time limit at step 1; run the same command again" in capsys.readouterr().out
     assert not (run / "result.json").exists()
     train(data, run)
-    ends = [checkpoint.load_newest(path / "checkpoints")[1] for path in (run, finished)]
+    ends = [checkpoints.load_newest(path / "checkpoints")[1] for path in (run, finished)]
     assert without_times(ends[0]["model"]) == without_times(ends[1]["model"])
 
 
@@ -168,8 +168,8 @@ def test_evaluation_refuses_other_images_and_other_runs(data, finished, tmp_path
     said = refused(capsys, EVALUATE.main, "--run", finished, "--data", data, "--bn-images", 0)
     assert "--bn-images 0: it must be at least 1" in said
     run = shutil.copytree(finished, tmp_path / "run")
-    state = checkpoint.load(run / "checkpoints/best.pt")
-    checkpoint.save(run / "checkpoints/best.pt", {key: value for key, value in state.items() if key != "files"})
+    state = checkpoints.load(run / "checkpoints/best.pt")
+    checkpoints.save(run / "checkpoints/best.pt", {key: value for key, value in state.items() if key != "files"})
     settings = yaml.safe_load((run / "config.yaml").read_text())  # of which that checkpoint does not know any more
     for changes, reason in (
         ({"corpus": {**settings["corpus"], "valid": 0}}, "--split valid: "),

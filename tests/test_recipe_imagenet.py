@@ -14,7 +14,8 @@ from programs import ROOT, coloured_images, kill_and_resume, load, outcome, refu
 from seqssgd import vision
 from seqssgd.data.encoded_images import MEAN, STD, load_encoded
 from seqssgd.data.images import Normalization
-from seqssgd.training import OptimConfig, build_optimizer, build_schedulers, checkpoint, parse_recipe
+from seqssgd.runs import checkpoints
+from seqssgd.training import OptimConfig, build_optimizer, build_schedulers, parse_recipe
 from seqssgd.vision import build_classifier
 
 TRAIN, EVALUATE = load("recipes/imagenet_resnet/train.py"), load("recipes/imagenet_resnet/evaluate.py")
@@ -69,7 +70,7 @@ def test_stopped_within_an_epoch_a_run_goes_on_with_the_pieces_that_are_left(dat
     train(data, tmp_path / "whole")
     assert train(data, tmp_path / "parts", "--max-steps", 4)["steps"] == 4
     train(data, tmp_path / "parts")
-    states = [checkpoint.load_newest(tmp_path / run / "checkpoints")[1] for run in ("whole", "parts")]
+    states = [checkpoints.load_newest(tmp_path / run / "checkpoints")[1] for run in ("whole", "parts")]
     for key in ("model", "optimizer", "schedulers", "processes"):
         assert without_times(states[0][key]) == without_times(states[1][key])
 

@@ -13,7 +13,7 @@ from seqssgd import cli
 from seqssgd.data.text import load_text, write_text_dataset
 from seqssgd.errors import run_cli
 from seqssgd.lm import load_language_model
-from seqssgd.training import checkpoint
+from seqssgd.runs import checkpoints
 
 TRAIN, EVALUATE = load("recipes/ptb_lstm/train.py"), load("recipes/ptb_lstm/evaluate.py")
 
@@ -83,7 +83,7 @@ def test_every_form_of_noise_trains_and_resumes_to_the_same_bits(data, tmp_path,
     for stop in (33, 61):
         TRAIN.main([*command(data, tmp_path / "parts", *options), "--max-steps", str(stop)])
     train(data, tmp_path / "parts", *options)
-    models = [checkpoint.load_newest(tmp_path / run / "checkpoints")[1] for run in ("whole", "parts")]
+    models = [checkpoints.load_newest(tmp_path / run / "checkpoints")[1] for run in ("whole", "parts")]
     for key in ("model", "optimizer", "schedulers", "processes"):
         assert without_times(models[0][key]) == without_times(models[1][key])
 

@@ -16,8 +16,8 @@ from seqssgd import cli
 from seqssgd.data.audio import decode, encode_flac
 from seqssgd.metrics import score
 from seqssgd.report import compare, read_run, summary
+from seqssgd.runs import checkpoints
 from seqssgd.speech.decode import arpa_words
-from seqssgd.training import checkpoint
 
 datasets = pytest.importorskip("datasets")
 import tones  # noqa: E402
@@ -111,7 +111,7 @@ def test_every_form_of_training_resumes_to_the_same_bits_and_evaluates(data, tmp
     TRAIN.main([*command(data, tmp_path / "parts", *options), "--max-steps", str(result["steps"] // 2 + 1)])
     moved = shutil.copytree(data, tmp_path / "elsewhere")  # the place of the data is no part of the configuration
     train(moved, tmp_path / "parts", *options)
-    models = [checkpoint.load_newest(tmp_path / run / "checkpoints")[1] for run in ("whole", "parts")]
+    models = [checkpoints.load_newest(tmp_path / run / "checkpoints")[1] for run in ("whole", "parts")]
     for key in ("model", "optimizer", "schedulers", "processes"):
         assert without_times(models[0][key]) == without_times(models[1][key])
     said = evaluate(capsys, tmp_path / "whole", data, "--split", "valid", "--checkpoint", "last")

@@ -18,8 +18,10 @@ import torch
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from toy_task import ToyTask, toy_config, train
 
+from seqssgd import processes
 from seqssgd.errors import UserError
-from seqssgd.training import checkpoint, cleanup, distributed
+from seqssgd.runs import checkpoints
+from seqssgd.training import cleanup
 
 METHODS = {
     "none": ({"method": "none"}, {}),
@@ -43,7 +45,7 @@ class NanTask(ToyTask):
 
     def batches(self, epoch, start=0):
         for index, (x, y) in enumerate(super().batches(epoch, start), start):
-            if index == 2 and distributed.rank() == distributed.world_size() - 1:
+            if index == 2 and processes.rank() == processes.world_size() - 1:
                 x = torch.cat([x[:-1], x[-1:] * torch.nan])
             yield x, y
 
@@ -60,7 +62,7 @@ class StoppedTask(ToyTask):
 
     def batches(self, epoch, start=0):
         for index, batch in enumerate(super().batches(epoch, start), start):
-            if index == 5 and epoch == 0 and distributed.rank() == 1:
+            if index == 5 and epoch == 0 and processes.rank() == 1:
                 os.kill(os.getpid(), signal.SIGTERM)
             yield batch
 
@@ -85,7 +87,7 @@ def write_attempts(folder: str) -> list[tuple]:
 
 def count_exchanges() -> list[int]:
     """A list that gets one entry, its size, for every bucket of gradients that goes over the wire."""
-    sizes, real = [], distributed.parallel
+    sizes, real = [], processes.parallel
 
     def parallel(model):
         wrapped = real(model)
@@ -97,7 +99,7 @@ def count_exchanges() -> list[int]:
         wrapped.register_comm_hook(None, hook)
         return wrapped
 
-    distributed.parallel = parallel
+    processes.parallel = parallel
     return sizes
 
 
@@ -125,7 +127,7 @@ def worker(folder: Path) -> None:
     run("stopped", DROPOUT, StoppedTask)
     run("stopped", DROPOUT, again=True)
     report["attempts"] = attempts
-    torch.save(report, folder / f"rank{distributed.rank()}.pt")
+    torch.save(report, folder / f"rank{processes.rank()}.pt")
     cleanup()
 
 
@@ -224,7 +226,7 @@ def test_only_the_main_process_writes_and_speaks(runs):
 def test_a_checkpoint_of_another_number_of_processes_is_refused(runs, tmp_path):
     shutil.copytree(runs[0] / "parts", tmp_path / "run")
     (tmp_path / "run/result.json").unlink()  # as if it were not finished
-    path = checkpoint.load_newest(tmp_path / "run/checkpoints")[0]
+    path = checkpoints.load_newest(tmp_path / "run/checkpoints")[0]
     with pytest.raises(UserError) as caught:
         train(tmp_path / "run", DROPOUT)
     assert str(caught.value) == f"{path}: made by 2 processes; resume with as many"

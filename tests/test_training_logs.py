@@ -8,7 +8,8 @@ import time
 import pytest
 from toy_task import ToyTask, toy_config, train
 
-from seqssgd.training import RunDirectory, distributed, loop
+from seqssgd import processes
+from seqssgd.training import RunDirectory, loop
 from seqssgd.training.logs import Console
 
 TIMES = ("seconds", "units_per_second")
@@ -114,7 +115,7 @@ def test_on_a_terminal_there_is_a_bar_with_the_evaluations_above_it(tmp_path, ca
 
 @pytest.mark.parametrize("stream", [io.StringIO, Terminal])
 def test_only_the_main_process_speaks(capsys, monkeypatch, stream):
-    monkeypatch.setattr(distributed, "is_main", lambda: False)
+    monkeypatch.setattr(processes, "is_main", lambda: False)
     monkeypatch.setattr("sys.stderr", silent := stream())
     with Console(5, 0) as console:
         console.advance()

@@ -11,7 +11,7 @@ from torch.nn.functional import mse_loss
 from toy_task import toy_config, train
 
 from seqssgd.optim.reference import unit_noise
-from seqssgd.training import checkpoint
+from seqssgd.runs import checkpoints
 
 MINIBATCHES, SIZE = 7, 5  # an odd number of examples: the halves are unequal
 
@@ -255,7 +255,7 @@ def test_half_precision_is_autocast_with_a_scaler_for_fp16(tmp_path, precision, 
     assert (skipped > 0) == (
         precision == "fp16"
     )  # the first scale, 65536, is beyond fp16: it is halved, not the run lost
-    state = checkpoint.load_newest(tmp_path / "checkpoints")[1]
+    state = checkpoints.load_newest(tmp_path / "checkpoints")[1]
     assert state["scaler"].get("scale") == (scaler.get_scale() if precision == "fp16" else None)
 
 
@@ -322,7 +322,7 @@ class InfiniteTask(SteepTask):
 def test_a_skipped_step_changes_neither_weights_nor_optimizer(tmp_path, task_class, accumulate):
     config = settings({}, {"accumulate": accumulate, "clip": 1.0, "checkpoint_every": 1})
     train(tmp_path, config, task_class, {"bad": [(0, 2 * accumulate)]}, max_steps=3)
-    before, after = (checkpoint.load(tmp_path / f"checkpoints/step-0000000{step}.pt") for step in (2, 3))
+    before, after = (checkpoints.load(tmp_path / f"checkpoints/step-0000000{step}.pt") for step in (2, 3))
     assert after["progress"]["nonfinite"] == 1
     assert all(torch.equal(before["model"][name], w) and w.isfinite().all() for name, w in after["model"].items())
     assert before["optimizer"]["perturbation"] == after["optimizer"]["perturbation"]

@@ -24,7 +24,8 @@ from seqssgd.optim import (
     SymmetricNoise,
     WeightAverage,
 )
-from seqssgd.training import OptimConfig, build_optimizer, build_schedulers, checkpoint
+from seqssgd.runs import checkpoints
+from seqssgd.training import OptimConfig, build_optimizer, build_schedulers
 from seqssgd.training.methods import METHODS
 
 # name: settings, the class, attributes of the optimizer, distribution and granularity, passes of a step
@@ -191,12 +192,12 @@ def test_evaluation_sees_the_average_and_the_best_checkpoint_holds_it(tmp_path):
     optim = {"method": "swa", "noise": 0.0, "lr": 0.5}
     config = toy_config(optim, {"epochs": 2, "keep": 20})
     _, task = train(tmp_path / "run", config, Watched)
-    weights = [checkpoint.load(path)["model"] for path in sorted((tmp_path / "run/checkpoints").glob("step-*.pt"))]
+    weights = [checkpoints.load(path)["model"] for path in sorted((tmp_path / "run/checkpoints").glob("step-*.pt"))]
     assert len(weights) == 10 and len(seen) == 2
     for count, averaged in zip((5, 10), seen, strict=True):
         for key, value in averaged.items():
             torch.testing.assert_close(value, torch.stack([w[key] for w in weights[:count]]).mean(0))
-    best = checkpoint.load(tmp_path / "run/checkpoints/best.pt")
+    best = checkpoints.load(tmp_path / "run/checkpoints/best.pt")
     for key, value in seen[best["step"] // 5 - 1].items():
         assert torch.equal(best["model"][key], value)
     for key, value in weights[-1].items():  # the trained one is back

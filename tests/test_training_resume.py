@@ -17,7 +17,8 @@ import toy_task
 from toy_task import ToyTask, toy_config, train
 
 from seqssgd.errors import UserError
-from seqssgd.training import RunDirectory, checkpoint
+from seqssgd.runs import checkpoints
+from seqssgd.training import RunDirectory
 
 PROGRAM = Path(toy_task.__file__)
 TIMES = ("seconds", "units_per_second")
@@ -29,7 +30,7 @@ def metrics(run: Path) -> list[dict]:
 
 
 def newest(run: Path) -> dict:
-    return checkpoint.load_newest(run / "checkpoints")[1]
+    return checkpoints.load_newest(run / "checkpoints")[1]
 
 
 def assert_same(a, b, at=""):
@@ -53,7 +54,7 @@ def assert_same(a, b, at=""):
 def assert_same_runs(a: Path, b: Path):
     assert_same(newest(a), newest(b))
     assert metrics(a) == metrics(b)
-    assert_same(checkpoint.load(a / "checkpoints/best.pt"), checkpoint.load(b / "checkpoints/best.pt"))
+    assert_same(checkpoints.load(a / "checkpoints/best.pt"), checkpoints.load(b / "checkpoints/best.pt"))
     assert_same(*(json.loads((run / "result.json").read_text()) for run in (a, b)))
     names = [sorted(p.name for p in (run / "checkpoints").iterdir()) for run in (a, b)]
     assert names[0] == names[1]
@@ -231,7 +232,7 @@ def damage(path: Path, how: str) -> None:
     elif how == "empty":
         path.write_bytes(b"")
     else:  # one wrong byte in the middle of a tensor
-        weight = checkpoint.load(path)["model"]["rnn.weight_ih_l0"]
+        weight = checkpoints.load(path)["model"]["rnn.weight_ih_l0"]
         position = content.index(weight.numpy().tobytes()) + 5
         path.write_bytes(content[:position] + bytes([content[position] ^ 64]) + content[position + 1 :])
 
@@ -256,10 +257,10 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, capsys, how
 
 def test_checkpoints_after_a_damaged_one_are_not_lost(tmp_path):
     for step in (5, 9):
-        checkpoint.save_step(tmp_path, {"step": step}, step, keep=2)
+        checkpoints.save_step(tmp_path, {"step": step}, step, keep=2)
     damaged = tmp_path / "step-00000009.pt"
     damaged.write_bytes(b"?")
-    checkpoint.save_step(tmp_path, {"step": 7}, 7, keep=1)
+    checkpoints.save_step(tmp_path, {"step": 7}, 7, keep=1)
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000007.pt"]
 
 
@@ -292,9 +293,9 @@ def test_all_global_generators_are_restored():
 
     import numpy as np
 
-    state = checkpoint.rng_state()
+    state = checkpoints.rng_state()
     expected = python_random.random(), np.random.rand(), np.random.randn(), torch.rand(1).item()
-    checkpoint.set_rng_state(state)
+    checkpoints.set_rng_state(state)
     assert expected == (python_random.random(), np.random.rand(), np.random.randn(), torch.rand(1).item())
 
 

@@ -8,7 +8,7 @@ import torch
 from toy_task import ToyTask, toy_config, train
 
 from seqssgd.errors import UserError
-from seqssgd.training import checkpoint
+from seqssgd.runs import checkpoints
 
 
 def settings(optim=None, **training):
@@ -21,7 +21,7 @@ def rows(run, kind="valid"):
 
 
 def newest(run):
-    return checkpoint.load_newest(run / "checkpoints")[1]
+    return checkpoints.load_newest(run / "checkpoints")[1]
 
 
 class ScriptedTask(ToyTask):
@@ -82,7 +82,7 @@ def test_the_best_checkpoint_holds_the_weights_that_were_best_on_validation(tmp_
     config = settings({"lr": 3.0, "noise": 1.5}, epochs=8)  # so wild that the last is not the best
     result, task = train(tmp_path, config)
     losses = [row["valid_loss"] for row in rows(tmp_path)]
-    best = checkpoint.load(tmp_path / "checkpoints/best.pt")
+    best = checkpoints.load(tmp_path / "checkpoints/best.pt")
     epoch = losses.index(min(losses)) + 1
     assert len(losses) == 8 and epoch < 8
     assert best["epoch"] == result["best"]["epoch"] == epoch and best["step"] == 5 * epoch
@@ -107,7 +107,7 @@ def test_without_a_metric_to_choose_by_the_last_model_is_the_best(tmp_path):
 
     result, _ = train(tmp_path, settings({"lr": 3.0, "noise": 1.5}, epochs=8), Unjudged)  # as wild as above
     assert result["best"] == {**result["final"], "step": 40, "epoch": 8}
-    best, last = checkpoint.load(tmp_path / "checkpoints/best.pt")["model"], newest(tmp_path)["model"]
+    best, last = checkpoints.load(tmp_path / "checkpoints/best.pt")["model"], newest(tmp_path)["model"]
     assert all(torch.equal(best[name], last[name]) for name in last)
 
 

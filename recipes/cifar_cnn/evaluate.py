@@ -12,9 +12,12 @@ import sys
 
 from seqssgd.cli import data_argument, run_arguments
 from seqssgd.data.images import AugmentedBatches, Normalization, load_images
+from seqssgd.devices import choose_device
 from seqssgd.errors import UserError, run_cli
 from seqssgd.report import record
-from seqssgd.runs import choose_device, data_folder, find_checkpoint, read_config, read_section
+from seqssgd.runs.checkpoints import find_checkpoint
+from seqssgd.runs.reading import data_folder
+from seqssgd.runs.settings import read_config, read_section
 from seqssgd.vision import KIND, check_same_images, evaluate_run, load_classifier
 
 SPLITS = ("train", "valid", "test")

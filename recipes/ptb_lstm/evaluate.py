@@ -12,10 +12,12 @@ import sys
 
 from seqssgd.cli import data_argument, run_arguments
 from seqssgd.data.text import SPLITS, TextDataset, load_text
+from seqssgd.devices import choose_device
 from seqssgd.errors import run_cli
 from seqssgd.lm import check_same_data, describe, load_language_model, perplexity
 from seqssgd.report import record
-from seqssgd.runs import choose_device, data_folder, find_checkpoint
+from seqssgd.runs.checkpoints import find_checkpoint
+from seqssgd.runs.reading import data_folder
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -25,6 +25,7 @@ from seqssgd.errors import UserError
 from seqssgd.files import make_folder
 from seqssgd.models.lstm import LSTMLanguageModel
 from seqssgd.optim import Pass
+from seqssgd.runs import layout
 from seqssgd.training import OptimConfig, TrainingConfig, distributed
 
 
@@ -151,8 +152,8 @@ def main(argv: list[str] | None = None) -> int:
     about = {"data": {"name": dataset.info["name"], "fingerprint": dataset.info["fingerprint"]}}
 
     def save_tokenizer(run: Path) -> None:
-        make_folder(run / "tokenizer")  # so that the run can be used without the data
-        dataset.tokenizer.save(run / "tokenizer")
+        make_folder(run / layout.TOKENIZER)  # so that the run can be used without the data
+        dataset.tokenizer.save(run / layout.TOKENIZER)
 
     return training.train(command, task, about, save_tokenizer)
 

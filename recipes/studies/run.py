@@ -27,9 +27,11 @@ from seqssgd import documents
 from seqssgd.errors import UserError, run_cli
 from seqssgd.report import compare, read_run, summary
 from seqssgd.report.figures import best_evaluation, lower_is_better, shared_metric
+from seqssgd.runs import layout
+from seqssgd.runs.directory import in_use
+from seqssgd.runs.settings import check_same, flatten, plain
 from seqssgd.training import parse_recipe
 from seqssgd.training.recipe import as_options, load_program
-from seqssgd.training.run import check_same, flatten, in_use, plain
 from seqssgd.training.scaling import in_phases, late, scaled, with_restarts
 
 HERE = Path(__file__).resolve().parent
@@ -80,7 +82,7 @@ class Cell:
         Raises:
             UserError: its directory holds a run of another configuration.
         """
-        if not (self.run / "result.json").is_file():
+        if not (self.run / layout.RESULT).is_file():
             return False
         run = read_run(self.run)
         settings = {key: value for key, value in run.settings.items() if key.split(".")[0] in self.config}
@@ -336,7 +338,7 @@ def finish(study: Study, failed: list[str]) -> int:
 
 def state(cell: Cell) -> str:
     """How far a run is."""
-    return "finished" if cell.finished else "begun" if (cell.run / "config.yaml").is_file() else "not begun"
+    return "finished" if cell.finished else "begun" if (cell.run / layout.CONFIG).is_file() else "not begun"
 
 
 if __name__ == "__main__":

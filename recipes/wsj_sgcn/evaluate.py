@@ -20,11 +20,13 @@ from seqssgd.asr import SPLITS, Recognizer, check_same_corpus, load_for_run, loa
 from seqssgd.cli import beam_arguments, check_beam_arguments, data_argument, run_arguments
 from seqssgd.data.speech_writer import read_info
 from seqssgd.data.wsj import scoring_filter
+from seqssgd.devices import choose_device
 from seqssgd.errors import UserError, run_cli
 from seqssgd.files import atomic_path
 from seqssgd.metrics import RealTimeFactor, Score, score
 from seqssgd.report import record
-from seqssgd.runs import choose_device, data_folder, find_checkpoint
+from seqssgd.runs.checkpoints import find_checkpoint
+from seqssgd.runs.reading import data_folder
 from seqssgd.speech.decode import BeamSearch, grid_search, open_search
 from seqssgd.speech.tokens import LabelTokenizer
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from seqssgd.asr import load_for_run
 from seqssgd.data.text import read_lines
 from seqssgd.errors import UserError, run_cli
+from seqssgd.runs import layout
 from seqssgd.speech.ngram import SEPARATOR, estimate
 from seqssgd.speech.tokens import load_tokenizer
 
@@ -33,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("there is no text to read; give --data, --text, or both")
     if args.order < 1:
         raise UserError(f"--order {args.order}: it must be at least 1")
-    tokenizer = load_tokenizer(args.run / "tokenizer")
+    tokenizer = load_tokenizer(args.run / layout.TOKENIZER)
     texts = [] if args.data is None else load_for_run(args.run, args.data, args.split).texts
     texts = [*texts, *(line for file in args.text for line in read_lines(file))]
     lines = [line for text in texts if (line := tokenizer.normalize(text))]

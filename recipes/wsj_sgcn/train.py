@@ -27,6 +27,7 @@ from seqssgd.errors import UserError
 from seqssgd.files import make_folder
 from seqssgd.metrics import score
 from seqssgd.optim import Pass
+from seqssgd.runs import layout
 from seqssgd.speech.features import SpecAugment, SpeedPerturbation
 from seqssgd.speech.tokens import CharacterTokenizer, LabelTokenizer, PieceTokenizer, check_labels
 from seqssgd.training import OptimConfig, TrainingConfig, distributed
@@ -237,8 +238,8 @@ def main(argv: list[str] | None = None) -> int:
     about = {role: data.description() for role, data in sets.items()}
 
     def begin(run: Path) -> None:
-        make_folder(run / "tokenizer")  # so that the run can be used without the data
-        tokenizer.save(run / "tokenizer")
+        make_folder(run / layout.TOKENIZER)  # so that the run can be used without the data
+        tokenizer.save(run / layout.TOKENIZER)
         parameters = sum(p.numel() for p in model.parameters())
         training.say(f"{sets['train']}; {task.selection}; {parameters:,} parameters")
 

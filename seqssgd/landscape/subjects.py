@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..optim.batchnorm import recalibrate_bn
-from ..runs import find_checkpoint, read_config
+from ..runs import layout
+from ..runs.checkpoints import find_checkpoint
+from ..runs.settings import read_config
 from .ctc import ctc_loss
 from .objective import Objective
 
@@ -127,7 +129,7 @@ def data_folder(run: str | Path) -> Path:
         UserError: it is not there any more, or not known.
     """
     try:
-        words = json.loads((Path(run) / "environment.json").read_text(encoding="utf-8"))["command"]
+        words = json.loads((Path(run) / layout.ENVIRONMENT).read_text(encoding="utf-8"))["command"]
     except (OSError, ValueError, KeyError):
         words = []
     found = None
@@ -135,7 +137,7 @@ def data_folder(run: str | Path) -> Path:
         if word == "--data" or word.startswith("--data="):
             found = Path(following if word == "--data" else word.removeprefix("--data="))
     if found is None or not found.is_dir():
-        where = "is not said in its environment.json" if found is None else f"was {found}, which is no folder here"
+        where = f"is not said in its {layout.ENVIRONMENT}" if found is None else f"was {found}, which is no folder here"
         raise UserError(f"{run}: where its data are {where}; give --data")
     return found
 
@@ -152,7 +154,7 @@ def open_run(
     Args:
         run: the run directory.
         data: the prepared data that it was trained on; None: see :func:`data_folder`.
-        checkpoint: as in :func:`seqssgd.runs.find_checkpoint`.
+        checkpoint: as in :func:`seqssgd.runs.checkpoints.find_checkpoint`.
         device: to compute on.
         bn_images: training images that batch-norm statistics are taken from, in minibatches as in training.
 
@@ -163,7 +165,7 @@ def open_run(
     folder = Path(data) if data is not None else data_folder(run)
     model = settings.get("model")
     if not isinstance(model, dict):
-        raise UserError(f"{Path(run) / 'config.yaml'} has no section 'model'; give a run of a recipe")
+        raise UserError(f"{Path(run) / layout.CONFIG} has no section 'model'; give a run of a recipe")
     for keys, build in KINDS.items():
         if keys <= set(model) and (build is not _images or "bn_images" in settings):
             subject = build(Path(run), folder, path, settings, torch.device(device), bn_images)

@@ -1,12 +1,12 @@
 """Runs side by side: grouped by method, averaged over seeds, held against baselines of equal epochs and equal compute.
 
-``reading`` takes run directories in, ``grouping`` puts the seeds of one configuration together and names it,
+``grouping`` puts the seeds of one configuration together and names it,
 ``comparison`` averages and tests, ``tables`` and ``plots`` show what it found, ``writing`` makes files of them.
 """
 
+from ..runs.reading import Run, read_run, record
 from .comparison import Comparison, compare
 from .grouping import Group, group_runs
-from .reading import Run, read_run, record
 from .tables import results_table
 from .writing import summary, write_between, write_report
 

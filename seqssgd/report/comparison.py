@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..documents import printable
 from ..errors import UserError
+from ..runs.reading import Run
 from . import baselines
-from .escape import plain
 from .figures import lower_is_better, run_figures, shared_metric
 from .grouping import Group, group_runs
-from .reading import Run
 
 
 class Estimate(NamedTuple):
@@ -170,7 +170,7 @@ def compare(
         for (row, found, _), p in zip(tested, holm([p for _, _, p in tested]), strict=True):
             row.against[criterion] = found._replace(holm=p)
     folder = os.path.commonpath([run.path.resolve().parent for run in runs])
-    names = {run.path: plain(os.path.relpath(run.path.resolve(), folder)) for run in runs}
+    names = {run.path: printable(os.path.relpath(run.path.resolve(), folder)) for run in runs}
     return Comparison(
         metric=metric,
         drawn=drawn,

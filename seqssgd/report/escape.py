@@ -4,15 +4,6 @@ import re
 from typing import Any
 
 
-def plain(value: Any) -> Any:
-    """Nested values whose texts have no control characters: no line breaks, nothing that a terminal obeys."""
-    if isinstance(value, dict):
-        return {plain(key): plain(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(entry) for entry in value]
-    return "".join(c if c.isprintable() else " " for c in value) if isinstance(value, str) else value
-
-
 def markdown(text: str) -> str:
     """Text for Markdown in which no HTML element and no link begins; a comparison (p < 0.05) stays as it is."""
     return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text).replace("](", "]\\(")

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import UserError
-from .reading import Run
+from ..runs.layout import BEST
+from ..runs.reading import Run
 
-BEST = "best.pt"  # the checkpoint whose evaluations count
 SEEN = ("train", "valid")  # splits that the training has seen: evaluated again, they are no result
 _NOT_METRICS = {
     *("kind", "step", "epoch", "passes", "lr", "noise", "relative_noise", "seconds", "units_per_second", "train_loss"),

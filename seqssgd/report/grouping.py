@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import UserError
-from .reading import Run
+from ..runs.reading import Run
 
 SEEDS = ("seed", "optim.noise_seed")
 # How a run was watched and kept, and what computed it: settings that its figures do not depend on, up to rounding.

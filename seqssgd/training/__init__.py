@@ -1,5 +1,6 @@
 """One training loop for every task: passes, checkpoints, exact resume, logs."""
 
+from ..runs.directory import RunDirectory
 from . import distributed
 from .building import build_optimizer, build_schedulers
 from .command_line import Command, parse_recipe
@@ -8,7 +9,6 @@ from .distributed import cleanup, setup
 from .logs import say
 from .loop import fit
 from .recipe import run_program, train
-from .run import RunDirectory
 from .task import Task
 
 __all__ = [

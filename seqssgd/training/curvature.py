@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
+from .. import processes
 from ..errors import UserError
 from ..optim import SymmetricNoise
-from . import distributed
 from .task import Progress
 
 
@@ -56,7 +56,7 @@ class CurvatureLog:
     def means(self) -> tuple[dict[str, float], dict[str, float]]:
         """The means since the last call, over all processes: of the whole, and by layer."""
         found = {
-            name: distributed.mean(total) / distributed.mean(count)
+            name: processes.mean(total) / processes.mean(count)
             for name, (total, count) in self.progress.curvature.items()
         }
         self.progress.curvature.clear()

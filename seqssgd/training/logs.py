@@ -6,13 +6,13 @@ from types import TracebackType
 
 from tqdm import tqdm
 
+from .. import processes
 from ..errors import forget_output
-from . import distributed
 
 
 def say(text: str) -> None:
     """Prints a line, in the main process. If nobody reads it any more (``… | head``), training goes on unheard."""
-    if not distributed.is_main():
+    if not processes.is_main():
         return
     try:
         print(text, flush=True)
@@ -28,7 +28,7 @@ class Console:
 
     def __init__(self, total: float | None = None, step: int = 0):
         self._bar: tqdm | None = None
-        if total is not None and distributed.is_main() and sys.stderr.isatty():
+        if total is not None and processes.is_main() and sys.stderr.isatty():
             self._bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True, smoothing=0.1)
 
     def __enter__(self) -> "Console":

@@ -13,14 +13,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from .. import processes
 from ..errors import UserError
 from ..optim import MultiPassOptimizer
-from . import checkpoint, distributed, snapshot
+from ..runs import checkpoints, layout
+from ..runs.directory import RunDirectory
+from . import snapshot
 from .config import TrainingConfig
 from .curvature import CurvatureLog
 from .logs import Console
 from .noise_size import relative_noise
-from .run import RunDirectory
 from .signals import StopSignals
 from .task import Progress, Task
 
@@ -56,7 +58,7 @@ def fit(
         raise ValueError("precision 'auto' depends on the model: see seqssgd.training.precision.settle_precision")
     loop = _Loop(task, optimizer, schedulers, config, run, max_steps, max_minutes)
     try:
-        result = distributed.from_main(run.result())
+        result = processes.from_main(run.result())
         if result and (result["stopped_early"] or result["steps"] >= loop.limit):
             loop.say(f"{run.path}: already finished at step {result['steps']}; nothing to do")
             return {**result, "finished": True, "exit_code": loop.judge(result)}
@@ -72,7 +74,7 @@ class _Loop:
         self.task, self.optimizer, self.schedulers, self.config, self.run = task, optimizer, schedulers, config, run
         self.model = task.model
         self.device = next(self.model.parameters()).device
-        self.wrapped = distributed.parallel(self.model)
+        self.wrapped = processes.parallel(self.model)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.progress = Progress()
         self.last_step = config.epochs * task.steps_per_epoch
@@ -110,7 +112,7 @@ class _Loop:
         p, started = self.progress, time.monotonic()
         loss, passes = self.gradients(micros)
         self.curvature.note()
-        finite = not distributed.maximum(not math.isfinite(loss)) and self.update()
+        finite = not processes.maximum(not math.isfinite(loss)) and self.update()
         self.optimizer.zero_grad()
         p.step, p.position, p.passes = p.step + 1, p.position + 1, p.passes + passes
         p.nonfinite_in_row = 0 if finite else p.nonfinite_in_row + 1
@@ -185,7 +187,7 @@ class _Loop:
         self.task.model = model.eval()
         try:
             with torch.no_grad(), _rng_untouched():  # so that an additional evaluation changes nothing
-                metrics = distributed.from_main({key: float(value) for key, value in self.task.evaluate().items()})
+                metrics = processes.from_main({key: float(value) for key, value in self.task.evaluate().items()})
         finally:
             self.task.model = self.model
         model.train()
@@ -203,9 +205,9 @@ class _Loop:
             p.patience_best = metrics.get(name) if renewed else p.patience_best
         if better(p.best.get(name)):
             p.best = {**metrics, "step": p.step, "epoch": self.epoch_of_step()}
-            if distributed.is_main():
+            if processes.is_main():
                 best = {"model": model.state_dict(), "metrics": metrics, "step": p.step, "epoch": p.best["epoch"]}
-                checkpoint.save(self.run.checkpoints / "best.pt", {**best, "files": self.run.checksums()})
+                checkpoints.save(self.run.checkpoints / layout.BEST, {**best, "files": self.run.checksums()})
         noise = relative_noise(self.optimizer)
         size = {"relative_noise": noise} if noise else {}
         row = {**self.row("valid"), **size, **metrics, "train_loss": _mean(p.epoch_losses), **self.times()}
@@ -259,7 +261,7 @@ class _Loop:
     def times(self) -> dict[str, float]:
         p, now = self.progress, time.monotonic()
         p.seconds, self.clock = p.seconds + now - self.clock, now
-        rate = p.units * distributed.world_size() / max(p.training_seconds, 1e-9)
+        rate = p.units * processes.world_size() / max(p.training_seconds, 1e-9)
         return {"seconds": round(p.seconds, 3), "units_per_second": round(rate, 3)}
 
     def say(self, text: str) -> None:
@@ -268,11 +270,11 @@ class _Loop:
     # ---- stopping, saving, resuming --------------------------------------------------------------------------------
 
     def reason_to_stop(self) -> tuple[str, int] | None:
-        p, number = self.progress, int(distributed.maximum(self.signals.number))
+        p, number = self.progress, int(processes.maximum(self.signals.number))
         if number:
             return signal.Signals(number).name, 128 + number
         ends_here = p.step >= self.limit or p.stopped_early
-        if distributed.maximum(time.monotonic() - self.began > self.max_seconds) and not ends_here:
+        if processes.maximum(time.monotonic() - self.began > self.max_seconds) and not ends_here:
             return "the time limit", 0
         return None
 
@@ -289,14 +291,14 @@ class _Loop:
             how = "finished early: no better for training.patience evaluations"
         elif result["steps"] < self.last_step:
             how, more = "stopped by --max-steps", f" of {self.last_step}, and goes on with a higher limit or none"
-        self.say(f"{how} at step {result['steps']}{more}; see {self.run.path / 'result.json'}")
+        self.say(f"{how} at step {result['steps']}{more}; see {self.run.path / layout.RESULT}")
         return {**result, "finished": True, "exit_code": self.judge(result)}
 
     def judge(self, result: dict[str, Any]) -> int:
         """The exit status of a run at its end: 2, with a message, if it has no model to use."""
         if not (reason := result.get("diverged")):
             return 0
-        if distributed.is_main():
+        if processes.is_main():
             print(f"error: {self.run.path}: training diverged ({reason}); lower the learning rate or the noise, set "
                   "training.clip, or train in fp32, in another --out", file=sys.stderr, flush=True)  # fmt: skip
         return 2
@@ -308,7 +310,7 @@ class _Loop:
             return None
         if name and not p.best:
             return f"{name} was never finite, so that there is no best model"
-        return None if checkpoint.is_finite(self.model.parameters()) else "its weights are not finite"
+        return None if checkpoints.is_finite(self.model.parameters()) else "its weights are not finite"
 
     def result(self) -> dict[str, Any]:
         p = self.progress
@@ -322,30 +324,30 @@ class _Loop:
             "stopped_early": p.stopped_early,
             "diverged": self.diverged(),
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
-            "units": p.units * distributed.world_size(),
+            "units": p.units * processes.world_size(),
             **self.times(),
         }
 
     def save_is_due(self) -> bool:
         every, minutes = self.config.checkpoint_every, self.config.checkpoint_minutes
         late = minutes is not None and time.monotonic() - self.last_save > 60 * minutes
-        return bool(every and self.progress.step % every == 0) or bool(distributed.maximum(late))
+        return bool(every and self.progress.step % every == 0) or bool(processes.maximum(late))
 
     def save(self) -> None:
         self.times()
         state = snapshot.take(self)
         if state is not None:
-            checkpoint.save_step(self.run.checkpoints, state, self.progress.step, self.config.keep)
+            checkpoints.save_step(self.run.checkpoints, state, self.progress.step, self.config.keep)
         self.last_save = time.monotonic()
 
     def resume(self) -> None:
         """Goes to the newest checkpoint; at the very start only gives every process a dropout of its own."""
-        newest = checkpoint.load_newest(self.run.checkpoints) if distributed.is_main() else None
-        path = distributed.from_main(newest and newest[0])
+        newest = checkpoints.load_newest(self.run.checkpoints) if processes.is_main() else None
+        path = processes.from_main(newest and newest[0])
         if path is not None:
-            snapshot.give_back(self, newest[1] if newest else checkpoint.load(path), path)
-        elif distributed.rank():
-            torch.manual_seed(torch.initial_seed() + distributed.rank())
+            snapshot.give_back(self, newest[1] if newest else checkpoints.load(path), path)
+        elif processes.rank():
+            torch.manual_seed(torch.initial_seed() + processes.rank())
         with _rng_untouched():
             self.run.start_metrics(self.metrics_length, self.progress.step)
         if path is not None:
@@ -354,14 +356,14 @@ class _Loop:
 
 @contextlib.contextmanager
 def _rng_untouched() -> Iterator[None]:
-    state = checkpoint.rng_state()
+    state = checkpoints.rng_state()
     try:
         yield
     finally:
-        checkpoint.set_rng_state(state)
+        checkpoints.set_rng_state(state)
 
 
 def _mean(sums: Sequence[float]) -> float | None:
     """The mean over all processes; None if every loss was non-finite."""
-    total, count = distributed.mean(sums[0]), distributed.mean(sums[1])
+    total, count = processes.mean(sums[0]), processes.mean(sums[1])
     return total / count if count else None

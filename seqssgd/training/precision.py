@@ -5,9 +5,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from .. import processes
 from ..documents import read_yaml
 from ..errors import UserError
-from . import distributed
+from ..runs import layout
 from .config import TrainingConfig
 from .logs import say
 
@@ -28,15 +29,15 @@ def settle_precision(model: nn.Module, config: TrainingConfig, run: Path) -> Non
     if config.precision != "auto":
         check_precision(model, config)
         return
-    begun = run / "config.yaml"
+    begun = run / layout.CONFIG
     old = read_yaml(begun, "choose another --out") if begun.is_file() else None
     section = old.get("training") if isinstance(old, dict) else None
     stored = section.get("precision") if isinstance(section, dict) else None
-    if distributed.from_main(stored) in ("fp32", "bf16", "fp16"):
-        config.precision = distributed.from_main(stored)
+    if processes.from_main(stored) in ("fp32", "bf16", "fp16"):
+        config.precision = processes.from_main(stored)
         check_precision(model, config)
         return
-    reason = distributed.from_main(_against_bf16(model))
+    reason = processes.from_main(_against_bf16(model))
     config.precision = "bf16" if reason is None else "fp32"
     say(f"training.precision auto is {config.precision}" + (f": {reason}" if reason else ""))
 

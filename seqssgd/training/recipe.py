@@ -11,13 +11,14 @@ from typing import Any, NoReturn
 
 from ..errors import UserError, run_cli
 from ..optim import MultiPassOptimizer
+from ..processes import is_main
+from ..runs.directory import RunDirectory
 from . import distributed
 from .building import build_optimizer, build_schedulers
 from .command_line import Command
 from .logs import say
 from .loop import fit
 from .precision import settle_precision
-from .run import RunDirectory
 from .task import Task
 from .unused import left_out
 
@@ -43,7 +44,7 @@ def train(command: Command, task: Task, about: Mapping[str, Any], begin: Callabl
         return 0
     schedulers = build_schedulers(optimizer, config.optim, config.training.epochs)
     run = RunDirectory(command.out, config, about, command.data)
-    if distributed.is_main():
+    if is_main():
         if unused := left_out(config.optim):
             settings = ", ".join(f"{key} {value}" for key, value in unused.items())
             say(f"{run.path}: optim.method none leaves out {settings}")

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .. import processes
 from ..errors import UserError
-from . import checkpoint, distributed
+from ..runs import checkpoints
 from .task import Progress
 
 if TYPE_CHECKING:
@@ -29,9 +30,9 @@ def take(loop: "_Loop") -> dict[str, Any] | None:
     """The state of a run, in the main process; None in the others, which must all call it."""
     progress = asdict(loop.progress)
     counted = {key: progress[key] for key in OWN}
-    own = {"task": loop.task.state_dict(), "rng": checkpoint.rng_state(), "progress": counted}
-    processes = distributed.gather(own)
-    if not distributed.is_main():
+    own = {"task": loop.task.state_dict(), "rng": checkpoints.rng_state(), "progress": counted}
+    of_processes = processes.gather(own)
+    if not processes.is_main():
         return None
     return {
         "progress": progress,
@@ -39,7 +40,7 @@ def take(loop: "_Loop") -> dict[str, Any] | None:
         "optimizer": loop.optimizer.state_dict(),
         "schedulers": [scheduler.state_dict() for scheduler, _ in loop.schedulers],
         "scaler": loop.scaler.state_dict(),
-        "processes": processes,
+        "processes": of_processes,
         "metrics_length": loop.run.metrics_length(),
         "files": loop.run.checksums(),
     }
@@ -49,11 +50,14 @@ def give_back(loop: "_Loop", state: Mapping[str, Any], path: Path) -> None:
     """Takes ``loop`` to where it was when :func:`take` gave ``state``, which was read from ``path``.
 
     Raises:
-        UserError: it is of another model, of another number of processes, or holds what no run of this kind has.
+        UserError: it is of another version, model, optimizer or number of processes, or holds what no run of this kind
+            has.
     """
     try:
+        _check_version(state, path)
         _check_processes(state, path)
-        checkpoint.load_model(loop.model, state, path)
+        checkpoints.load_model(loop.model, state, path)
+        _check_groups(loop, state, path)
         _give_back(loop, state)
     except UserError:
         raise
@@ -64,15 +68,43 @@ def give_back(loop: "_Loop", state: Mapping[str, Any], path: Path) -> None:
         ) from error
 
 
+def _check_version(state: Mapping[str, Any], path: Path) -> None:
+    """Makes sure that a checkpoint has what this version writes, and nothing that only a later one does."""
+    entries = ("progress", "model", "optimizer", "schedulers", "scaler", "processes", "metrics_length")
+    missing = [f"no {name!r}" for name in entries if name not in state]
+    saved = state.get("progress")
+    known = {field.name for field in fields(Progress)}
+    later = [repr(name) for name in saved if name not in known] if isinstance(saved, Mapping) else []
+    if missing or later:
+        raise UserError(
+            f"{path}: a checkpoint of another version of seqssgd ({', '.join((missing + later)[:3])}); resume with the "
+            "version that wrote it, or choose another --out"
+        )
+
+
+def _check_groups(loop: "_Loop", state: Mapping[str, Any], path: Path) -> None:
+    """Makes sure that the optimizer has as many groups and parameters, and the run as many schedulers, as before."""
+    own = [len(group["params"]) for group in loop.optimizer.param_groups]
+    its = [len(_of_kind(group["params"], list, "optimizer.param_groups"))
+           for group in _of_kind(state["optimizer"]["param_groups"], list, "optimizer.param_groups")]  # fmt: skip
+    schedulers = len(_of_kind(state["schedulers"], list, "schedulers"))
+    for kind, then, now in (("groups of parameters", its, own), ("schedulers", schedulers, len(loop.schedulers))):
+        if then != now:
+            raise UserError(
+                f"{path}: of an optimizer with other {kind} ({then}, now {now}); resume with the version and the model "
+                "that it was made with, or choose another --out"
+            )
+
+
 def _check_processes(state: Mapping[str, Any], path: Path) -> None:
     count = len(_of_kind(state["processes"], list, "processes"))
-    if count != distributed.world_size():
+    if count != processes.world_size():
         raise UserError(f"{path}: made by {count} processes; resume with as many")
 
 
 def _give_back(loop: "_Loop", state: Mapping[str, Any]) -> None:
-    own = _of_kind(state["processes"][distributed.rank()], dict, "processes")
-    _compare(checkpoint.rng_state(), own["rng"], "rng")
+    own = _of_kind(state["processes"][processes.rank()], dict, "processes")
+    _compare(checkpoints.rng_state(), own["rng"], "rng")
     groups = [{key: value for key, value in group.items() if key != "params"} for group in loop.optimizer.param_groups]
     own_state = loop.optimizer.state_dict().get("perturbation", {})
     _compare(own_state, state["optimizer"].get("perturbation", own_state), "optimizer.perturbation")
@@ -89,7 +121,7 @@ def _give_back(loop: "_Loop", state: Mapping[str, Any]) -> None:
     loop.progress = loop.curvature.progress = _progress(state["progress"], own.get("progress", {}), loop)
     loop.metrics_length = _whole(state["metrics_length"], "metrics_length")
     loop.task.load_state_dict(own["task"])
-    checkpoint.set_rng_state(own["rng"])
+    checkpoints.set_rng_state(own["rng"])
 
 
 def _progress(saved: Any, own: Any, loop: "_Loop") -> Progress:

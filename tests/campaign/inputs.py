@@ -84,8 +84,9 @@ def readers(folder: Path, trainings: Trainings) -> list[Reader]:
     from seqssgd.errors import UserError
     from seqssgd.lm import load_language_model
     from seqssgd.report import read_run
-    from seqssgd.training import checkpoint, parse_recipe
-    from seqssgd.training.run import parse_rows
+    from seqssgd.runs import checkpoints
+    from seqssgd.runs.metrics import parse_rows
+    from seqssgd.training import parse_recipe
 
     run, speech = folder / "run", folder / "speech run"
     train = load("recipes/ptb_lstm/train.py")
@@ -136,7 +137,7 @@ def readers(folder: Path, trainings: Trainings) -> list[Reader]:
         Reader("JSON", b'{"a": [1, 2.5, {"b": null}], "c": "text"}', lambda c, _: parse_json(c), (ValueError,)),
         Reader("configuration of a recipe", configuration, as_file(recipe), (UserError,)),
         Reader("rows of metrics", (run / "metrics.jsonl").read_bytes(), lambda c, _: parse_rows(c), (ValueError,)),
-        Reader("checkpoint", (run / "checkpoints/best.pt").read_bytes(), as_file(checkpoint.load), (UserError,)),
+        Reader("checkpoint", (run / "checkpoints/best.pt").read_bytes(), as_file(checkpoints.load), (UserError,)),
         Reader("text", "a line\nänother\n".encode() * 9, as_file(read_lines), (UserError,)),
         Reader("archive", archive.getvalue(), as_file(lambda path: read_members(path, words, 10**6)), (UserError,)),
     ]

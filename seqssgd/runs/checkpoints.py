@@ -1,6 +1,8 @@
 """Checkpoints: everything that the next step depends on, in one file that is never half-written."""
 
 import errno
+import hashlib
+import json
 import random
 import sys
 import zipfile
@@ -14,9 +16,13 @@ from torch import nn
 
 from ..errors import UserError
 from ..files import atomic_path
+from . import layout
+from .settings import read_config
 
 # What the machine says, in place of what a damaged file leads to.
 _NOT_THE_FILE = {errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE}
+# Sections of the configuration that a model does not depend on once it is trained.
+_OF_TRAINING = ("optim", "training", "seed")
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
@@ -36,13 +42,14 @@ def save_step(folder: Path, state: Mapping[str, Any], step: int, keep: int) -> N
     Those of later steps go too: they are what a resumed run found damaged. If none that is kept has finite weights, the
     last one that has them stays as well: a run that diverges must not take with it what was good.
     """
-    path = folder / f"step-{step:08d}.pt"
+    path = folder / layout.step_name(step)
     save(path, state)
-    earlier = [other for other in _steps(folder) if other < path]
+    files = layout.step_files(folder)
+    earlier = [other for number, other in files.items() if number < step]
     kept = {path, *earlier[: keep - 1]}
     if not is_finite(state.get("model", {}).values()):
         kept.add(next(filter(_has_finite_weights, earlier), path))
-    for other in set(_steps(folder)) - kept:
+    for other in set(files.values()) - kept:
         other.unlink()
 
 
@@ -85,7 +92,7 @@ def load_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     Raises:
         UserError: there are checkpoints, and all are damaged.
     """
-    paths = _steps(folder)
+    paths = list(layout.step_files(folder).values())
     for path in paths:
         try:
             return path, load(path)
@@ -103,7 +110,9 @@ def load_model(model: nn.Module, state: Mapping[str, Any], path: Path) -> None:
         UserError: they are the weights of another model, or there are none.
     """
     if "model" not in state:
-        raise UserError(f"{path}: no checkpoint of a run (no entry 'model'); use one from a folder checkpoints/")
+        raise UserError(
+            f"{path}: no checkpoint of a run (no entry 'model'); use one from a folder {layout.CHECKPOINTS}/"
+        )
     try:
         model.load_state_dict(state["model"])
     except (TypeError, RuntimeError) as error:
@@ -151,5 +160,66 @@ def _has_finite_weights(path: Path) -> bool:
         return False
 
 
-def _steps(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*.pt"), reverse=True)
+# ---- of finished runs ------------------------------------------------------------------------------------------------
+
+
+def find_checkpoint(run: str | Path, checkpoint: str | Path = "best") -> Path:
+    """The file of a run's checkpoint.
+
+    Args:
+        run: the run directory.
+        checkpoint: ``"best"`` on validation, ``"last"``, the name of one of the run's checkpoints such as
+            ``step-00001000.pt``, or the path of a file. Of a run that has no best one yet it is the last, which is
+            noted.
+
+    Raises:
+        UserError: there is no such checkpoint.
+    """
+    folder = Path(run) / layout.CHECKPOINTS
+    if checkpoint not in ("best", "last"):
+        for path in (folder / checkpoint, Path(checkpoint)):
+            if path.is_file():
+                return path
+        raise UserError(f"{checkpoint} is not a file; give best, last, or the name or path of a checkpoint of {run}")
+    best = folder / layout.BEST
+    if checkpoint == "best" and best.is_file():
+        return best
+    last = next(iter(layout.step_files(folder).values()), None)
+    if last is None:
+        wanted = f"{layout.BEST} or " if checkpoint == "best" else ""
+        raise UserError(f"{folder} holds no {wanted}step-*.pt; train first")
+    if checkpoint == "best":
+        print(f"note: {run} has no best checkpoint (it was never validated with a finite metric); taking the last, "
+              f"{last.name}", file=sys.stderr, flush=True)  # fmt: skip
+    return last
+
+
+def checksums(run: str | Path) -> dict[str, str]:
+    """Checksums of what a model depends on beside its weights: the tokenizer's files, and the settings in config.yaml
+    but for those of the training."""
+    config = {key: value for key, value in read_config(run).items() if key not in _OF_TRAINING}
+    found = {layout.CONFIG: hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()}
+    for path in sorted((Path(run) / layout.TOKENIZER).glob("[!.]*")):
+        found[f"{layout.TOKENIZER}/{path.name}"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+def check_files(run: str | Path, state: Mapping[str, Any], checkpoint: Path) -> None:
+    """Makes sure that the files of a run are those that the model in a checkpoint was trained with.
+
+    Checkpoints that an earlier version wrote do not say.
+
+    Raises:
+        UserError: one of them has changed, or is missing.
+    """
+    known = state.get("files")
+    if not isinstance(known, Mapping):
+        return
+    own = checksums(run)
+    for name in {**known, **own}:
+        if known.get(name) != own.get(name):
+            how = "is not the one" if name in own else "is missing, one of the files"
+            raise UserError(
+                f"{Path(run) / name} {how} that {checkpoint} was trained with; put the run's own back, or give a --run "
+                "and a --checkpoint that belong together"
+            )

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,12 @@ from ..documents import parse_json, read_yaml
 from ..errors import FULL, UserError
 from ..files import atomic_path, is_leftover, make_folder, naming, sync_folder
 from ..locks import note_no_locks, try_lock
-from ..runs import checksums
-from . import distributed
+from ..processes import is_main
+from . import layout
+from .checkpoints import checksums
 from .environment import environment, warn_of_changes
+from .metrics import read_rows
+from .settings import check_same, completed, flatten, plain
 
 
 class RunDirectory:
@@ -32,7 +35,8 @@ class RunDirectory:
     Args:
         path: the directory. It is made if need be; if it exists it must be empty or a run of this configuration.
         config: all that the run's result depends on, as a dictionary or a dataclass, nested; the entry ``seed`` is
-            repeated in environment.json.
+            repeated in environment.json. Settings of a dataclass that a run of an earlier version lacks had their
+            defaults (see :mod:`seqssgd.runs.settings`).
         noted: what config.yaml has beside the settings, such as the fingerprint of the data. Entries of it that a run
             of an earlier version lacks are no difference.
         data: the folder of the data, for environment.json: evaluations look there.
@@ -53,12 +57,13 @@ class RunDirectory:
         self.data = None if data is None else str(Path(data).resolve())
         self._noted = plain(noted or {})
         self._checksums: dict[str, str] | None = None
-        self.checkpoints = self.path / "checkpoints"
+        self.checkpoints = self.path / layout.CHECKPOINTS
         self._writer = self._lock = None
-        self._metrics = self.path / "metrics.jsonl"
+        self._metrics = self.path / layout.METRICS
+        self._kind = None if isinstance(config, Mapping) else type(config)
         settings = plain(config if isinstance(config, Mapping) else dataclasses.asdict(config))
         self.config = {**settings, **self._noted}
-        if distributed.is_main():
+        if is_main():
             try:
                 self._open()
             except OSError as error:
@@ -68,11 +73,11 @@ class RunDirectory:
 
     def _open(self) -> None:
         make_folder(self.path)
-        known = self.path / "config.yaml"
+        known = self.path / layout.CONFIG
         if known.is_file():
             self._compare(known)
-        elif any(not is_leftover(entry) for entry in self.path.iterdir() if entry.name != ".lock"):
-            raise UserError(f"{self.path}: not empty, and not a run (no config.yaml); choose another --out")
+        elif any(not is_leftover(entry) for entry in self.path.iterdir() if entry.name != layout.LOCK):
+            raise UserError(f"{self.path}: not empty, and not a run (no {layout.CONFIG}); choose another --out")
         if not os.access(self.path, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         self._take_lock()
@@ -81,7 +86,7 @@ class RunDirectory:
         if not known.is_file():  # first of all: from here on the directory is a run, wherever a kill may hit
             _write(known, yaml.safe_dump(self.config, sort_keys=False))
         make_folder(self.checkpoints)
-        self._record_environment(self.path / "environment.json")
+        self._record_environment(self.path / layout.ENVIRONMENT)
 
     def _record_environment(self, file: Path) -> None:
         """Writes what there is at the first start; later says what has changed since, and where the data lie now."""
@@ -103,19 +108,20 @@ class RunDirectory:
         old = read_yaml(known, "choose another --out")
         if not isinstance(old, Mapping):
             raise UserError(f"{known}: not the configuration of a run; choose another --out")
-        old, new = flatten(old), flatten(self.config)
+        old = flatten(old if self._kind is None else completed(old, self._kind))
+        new = flatten(self.config)
         later = {key for key in flatten(self._noted) if key not in old}
         check_same(self.path, old, {key: value for key, value in new.items() if key not in later})
 
     def checksums(self) -> dict[str, str]:
-        """Those of :func:`seqssgd.runs.checksums`, taken once."""
+        """Those of :func:`seqssgd.runs.checkpoints.checksums`, taken once."""
         if self._checksums is None:
             self._checksums = checksums(self.path)
         return self._checksums
 
     def _take_lock(self) -> None:
         """A lock that ends with this process, however it ends, and that worker processes do not inherit."""
-        self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        self._lock = os.open(self.path / layout.LOCK, os.O_RDWR | os.O_CREAT, 0o666)
         answer = try_lock(self._lock)
         if answer == "none":
             note_no_locks(self.path)
@@ -126,7 +132,7 @@ class RunDirectory:
 
     def start_metrics(self, length: int, step: int) -> None:
         """Cuts metrics.jsonl to its first ``length`` bytes, as it was at ``step``, and goes on from there."""
-        if not distributed.is_main():
+        if not is_main():
             return
         with naming(self._metrics), open(self._metrics, "ab") as file:
             if file.tell() < length:
@@ -140,7 +146,7 @@ class RunDirectory:
             return
         # TensorBoard forgets all from ``step`` on, of which some belongs to a future that is now trained once more
         with self._to_tensorboard():
-            self._writer = SummaryWriter(self.path / "tensorboard", purge_step=step)
+            self._writer = SummaryWriter(self.path / layout.TENSORBOARD, purge_step=step)
         for row in rows:
             if row.get("step") == step:
                 self._show(row)
@@ -156,7 +162,7 @@ class RunDirectory:
 
     def write_metrics(self, row: Mapping[str, Any]) -> None:
         """Adds a row: ``kind``, ``step`` and named values. Infinite and undefined values become null."""
-        if not distributed.is_main():
+        if not is_main():
             return
         with naming(self._metrics), open(self._metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(_finite(row)) + "\n")
@@ -171,7 +177,7 @@ class RunDirectory:
                     self._writer.add_scalar(f"{row['kind']}/{name}", value, row["step"])
 
     def _to_tensorboard(self) -> contextlib.AbstractContextManager:
-        return naming(self.path / "tensorboard")
+        return naming(self.path / layout.TENSORBOARD)
 
     def close(self) -> None:
         """Writes out what TensorBoard still holds, and lets other processes in."""
@@ -193,8 +199,8 @@ class RunDirectory:
         Raises:
             UserError: it is damaged.
         """
-        file = self.path / "result.json"
-        if not distributed.is_main() or not file.is_file():
+        file = self.path / layout.RESULT
+        if not is_main() or not file.is_file():
             return None
         try:
             result = parse_json(file.read_bytes())
@@ -206,93 +212,22 @@ class RunDirectory:
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Writes result.json."""
-        if distributed.is_main():
-            _write(self.path / "result.json", json.dumps(_finite(result), indent=2))
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl, as :func:`parse_rows` takes them.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    try:
-        return parse_rows(path.read_bytes())
-    except ValueError as error:
-        raise UserError(f"{path}, {error}; repeat the run with another --out") from None
-
-
-def parse_rows(content: bytes, numbers: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """The rows of metrics, but for a last line without an end, which was being written when the run was killed.
-
-    Args:
-        content: of a metrics.jsonl.
-        numbers: what every row of an evaluation must have.
-
-    Raises:
-        ValueError: a line is no such row; the message begins with its number.
-    """
-    rows = []
-    for number, line in enumerate(content.split(b"\n")[:-1], 1):
-        try:
-            row = parse_json(line)
-            if not (isinstance(row, dict) and row.get("kind") in ("train", "valid")):
-                raise ValueError("no row of metrics")
-            for key in numbers if row["kind"] == "valid" else ():
-                if not isinstance(row.get(key), (int, float)):
-                    raise ValueError(f"its {key} is no number" if key in row else f"no {key!r} in it")
-        except ValueError as error:
-            raise ValueError(f"line {number}: damaged ({str(error).splitlines()[0]})") from None
-        rows.append(row)
-    return rows
+        if is_main():
+            _write(self.path / layout.RESULT, json.dumps(_finite(result), indent=2))
 
 
 def in_use(path: Path) -> bool:
     """Whether another process is training in a run directory; never true on a file system without locks."""
     try:
-        with open(path / ".lock", "r+b") as file:
+        with open(path / layout.LOCK, "r+b") as file:
             return try_lock(file.fileno()) == "held"
     except OSError:  # there is none yet, or it is another user's
         return False
 
 
-def check_same(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Compares the settings of a run, under dotted keys, with those that it is to have now.
-
-    Raises:
-        UserError: they differ.
-    """
-    # a setting that a later version has, left at null, is no difference
-    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    if keys:
-        shown = ", ".join(f"{k} = {old.get(k, '(absent)')}, now {new.get(k, '(absent)')}" for k in keys[:3])
-        more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-        raise UserError(
-            f"{path}: a run of another configuration ({shown}{more}); "
-            "choose another --out, or repeat the settings of the first start"
-        )
-
-
 def _write(path: Path, text: str) -> None:
     with atomic_path(path) as temporary:
         temporary.write_text(text + ("" if text.endswith("\n") else "\n"), encoding="utf-8")
-
-
-def plain(value: Any) -> Any:
-    """``value`` as it comes back from YAML."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(entry) for entry in value]
-    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The settings of a nested configuration under dotted keys, such as ``optim.lr``."""
-    flat = {}
-    for key, value in tree.items():
-        flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
-    return flat
 
 
 def _finite(value: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from . import distributed
+from .. import processes
 
 PACKAGES = ("torch", "numpy", "datasets", "jsonargparse", "sentencepiece", "seqssgd")
 
@@ -31,7 +31,7 @@ def environment(seed: int | None) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "processes": distributed.world_size(),
+        "processes": processes.world_size(),
         "seed": seed,
         "command": sys.argv,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

@@ -5,10 +5,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..documents import parse_json, parse_yaml
+from ..documents import parse_json, parse_yaml, printable
 from ..errors import UserError
 from ..files import atomic_path
-from .escape import plain
+from . import layout
+from .metrics import parse_rows
+from .settings import completed, flatten, read_config
 
 
 @dataclasses.dataclass(eq=False)
@@ -46,10 +48,8 @@ def read_run(path: str | Path) -> Run:
     Raises:
         UserError: no run directory, or its files are damaged.
     """
-    from ..training.run import parse_rows
-
     path = Path(path)
-    config, metrics = path / "config.yaml", path / "metrics.jsonl"
+    config, metrics = path / layout.CONFIG, path / layout.METRICS
     for file in (config, metrics):
         if not file.is_file():
             raise UserError(f"{path}: not a run directory (no {file.name})")
@@ -58,34 +58,32 @@ def read_run(path: str | Path) -> Run:
         rows = parse_rows(metrics.read_bytes(), ("step", "epoch", "passes", "seconds"))
         curvature = [row for row in rows if row["kind"] == "train" and "relative_trace" in row]
         rows = [row for row in rows if row["kind"] == "valid"]
-        result, evaluations = (_json(path / name) for name in ("result.json", "evaluation.json"))
+        result, evaluations = (_json(path / name) for name in (layout.RESULT, layout.EVALUATION))
         if result and not (rows and rows[-1]["step"] == result["steps"] and {"stopped_early", "epochs"} <= set(result)):
-            raise ValueError("result.json and metrics.jsonl end differently")
+            raise ValueError(f"{layout.RESULT} and {layout.METRICS} end differently")
         if not all(isinstance(figures, dict) for figures in evaluations.values()):
-            raise ValueError("evaluation.json has no figures by split")
+            raise ValueError(f"{layout.EVALUATION} has no figures by split")
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from None
     except (ValueError, KeyError) as error:
         reason = f"no {error} in it" if isinstance(error, KeyError) else str(error).splitlines()[0]
         raise UserError(f"{path}: its files are damaged ({reason}); repeat the run with another --out") from None
-    settings, rows, result, evaluations, curvature = map(plain, (settings, rows, result, evaluations, curvature))
+    settings, rows, result, evaluations, curvature = map(printable, (settings, rows, result, evaluations, curvature))
     # evaluated again at the end of an epoch in which an earlier limit of steps had ended the run
     return Run(path, settings, list({row["epoch"]: row for row in rows}.values()), result, evaluations, curvature)
 
 
 def _settings(config: Any) -> dict[str, Any]:
-    from ..training import OptimConfig, TrainingConfig
-    from ..training.run import flatten
+    from ..training.config import OptimConfig, TrainingConfig  # here: a training writes runs
 
     if not isinstance(config, dict):
-        raise ValueError("config.yaml holds no settings")
-    settings = flatten(config)
+        raise ValueError(f"{layout.CONFIG} holds no settings")
+    given = flatten(config)
     for key in ("optim.method", "optim.base", "training.epochs"):
-        if key not in settings:
-            raise ValueError(f"config.yaml has no {key}")
-    return flatten({"optim": dataclasses.asdict(OptimConfig()), "training": dataclasses.asdict(TrainingConfig())}) | (
-        settings
-    )
+        if key not in given:
+            raise ValueError(f"{layout.CONFIG} has no {key}")
+    sections = [("optim", OptimConfig), ("training", TrainingConfig)]
+    return flatten(completed(config, dataclasses.make_dataclass("Config", sections)))
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -101,10 +99,30 @@ def record(run: str | Path, split: str, figures: dict[str, Any]) -> None:
     Raises:
         UserError: the run directory cannot be written to.
     """
-    path = Path(run) / "evaluation.json"
+    path = Path(run) / layout.EVALUATION
     try:
         evaluations = {**_json(path), split: figures}
         with atomic_path(path) as temporary:
             temporary.write_text(json.dumps(evaluations, indent=2) + "\n", encoding="utf-8")
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be written ({error}); leave out --save") from None
+
+
+def data_folder(run: str | Path, given: str | Path | None, option: str = "--data") -> Path:
+    """The folder of the data that a run was trained on: the one that is given, or else the one that the run noted.
+
+    Raises:
+        UserError: none is given, and the run does not know, or its data lie there no more.
+    """
+    if given is not None:
+        return Path(given)
+    read_config(run)
+    try:
+        noted = parse_json((Path(run) / layout.ENVIRONMENT).read_bytes())["data"]
+    except (OSError, ValueError, KeyError, TypeError):
+        noted = None
+    if not isinstance(noted, str):
+        raise UserError(f"{run} does not say where its data lie; give {option}")
+    if not Path(noted).is_dir():
+        raise UserError(f"{noted}, the data of {run}, is not there any more; give {option}")
+    return Path(noted)

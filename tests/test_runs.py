@@ -1,0 +1,213 @@
+"""The run directory: one owner of its names, older configurations, checkpoints of others, lists and differences."""
+
+import ast
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from programs import outcome
+from toy_task import ToyTask, toy_config, train
+
+from seqssgd.cli import main
+from seqssgd.errors import UserError
+from seqssgd.optim import SinglePass
+from seqssgd.report.listing import list_runs
+from seqssgd.runs import checkpoints, layout
+from seqssgd.runs.comparing import differences
+from seqssgd.runs.directory import RunDirectory
+from seqssgd.runs.settings import completed
+from seqssgd.training import OptimConfig, TrainingConfig, build_optimizer, build_schedulers, fit
+
+ROOT = Path(__file__).parents[1]
+NAMES = {value for key, value in vars(layout).items() if key.isupper()} - {layout.LOCK}
+
+
+def strings(path: Path) -> set[str]:
+    """The texts in a program that are neither documentation nor a part of a sentence."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    constants = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+    return {value for value in constants if isinstance(value, str)}
+
+
+def test_no_other_module_spells_the_names_in_a_run_directory():
+    modules = [*ROOT.glob("seqssgd/**/*.py"), *ROOT.glob("recipes/**/*.py"), ROOT / "results/tables.py"]
+    files = NAMES - {layout.CHECKPOINTS, layout.TENSORBOARD, layout.TOKENIZER}  # these are words, too
+    spelled = {path.relative_to(ROOT).as_posix(): files & strings(path) for path in modules}
+    assert {name: found for name, found in spelled.items() if found and name != "seqssgd/runs/layout.py"} == {}
+    assert len(modules) > 100 and files == {"config.yaml", "environment.json", "metrics.jsonl", "result.json",
+                                            "evaluation.json", "best.pt"}  # fmt: skip
+
+
+def edit(path: Path, change) -> None:
+    config = yaml.safe_load(path.read_text())
+    change(config)
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+
+
+# ---- configurations of older versions --------------------------------------------------------------------------------
+
+
+@dataclass
+class Inner:
+    width: int = 3
+    twice: int | None = None
+
+    def __post_init__(self):
+        if self.width < 1:
+            raise ValueError("width")
+        self.twice = 2 * self.width if self.twice is None else self.twice
+
+
+@dataclass
+class Outer:
+    inner: Inner = field(default_factory=Inner)
+    rates: tuple[float, ...] = (1.0, 2.0)
+    seed: int = 0
+
+
+def test_what_a_configuration_lacks_has_its_default_and_what_follows_from_it():
+    assert completed({"inner": {"width": 5}, "seed": 4, "data": {"a": 1}}, Outer) == {
+        "inner": {"width": 5, "twice": 10},
+        "rates": [1.0, 2.0],
+        "seed": 4,
+        "data": {"a": 1},
+    }
+    assert completed({"inner": {"width": 0, "of old": 1}}, Outer)["inner"] == {"width": 0, "twice": None, "of old": 1}
+    assert completed({"inner": "no section"}, Outer)["inner"] == "no section"
+
+
+def test_a_run_of_a_version_without_some_settings_resumes_to_the_same_bits(tmp_path):
+    config = toy_config()
+    train(tmp_path / "whole", config)
+    train(tmp_path / "old", config, max_steps=7)
+
+    def forget(settings):  # as if they were new: their values here are the defaults
+        for section, key in (("training", "log_curvature"), ("training", "max_nonfinite"), ("optim", "damping"),
+                             ("optim", "only"), ("optim", "copies")):  # fmt: skip
+            assert settings[section].pop(key) == asdict(config)[section][key]
+
+    edit(tmp_path / "old/config.yaml", forget)
+    from toy_task import ToyConfig
+
+    run = RunDirectory(tmp_path / "old", config)
+    assert isinstance(config, ToyConfig)
+    task = ToyTask(config)
+    optimizer = build_optimizer(task.model, config.optim)
+    schedulers = build_schedulers(optimizer, config.optim, config.training.epochs)
+    fit(task, optimizer, schedulers, config.training, run)
+    rows, states, result = outcome(tmp_path / "old")
+    known = outcome(tmp_path / "whole")
+    # the limit of steps fell inside an epoch, where it added an evaluation
+    assert [row for row in rows if row["step"] != 7] == known[0] and result == known[2]
+    assert states["step-00000020.pt"]["model"] == known[1]["step-00000020.pt"]["model"]
+    edit(tmp_path / "old/config.yaml", lambda settings: settings["training"].update(clip=1.0))
+    with pytest.raises(UserError, match=r"another configuration \(training\.clip = 1\.0, now None\)"):
+        RunDirectory(tmp_path / "old", config)
+
+
+# ---- checkpoints of others -------------------------------------------------------------------------------------------
+
+
+def resume(out: Path, config, optimizer=None, schedulers=None) -> str:
+    task = ToyTask(config)
+    built = optimizer(task.model) if optimizer else build_optimizer(task.model, config.optim)
+    with pytest.raises(UserError) as error:
+        fit(task, built, schedulers or [], config.training, RunDirectory(out, asdict(config)))
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda state: state["progress"].update(tokens_seen=3), "of another version of seqssgd ('tokens_seen')"),
+        (lambda state: state.pop("scaler"), "of another version of seqssgd (no 'scaler')"),
+        (lambda state: state["optimizer"]["param_groups"].pop(), "other groups of parameters ([4, 2], now [4, 2, 0])"),
+        (lambda state: state["schedulers"].append({}), "other schedulers (1, now 0)"),
+    ],
+    ids=["a later version", "an earlier version", "fewer groups", "more schedulers"],
+)
+def test_a_checkpoint_of_another_version_or_optimizer_is_refused_in_one_line(change, said, tmp_path):
+    config = toy_config()
+    train(tmp_path, config, max_steps=3)
+    path = next(iter(layout.step_files(tmp_path / "checkpoints").values()))
+    state = checkpoints.load(path)
+    own = [len(group["params"]) for group in state["optimizer"]["param_groups"]]
+    change(state)
+    checkpoints.save(path, state)
+    its = [len(group["params"]) for group in state["optimizer"]["param_groups"]]
+    found = resume(tmp_path, config)
+    assert found.startswith(f"{path}: ")
+    assert said.replace("[4, 2], now [4, 2, 0]", f"{its}, now {own}") in found
+
+
+def test_other_groups_of_the_same_parameters_are_refused_in_one_line(tmp_path):
+    config = toy_config(optim={"method": "none", "noise": 0.0})
+    train(tmp_path, config, max_steps=3)
+
+    def in_two_groups(model):
+        first, *others = model.parameters()
+        return SinglePass(torch.optim.SGD([{"params": [first]}, {"params": others}], lr=0.1, momentum=0.9))
+
+    assert "other groups of parameters ([6], now [1, 5])" in resume(tmp_path, config, in_two_groups)
+
+
+# ---- lists and differences -------------------------------------------------------------------------------------------
+
+
+def test_a_list_tells_how_far_the_runs_of_a_folder_are(tmp_path, capsys):
+    train(tmp_path / "study/whole", toy_config())
+    train(tmp_path / "study/limited", toy_config(), max_steps=7)
+    train(tmp_path / "begun", toy_config(), max_minutes=1e-9)
+    shutil.copytree(tmp_path / "begun", tmp_path / "damaged")
+    (tmp_path / "damaged/metrics.jsonl").write_text("{}\n")
+    held = RunDirectory(tmp_path / "held", {"seed": 0})
+    capsys.readouterr()
+    try:
+        assert main(["runs", "list", str(tmp_path)]) == 0
+    finally:
+        held.close()
+    head, *lines = capsys.readouterr().out.splitlines()
+    found = {line.split()[0]: line.split()[1:] for line in lines}
+    assert head.split() == ["run", "state", "epoch", "step", "metric", "minutes"]
+    assert list(found) == ["begun", "damaged", "held", "study/limited", "study/whole"]
+    best = checkpoints.load(tmp_path / "study/whole/checkpoints/best.pt")["metrics"]["valid_loss"]
+    assert found["study/whole"] == ["finished", "4/4", "20", "valid_loss", f"{best:.4g}", "0.0"]
+    assert found["study/limited"][:3] == ["limited", "1/4", "7"]
+    assert found["begun"][0] == "unfinished" and found["held"][0] == "unfinished"
+    assert "damaged: its files are damaged (line 1" in lines[1]
+    assert main(["runs", "list", str(tmp_path / "none")]) == 2 and "not a folder" in capsys.readouterr().err
+    assert [entry.run for entry in list_runs(tmp_path / "begun")] == ["begun"]
+
+
+def test_runs_of_one_configuration_do_not_differ_and_others_part_where_they_part(tmp_path, capsys):
+    for name, settings in {"a": {}, "b": {}, "c": {"seed": 1}, "d": {"optim": {"lr": 0.05}}}.items():
+        train(tmp_path / name, toy_config(**settings))
+    assert differences(tmp_path / "a", tmp_path / "b") == []
+    assert main(["runs", "diff", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "no difference but for times"
+    assert main(["runs", "diff", str(tmp_path / "a"), str(tmp_path / "d")]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "config.yaml: optim.lr 0.1 | 0.05"
+    assert lines[1].startswith("metrics.jsonl: first at step 3: ")
+    assert "checkpoints/step-00000020.pt: first " in lines[2]
+    # one element of the last tensor, in the last checkpoint alone
+    path = tmp_path / "b/checkpoints/step-00000020.pt"
+    state = checkpoints.load(path)
+    name, weight = list(state["model"].items())[-1]
+    weight[1] += 0.5
+    checkpoints.save(path, state)
+    assert differences(tmp_path / "a", tmp_path / "b") == [
+        f"checkpoints/step-00000020.pt: first model.{name}: 1 of 3 elements, by at most 0.5"
+    ]
+
+
+def test_a_run_without_a_step_in_common_is_held_against_by_its_best(tmp_path):
+    train(tmp_path / "a", toy_config())
+    train(tmp_path / "b", toy_config(), max_steps=7)
+    kinds = [line.split(":")[0] for line in differences(tmp_path / "a", tmp_path / "b")]
+    assert kinds == ["metrics.jsonl", "checkpoints/best.pt"]
+    assert TrainingConfig().epochs == 1 and OptimConfig().method == "none"
