@@ -16,7 +16,6 @@ import argparse
 import contextlib
 import io
 import statistics
-import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -30,11 +29,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from seqssgd.data.images import ImageDataset, load_images, write_image_dataset
+from seqssgd.images.config import Config, CorpusConfig
+from seqssgd.images.networks import NETWORKS, build_classifier
+from seqssgd.images.task import ImageTask
 from seqssgd.training import OptimConfig, RunDirectory, TrainingConfig, build_optimizer, fit
-from seqssgd.vision import MODELS, build_classifier
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "recipes/cifar_cnn"))
-from train import Config, CorpusConfig, ImageTask, ModelConfig  # noqa: E402
 
 BATCH, CLASSES, PAD = 128, 10, 4
 LAYOUT = torch.channels_last
@@ -62,8 +60,8 @@ class TimedTask(ImageTask):
 def build_task(name: str, dataset: ImageDataset, training: TrainingConfig) -> TimedTask:
     """The recipe's task with a new model."""
     torch.manual_seed(0)
-    config = Config(ModelConfig(name), CorpusConfig(pad=PAD), OPTIM, training, BATCH)
-    return TimedTask(build_classifier(name, CLASSES), dataset, config, torch.device("cpu"))
+    config = Config(NETWORKS.settings(name), CorpusConfig(pad=PAD), OPTIM, training, BATCH)
+    return TimedTask(build_classifier(NETWORKS.settings(name), CLASSES), dataset, config, torch.device("cpu"))
 
 
 def recipe_rate(name: str, dataset: ImageDataset, precision: str, folder: Path) -> float:
@@ -78,7 +76,7 @@ def recipe_rate(name: str, dataset: ImageDataset, precision: str, folder: Path) 
 def bare_rate(name: str, batches: Iterable[tuple[Tensor, Tensor]], layout: torch.memory_format) -> float:
     """Images per second of a loop without anything around it."""
     torch.manual_seed(0)
-    model = build_classifier(name, CLASSES).to(memory_format=layout)
+    model = build_classifier(NETWORKS.settings(name), CLASSES).to(memory_format=layout)
     optimizer = torch.optim.SGD(model.parameters(), lr=OPTIM.lr, momentum=OPTIM.momentum, weight_decay=1e-4)
     times: list[float] = []
     model.train()
@@ -159,5 +157,5 @@ def measure(name: str, args: argparse.Namespace, folder: Path) -> Figures:
 
 
 if __name__ == "__main__":
-    about = {name: f"minibatches of {BATCH} images of 32×32, {CLASSES} classes" for name in MODELS}
+    about = {name: f"minibatches of {BATCH} images of 32×32, {CLASSES} classes" for name in NETWORKS.known}
     benchmark(__doc__.splitlines()[0], about, measure, default=["resnet20"], steps=30)

@@ -29,10 +29,10 @@ import torch.nn.functional as F
 from timing import Figures, benchmark, interleaved, ratio
 from torch import Tensor, nn
 
-from seqssgd import asr
 from seqssgd.landscape import CurvatureOperator, Objective, ctc_loss
 from seqssgd.models.resnet import cifar_resnet
 from seqssgd.models.sgcn import SimpleGatedConvNet
+from seqssgd.speech import recognizer
 
 Product = Callable[[Tensor], Tensor]
 
@@ -98,7 +98,7 @@ def speech(loss: Callable = ctc_loss) -> Objective:
 def measure(name: str, args: argparse.Namespace, folder: Path) -> Figures:
     torch.manual_seed(0)
     objective = images() if name == "resnet20" else speech()
-    plain = objective if name == "resnet20" else speech(asr.ctc_loss)
+    plain = objective if name == "resnet20" else speech(recognizer.ctc_loss)
     vector = torch.randn(sum(p.numel() for p in objective.params))
     products = {
         "ours": CurvatureOperator(objective).matvec,
@@ -134,7 +134,7 @@ def errors(name: str, products: dict[str, Product], vector: Tensor) -> Figures:
     wanted = CurvatureOperator(exact).matvec(vector.double())
     found = {key: float((p(vector) - wanted).norm() / wanted.norm()) for key, p in products.items() if "two" not in key}
     if name == "ctc":
-        plain = speech(asr.ctc_loss)
+        plain = speech(recognizer.ctc_loss)
         differences = CurvatureOperator(plain, method="differences").matvec(vector)
         found["central differences with torch's CTC"] = float((differences - wanted).norm() / wanted.norm())
     return {f"relative error of {key}": error for key, error in found.items()}

@@ -15,7 +15,6 @@ import contextlib
 import io
 import random
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -27,11 +26,11 @@ from timing import Figures, asked, benchmark, in_turns, ratio
 from torch import Tensor, nn
 
 from seqssgd.data.text import TextDataset, columns, load_text, write_text_dataset
+from seqssgd.language.config import Config
+from seqssgd.language.networks import NETWORKS
+from seqssgd.language.task import LanguageModelTask
 from seqssgd.models.lstm import ZAREMBA, LSTMLanguageModel
 from seqssgd.training import OptimConfig, RunDirectory, TrainingConfig, build_optimizer, fit
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "recipes/ptb_lstm"))
-from train import Config, LanguageModelTask, ModelConfig  # noqa: E402
 
 WINDOW = {"small": 20, "medium": 35, "large": 35}
 CLIP = {"small": 5.0, "medium": 5.0, "large": 10.0}
@@ -61,7 +60,7 @@ def recipe_rate(model: str, dataset: TextDataset, steps: int, precision: str, me
     torch.manual_seed(0)
     noise = {"method": method, "noise": 0.7} if method == "ssgd" else {"method": method}
     optim, training = OptimConfig(lr=0.1, **noise), TrainingConfig(clip=CLIP[model], precision=precision)
-    config = Config(ModelConfig(**ZAREMBA[model]), optim, training, BATCH, WINDOW[model])
+    config = Config(NETWORKS.settings("lstm", **ZAREMBA[model]), optim, training, BATCH, WINDOW[model])
     network = LSTMLanguageModel(VOCABULARY, **ZAREMBA[model])
     task = TimedTask(network, dataset, config, torch.device("cpu"))
     with tempfile.TemporaryDirectory(dir=folder) as out, contextlib.redirect_stdout(io.StringIO()):

@@ -18,7 +18,6 @@ import io
 import itertools
 import random
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -31,14 +30,15 @@ import torch
 from timing import Figures, benchmark, in_turns, ratio
 from torch import Tensor, nn
 
-from seqssgd.asr import NetworkConfig, Recognizer, RecognizerConfig, ctc_loss, transcribe
 from seqssgd.data.audio import read_pcm
 from seqssgd.data.speech_rows import Utterance
 from seqssgd.data.speech_writer import write_speech_dataset
+from seqssgd.speech.config import AugmentConfig, Config, CorpusConfig, RecognizerConfig, TokensConfig
+from seqssgd.speech.networks import NETWORKS
+from seqssgd.speech.recognizer import Recognizer, ctc_loss
+from seqssgd.speech.recordings import transcribe
+from seqssgd.speech.task import SpeechTask, build_tokenizer, load_sets
 from seqssgd.training import OptimConfig, RunDirectory, TrainingConfig, build_optimizer, fit
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "recipes/wsj_sgcn"))
-from train import AugmentConfig, Config, CorpusConfig, SpeechTask, TokensConfig, build_tokenizer, load_sets  # noqa: E402
 
 RATE, LETTERS = 16_000, "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 BATCH_SECONDS = 40.0
@@ -141,7 +141,7 @@ def measure(size: str, args: argparse.Namespace, folder: Path) -> Figures:
     config = Config(
         CorpusConfig(batch_seconds=BATCH_SECONDS, prefetch=0),
         TokensConfig(),
-        RecognizerConfig(network=NetworkConfig(layers=layers, width=width, dropout=0.1)),
+        RecognizerConfig(network=NETWORKS.settings("sgcn", layers=layers, width=width, dropout=0.1)),
         AugmentConfig(speeds=[0.9, 1.0, 1.1], time_masks=2, frequency_masks=2),
         OptimConfig(base="adam", lr=1e-4),
         TrainingConfig(),

@@ -23,7 +23,7 @@ import numpy as np
 from seqssgd.data import pictures
 from seqssgd.data.archives import read_members
 from seqssgd.data.images import load_images, write_image_dataset
-from seqssgd.data.progress import Progress
+from seqssgd.data.progress import ProgressBar
 from seqssgd.errors import UserError, run_cli
 
 IMAGES = {"train": 50_000, "test": 10_000}
@@ -252,7 +252,7 @@ def read_parquet(files: dict[str, list[Path]]) -> tuple[str, Sets, list[str]]:
     """Name, sets and classes of a copy whose rows are an encoded image and a label."""
     tables = {split: [_read_table(path) for path in paths] for split, paths in files.items()}
     sets, formats, classes = {}, set(), None
-    with Progress(sum(len(table) for parts in tables.values() for table, _ in parts), unit="images") as progress:
+    with ProgressBar(sum(len(table) for parts in tables.values() for table, _ in parts), unit="images") as progress:
         for split, parts in tables.items():
             images, labels = [], []
             for (table, names), path in zip(parts, files[split], strict=True):

@@ -15,6 +15,7 @@ from pathlib import Path
 from seqssgd.data import hub
 from seqssgd.data.lines import split_lines
 from seqssgd.data.text import SPLITS, load_text, read_lines, summary, write_text_dataset
+from seqssgd.data.tokenizers import TOKENIZERS
 from seqssgd.errors import UserError, run_cli
 
 ENOUGH = 1000  # words from which a text is cut that has too few lines
@@ -50,11 +51,11 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--text-column", default="text", help="column of the hub data set with the text")
     parser.add_argument("--out", type=Path, required=True, help="folder to write, for example data/mine")
     parser.add_argument("--name", help="what to call the text in messages (default: its source)")
-    parser.add_argument("--level", choices=("word", "sentencepiece"), default="word", help="kind of token")
+    parser.add_argument("--level", choices=tuple(TOKENIZERS), default="word", help="kind of token")
     parser.add_argument(
         "--vocab-size", type=int, metavar="N",
-        help="number of different tokens, <eos> and <unk> included (default at word level: every training word, or, "
-        "if validation or test hold other words, those seen at least twice)",
+        help="number of different tokens, <eos> and <unk> included (default for words and characters: all of the "
+        "training text, or, if validation or test hold others, those seen at least twice)",
     )  # fmt: skip
     parser.add_argument("--lowercase", action="store_true", help="lowercase the text, also when scoring with the model")
     return parser

@@ -25,8 +25,8 @@ from seqssgd.data.parquet_folder import add_arguments, why
 from seqssgd.data.shards import Rejected
 from seqssgd.data.speech_rows import Utterance
 from seqssgd.data.speech_writer import prepare
-from seqssgd.data.wsj import normalize_transcript
 from seqssgd.errors import UserError, run_cli
+from seqssgd.speech.wsj import normalize_transcript
 
 DISK = re.compile(r"(1[13])[-_.](\d{1,2})[-_.](\d)")
 DEPTH = 4

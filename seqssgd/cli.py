@@ -6,14 +6,15 @@ themselves, so that ``seqssgd --help`` does not wait for torch.
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from seqssgd import __version__
-from seqssgd.errors import UserError, not_installed, run_cli
+from seqssgd.errors import UserError, not_installed, require, run_cli
+from seqssgd.options import beam_arguments, check_beam_arguments, evaluation_arguments, run_arguments
 
 
-class Command(NamedTuple):
+class Subcommand(NamedTuple):
     help: str
     arguments: Callable[[argparse.ArgumentParser], None]  # declares the command's options
     run: Callable[[argparse.Namespace], int | None]  # returns the exit status, None for 0
@@ -29,6 +30,8 @@ def main(argv: list[str] | None = None) -> int:
         subparser = subparsers.add_parser(name, help=command.help, description=command.help)
         command.arguments(subparser)
     words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["evaluate"] and any(word.split("=")[0] == "--run" for word in words):
+        return run_cli(lambda: _installed(lambda: evaluate(words[1:])))  # its options depend on the run
     passes_on = words and words[0] in COMMANDS and COMMANDS[words[0]].passes_on
     end = words.index("--") if passes_on and "--" in words else len(words)
     args = parser.parse_args(words[:end])
@@ -37,12 +40,13 @@ def main(argv: list[str] | None = None) -> int:
     if args.command is None:
         parser.print_help()
         return 0
-    return run_cli(lambda: _run(args))
+    return run_cli(lambda: _installed(lambda: COMMANDS[args.command].run(args)))
 
 
-def _run(args: argparse.Namespace) -> int | None:
+def _installed(run: Callable[[], int | None]) -> int | None:
     try:
-        return COMMANDS[args.command].run(args)
+        require("yaml")  # whatever it is about has a configuration
+        return run()
     except ModuleNotFoundError as error:  # with torch alone, which is all that the optimizer needs
         raise not_installed(error) from None
 
@@ -50,27 +54,16 @@ def _run(args: argparse.Namespace) -> int | None:
 command = main  # the name of the installed program's entry point
 
 
-def run_arguments(parser: argparse.ArgumentParser, recipe: str = "recipes/ptb_lstm") -> None:
-    """Declares the options that say which model of a recipe to use, and where."""
-    parser.add_argument("--run", required=True, metavar="DIR", help=f"run directory of {recipe}/train.py")
-    parser.add_argument("--checkpoint", default="best", help="best (on validation; default), last, or a file")
-    parser.add_argument("--device", help="cpu, cuda, … (default: cuda if there is one)")
-
-
-def data_argument(parser: argparse.ArgumentParser) -> None:
-    """Declares the option that says where a run's data lie; see :func:`seqssgd.runs.reading.data_folder`."""
-    parser.add_argument("--data", metavar="DIR", help="the folder of prepared data (default: where the run found it)")
-
-
 def _perplexity_arguments(parser: argparse.ArgumentParser) -> None:
-    run_arguments(parser)
+    run_arguments(parser, "a language model")
     parser.add_argument("files", nargs="+", metavar="FILE", help="UTF-8 text, one sentence per line")
 
 
 def _perplexity(args: argparse.Namespace) -> None:
     from seqssgd.data.text import read_lines
     from seqssgd.devices import choose_device
-    from seqssgd.lm import describe, load_language_model, perplexity
+    from seqssgd.language.finished import load_language_model
+    from seqssgd.language.scoring import describe, perplexity
 
     device = choose_device(args.device)
     model, tokenizer = load_language_model(args.run, args.checkpoint)
@@ -81,7 +74,7 @@ def _perplexity(args: argparse.Namespace) -> None:
 
 
 def _generate_arguments(parser: argparse.ArgumentParser) -> None:
-    run_arguments(parser)
+    run_arguments(parser, "a language model")
     parser.add_argument("--prompt", default="", help="how the text begins (default: nothing)")
     parser.add_argument("--length", type=int, default=100, help="tokens to add (default 100)")
     parser.add_argument("--temperature", type=float, default=1.0, help="below 1 is more careful, 0 takes the likeliest")
@@ -91,7 +84,8 @@ def _generate_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _generate(args: argparse.Namespace) -> None:
     from seqssgd.devices import choose_device
-    from seqssgd.lm import generate, load_language_model
+    from seqssgd.language.finished import load_language_model
+    from seqssgd.language.generation import generate
 
     if args.count < 1:
         raise UserError(f"--count {args.count}: it must be at least 1")
@@ -105,7 +99,7 @@ def _generate(args: argparse.Namespace) -> None:
 
 
 def _transcribe_arguments(parser: argparse.ArgumentParser) -> None:
-    run_arguments(parser, "recipes/wsj_sgcn")
+    run_arguments(parser, "a speech recogniser")
     parser.add_argument("--json", action="store_true", help="one JSON object per line: file, seconds, text")
     parser.add_argument("--mix", action="store_true", help="average the channels of recordings with several")
     parser.add_argument("--chunk-seconds", type=float, default=30.0, metavar="S",
@@ -114,37 +108,13 @@ def _transcribe_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", nargs="+", metavar="FILE", help="audio: whatever soundfile reads, or NIST SPHERE")
 
 
-def beam_arguments(parser: argparse.ArgumentParser, several: bool = False) -> None:
-    """Declares the options of beam search; with ``several``, those of its weights take any number of values."""
-    beam = parser.add_argument_group("beam search")
-    beam.add_argument("--beam", type=int, metavar="N", help="hypotheses kept after every frame (default: greedy)")
-    beam.add_argument("--lm", metavar="FILE", help="n-gram model over words or labels: ARPA, or KenLM binary")
-    beam.add_argument("--lexicon", metavar="FILE", help="words, one a line (default: those of an ARPA over words)")
-    nargs = "+" if several else 1
-    beam.add_argument(
-        "--alpha", type=float, nargs=nargs, default=[1.0], help="weight of the language model (default 1)"
-    )
-    beam.add_argument("--beta", type=float, nargs=nargs, default=[0.0], help="bonus of every word (default 0)")
-
-
-def check_beam_arguments(args: argparse.Namespace) -> None:
-    """Makes sure that what belongs to beam search comes with it.
-
-    Raises:
-        UserError: it does not.
-    """
-    given = (args.lm, args.lexicon, args.alpha, args.beta)
-    if args.beam is None and given != (None, None, [1.0], [0.0]):
-        raise UserError("--lm, --lexicon, --alpha and --beta are of beam search; give --beam 100 with them")
-
-
 def _transcribe(args: argparse.Namespace) -> int:
     import json
 
-    from seqssgd.asr import load_recognizer
     from seqssgd.data.items import printable, reason_of
     from seqssgd.devices import choose_device
     from seqssgd.speech.decode import open_search
+    from seqssgd.speech.finished import load_recognizer
     from seqssgd.speech.recordings import Wave, recognise
 
     check_beam_arguments(args)
@@ -334,6 +304,37 @@ def _describe(args: argparse.Namespace) -> None:
         raise UserError(f"{what}: no such file or directory; give a run directory or a recipe's YAML file")
 
 
+def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "%(prog)s --run DIR [--data DIR] [--split NAME] [--save] [options of its task: --run DIR --help]"
+    parser.epilog = "Each task has further options: seqssgd evaluate --run DIR --help"
+    evaluation_arguments(parser)
+    parser.add_argument("--split", help="which data (default test)")
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    raise UserError("there is nothing to evaluate; give a run directory with --run")
+
+
+def evaluate(words: Sequence[str]) -> None:
+    """``seqssgd evaluate`` of the run that ``words`` name, whatever its recipe.
+
+    Raises:
+        UserError: they name no run directory of a recipe, or what its evaluation refuses.
+    """
+    from seqssgd.runs.recipes import read_recipe
+
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--run", required=True)
+    run = first.parse_known_args(words)[0].run
+    program = read_recipe(run)[0].module("evaluation")
+    parser = argparse.ArgumentParser(
+        prog="seqssgd evaluate", description=program.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    evaluation_arguments(parser)
+    program.arguments(parser)
+    program.evaluate(parser.parse_args(words))
+
+
 def _runs_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     listing = actions.add_parser("list", help="state, step, metric and minutes of each run in a folder")
@@ -356,14 +357,15 @@ def _runs(args: argparse.Namespace) -> int:
 
 
 COMMANDS = {
-    "describe": Command(
+    "describe": Subcommand(
         "show what noise does to each layer of a model", _describe_arguments, _describe, passes_on=True
     ),
-    "perplexity": Command("score text files with a trained language model", _perplexity_arguments, _perplexity),
-    "compare": Command("average runs over seeds, set methods side by side", _compare_arguments, _compare),
-    "runs": Command("list the runs of a folder, or find where two of them part", _runs_arguments, _runs),
-    "transcribe": Command("write down what is said in audio files", _transcribe_arguments, _transcribe),
-    "landscape": Command("how flat minima are, and where they lie", _landscape_arguments, _landscape),
-    "noise-finder": Command("suggest a noise level for a recipe", _noise_finder_arguments, _noise_finder),
-    "generate": Command("write text with a trained language model", _generate_arguments, _generate),
+    "perplexity": Subcommand("score text files with a trained language model", _perplexity_arguments, _perplexity),
+    "compare": Subcommand("average runs over seeds, set methods side by side", _compare_arguments, _compare),
+    "evaluate": Subcommand("figures of a finished run on test data", _evaluate_arguments, _evaluate),
+    "runs": Subcommand("list the runs of a folder, or find where two of them part", _runs_arguments, _runs),
+    "transcribe": Subcommand("write down what is said in audio files", _transcribe_arguments, _transcribe),
+    "landscape": Subcommand("how flat minima are, and where they lie", _landscape_arguments, _landscape),
+    "noise-finder": Subcommand("suggest a noise level for a recipe", _noise_finder_arguments, _noise_finder),
+    "generate": Subcommand("write text with a trained language model", _generate_arguments, _generate),
 }

@@ -1,17 +1,16 @@
 """What noise does to the model of a recipe: of one of its configurations, or of a run."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
-from torch import nn
 
 from .errors import UserError
 from .optim import Description, describe
 from .runs import layout
-from .runs.settings import CLASSIFIER, LANGUAGE_MODEL, RECOGNISER, kind_of, read_config, read_section
+from .runs.recipes import read_recipe
+from .runs.settings import restored_section
 from .training import OptimConfig, build_optimizer
-from .training.config import read_optim
 from .training.recipe import build, load_program
 
 
@@ -45,30 +44,13 @@ def describe_run(run: Path, checkpoint: str = "best") -> str:
     Raises:
         UserError: not a run of a recipe, no such checkpoint, or a damaged one.
     """
-    settings = read_section(run, "optim")
-    model = _load_model(run, checkpoint)
+    recipe, config = read_recipe(run)
+    model = recipe.module("finished").load_model(run, checkpoint)
     try:
-        config = read_optim(settings)
-    except TypeError as error:
-        raise UserError(f"{run / layout.CONFIG}: section 'optim' is of another version ({error})") from None
-    return _text(config, describe(build_optimizer(model, config), model))
-
-
-def _load_model(run: Path, checkpoint: str) -> nn.Module:
-    """The model of a run, whichever recipe it is of."""
-    from .asr import load_recognizer
-    from .lm import load_language_model
-    from .vision import load_classifier
-
-    loaders: dict[str | None, Callable[[Path, str], nn.Module]] = {
-        RECOGNISER: lambda *where: load_recognizer(*where)[0],
-        CLASSIFIER: load_classifier,
-        LANGUAGE_MODEL: lambda *where: load_language_model(*where)[0],
-    }
-    load = loaders.get(kind_of(read_config(run)))
-    if load is None:
-        raise UserError(f"{run / layout.CONFIG}: section 'model' is that of no recipe; give a --run of a recipe")
-    return load(run, checkpoint)
+        optim = restored_section(config["optim"], recipe.config_class, "optim")
+    except UserError as error:
+        raise UserError(f"{run / layout.CONFIG}: {error}") from None
+    return _text(optim, describe(build_optimizer(model, optim), model))
 
 
 def _text(config: OptimConfig, description: Description) -> str:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from seqssgd.models.sgcn import SimpleGatedConvNet
-from seqssgd.speech.chunks import chunked_logits, receptive_field
+from seqssgd.speech.chunks import chunked_logits
 from seqssgd.speech.decode import greedy
 
 NETWORKS = [
@@ -49,13 +49,13 @@ def test_the_receptive_field_is_what_the_gradient_reaches(options):
         at = 60 // model.subsampling
         logits[0, at].square().sum().backward()
         reached += (features.grad[0].abs().sum(1).nonzero()[:, 0] - at * model.subsampling).tolist()
-    assert (-min(reached), max(reached)) == receptive_field(model)
+    assert (-min(reached), max(reached)) == model.receptive_field()
 
 
 @pytest.mark.parametrize("options", NETWORKS, ids=str)
 def test_chunks_give_the_logits_and_the_text_of_the_whole_recording(options):
     model = network(**options)
-    past, future = receptive_field(model)
+    past, future = model.receptive_field()
     run = whole(model)
     for frames, chunk in itertools.product((1, 2, 47, 100, 101, 102, 103), (1, 7, 12, 50, 200)):
         features = torch.randn(frames, 6, dtype=torch.float64)
@@ -70,7 +70,7 @@ def test_chunks_give_the_logits_and_the_text_of_the_whole_recording(options):
 def test_less_context_than_the_receptive_field_is_noticeable_on_either_side(side):
     model = network(subsampling=1)
     run, features = whole(model), torch.randn(100, 6, dtype=torch.float64)
-    context = list(receptive_field(model))
+    context = list(model.receptive_field())
     context[side] -= 1
     assert (chunked_logits(run, features, 20, *context) - run(features)).abs().max() > 1e-6
 

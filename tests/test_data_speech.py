@@ -297,7 +297,7 @@ def test_without_the_extra_everything_can_be_imported_and_says_what_to_install(t
 import sys
 for name in ("av", "datasets", "numpy", "pyarrow", "sentencepiece", "soundfile", "torchaudio", "tqdm"):
     sys.modules[name] = None
-from seqssgd.data.batching import BucketBatches
+from seqssgd.speech.batching import BucketBatches
 from seqssgd.data.speech import load_speech
 from seqssgd.errors import UserError
 from seqssgd.speech.features import LogMel, SpecAugment, SpeedPerturbation

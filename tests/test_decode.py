@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from seqssgd.errors import UserError
-from seqssgd.metrics import score
 from seqssgd.speech.decode import BeamSearch, GridPoint, arpa_words, greedy, grid_search, open_search
 from seqssgd.speech.ngram import BEGIN, END, NGram, characters, estimate
+from seqssgd.speech.scoring import score
 from seqssgd.speech.tokens import CharacterTokenizer, PieceTokenizer
 
 SENTENCES = ["AB A", "BA", "A B", "AB AB", "BB"]

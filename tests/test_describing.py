@@ -59,7 +59,7 @@ def test_runs_are_described_with_the_weights_of_their_checkpoint(text, tmp_path,
     options = ["--data", str(text), "--out", str(run), *TINY, "--training.epochs", "1"]
     assert load("recipes/ptb_lstm/train.py").main(["--config", str(PTB), *options]) == 0
     capsys.readouterr()
-    from seqssgd.lm import load_language_model
+    from seqssgd.language.finished import load_language_model
 
     model, _ = load_language_model(run, "last")
     level = yaml.safe_load(PTB.read_text())["optim"]["noise"]
@@ -70,18 +70,23 @@ def test_runs_are_described_with_the_weights_of_their_checkpoint(text, tmp_path,
 
 
 def test_runs_of_image_classifiers_and_recognisers_too(tmp_path, capsys):
-    from seqssgd.asr import FeatureConfig, NetworkConfig, Recognizer, RecognizerConfig
+    from seqssgd.images.networks import NETWORKS, build_classifier
+    from seqssgd.speech import networks as speech
+    from seqssgd.speech.config import FeatureConfig, RecognizerConfig
+    from seqssgd.speech.recognizer import Recognizer
     from seqssgd.speech.tokens import CharacterTokenizer
     from seqssgd.training import OptimConfig
-    from seqssgd.vision import build_classifier
 
     tokens = CharacterTokenizer.train()
-    small = RecognizerConfig(FeatureConfig(bins=20), NetworkConfig(width=8, layers=2, kernel=5, subsampling=3))
+    small = RecognizerConfig(
+        FeatureConfig(bins=20), speech.NETWORKS.settings("sgcn", width=8, layers=2, kernel=5, subsampling=3)
+    )
     optim = dataclasses.asdict(OptimConfig(method="ssgd", noise=0.5))
     for name, model, config in (
         ("speech", Recognizer(small, tokens.vocab_size),
          {"model": dataclasses.asdict(small), "tokenizer": tokens.fingerprint}),
-        ("images", build_classifier("resnet20", 3), {"model": {"name": "resnet20"}, "data": {"classes": 3}}),
+        ("images", build_classifier(NETWORKS.settings("resnet20"), 3),
+         {"model": {"name": "resnet20"}, "data": {"classes": 3}}),
     ):  # fmt: skip
         run = tmp_path / name
         (run / "checkpoints").mkdir(parents=True)

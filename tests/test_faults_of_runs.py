@@ -21,7 +21,7 @@ from seqssgd.report import compare, read_run
 from seqssgd.runs import checkpoints
 from seqssgd.runs.checkpoints import check_files, checksums, find_checkpoint
 from seqssgd.runs.reading import data_folder
-from seqssgd.runs.settings import read_section
+from seqssgd.runs.recipes import read_section
 from seqssgd.training import RunDirectory
 
 

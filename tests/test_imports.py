@@ -98,6 +98,7 @@ def test_every_command_says_in_one_line_what_to_install():
         "generate": ["--run", "run"],
         "transcribe": ["--run", "run", "wave.wav"],
         "compare": ["run"],
+        "evaluate": ["--run", "run"],
         "runs": ["list", "."],
         "describe": ["run"],
         "landscape": ["run", "--out", "out"],

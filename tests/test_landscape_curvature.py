@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from seqssgd import asr
 from seqssgd.landscape import (
     CurvatureOperator,
     Objective,
@@ -23,6 +22,7 @@ from seqssgd.landscape.curvature import _nodes
 from seqssgd.landscape.fast import FastTwice
 from seqssgd.models.lstm import LSTMLanguageModel
 from seqssgd.models.sgcn import SimpleGatedConvNet
+from seqssgd.speech import recognizer
 
 # ---- the loss of CTC -------------------------------------------------------------------------------------------------
 
@@ -62,7 +62,7 @@ def test_ctc_agrees_with_the_slow_recursion_to_the_second_derivative_and_with_to
         found.append((losses, gradient, product))
     for mine, slow in zip(*found, strict=True):
         torch.testing.assert_close(mine, slow, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(found[0][0].float(), asr.ctc_loss(logits, *UTTERANCES), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(found[0][0].float(), recognizer.ctc_loss(logits, *UTTERANCES), rtol=1e-6, atol=1e-6)
     assert found[0][2].abs().max() > 0.1
 
 
@@ -71,7 +71,7 @@ def test_ctc_of_too_few_frames_is_infinite_and_of_the_others_as_alone():
     lengths = LENGTHS.clone()
     lengths[0] = 3  # 1 1 2 needs four
     torch.testing.assert_close(
-        ctc_loss(logits, lengths, *UTTERANCES[1:]), asr.ctc_loss(logits, lengths, *UTTERANCES[1:])
+        ctc_loss(logits, lengths, *UTTERANCES[1:]), recognizer.ctc_loss(logits, lengths, *UTTERANCES[1:])
     )
     assert ctc_loss(logits, lengths, *UTTERANCES[1:]).isinf().tolist() == [True, False, False, False, False]
 
@@ -323,15 +323,15 @@ def test_differences_serve_where_there_is_no_second_derivative_and_say_so(dtype,
 
 
 def test_a_network_with_kinks_and_a_loss_that_is_differentiable_once_is_refused_by_name():
-    objective = speech(asr.ctc_loss, "conv2d")
+    objective = speech(recognizer.ctc_loss, "conv2d")
     with pytest.raises(RuntimeError, match=r"_ctc_loss_backward.*kinks \(Relu\).*seqssgd.landscape.ctc_loss"):
         CurvatureOperator(objective)
-    stacked = CurvatureOperator(speech(asr.ctc_loss))
+    stacked = CurvatureOperator(speech(recognizer.ctc_loss))
     assert stacked.method == "differences" and "_ctc_loss_backward" in stacked.reason
     with pytest.raises(RuntimeError, match="_ctc_loss_backward"):
-        CurvatureOperator(speech(asr.ctc_loss), method="exact")
+        CurvatureOperator(speech(recognizer.ctc_loss), method="exact")
     with pytest.raises(RuntimeError, match="_ctc_loss_backward"):
-        CurvatureOperator(speech(asr.ctc_loss), kind="gauss_newton")
+        CurvatureOperator(speech(recognizer.ctc_loss), kind="gauss_newton")
 
 
 def test_wrong_choices_are_named():

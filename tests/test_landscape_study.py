@@ -10,7 +10,7 @@ import torch.nn.functional as F
 import yaml
 from programs import ROOT, coloured_images, generated_lines, load
 
-from seqssgd import asr, cli
+from seqssgd import cli
 from seqssgd.errors import UserError
 from seqssgd.landscape import CurvatureOperator
 from seqssgd.landscape.figures import draw
@@ -19,6 +19,8 @@ from seqssgd.landscape.stages import STAGES, TERMS, StageSettings, run_stage
 from seqssgd.landscape.study import FILE, read
 from seqssgd.landscape.subjects import open_run
 from seqssgd.landscape.surface import read_surface
+from seqssgd.speech import recognizer
+from seqssgd.speech.finished import load_for_run, load_recognizer
 
 datasets = pytest.importorskip("datasets")
 import tones  # noqa: E402
@@ -103,17 +105,17 @@ def test_a_language_model_is_read_window_by_window_from_the_zero_state(language)
 
 def test_speech_has_the_loss_of_training_and_the_error_rate_of_evaluation(speech):
     subject = open_run(speech)
-    model, tokenizer = asr.load_recognizer(speech)
-    data = asr.load_for_run(speech, subject_data(speech), "test")
+    model, tokenizer = load_recognizer(speech)
+    data = load_for_run(speech, subject_data(speech), "test")
     targets = tokenizer.encode_all(data.texts, data.ids)
-    texts, _ = asr.transcribe_set(model, data, tokenizer, torch.device("cpu"))
+    texts, _ = recognizer.transcribe_set(model, data, tokenizer, torch.device("cpu"))
     wanted = {key: tokenizer.normalize(text) for key, text in zip(data.ids, data.texts, strict=True)}
     losses = []
     for index, labels in enumerate(targets):
         features = model.features(data.waveform(index)[None], torch.tensor([data.samples[index]]))
         logits, lengths = model(*features)
-        losses.append(asr.ctc_loss(logits, lengths, labels[None], torch.tensor([len(labels)])) / len(labels))
-    from seqssgd.metrics import score
+        losses.append(recognizer.ctc_loss(logits, lengths, labels[None], torch.tensor([len(labels)])) / len(labels))
+    from seqssgd.speech.scoring import score
 
     found = subject.figures(("test",), 1000)
     assert found["test loss"] == pytest.approx(torch.cat(losses).mean().item(), rel=1e-4)
@@ -371,7 +373,7 @@ def test_too_few_examples_and_losses_that_are_not_finite_are_said(language, monk
 
 def test_a_network_that_cannot_be_differentiated_twice_is_named(speech):
     subject = open_run(speech)
-    subject.losses = lambda logits, batch: asr.ctc_loss(logits, *batch[2:5]) / batch[4]
+    subject.losses = lambda logits, batch: recognizer.ctc_loss(logits, *batch[2:5]) / batch[4]
     found = run_stage(subject, "traces", SETTINGS)
     assert "_ctc_loss_backward" in found["left_out"] and "Relu" in found["left_out"]
     assert "noise" in run_stage(subject, "sharpness", SETTINGS)  # what needs one gradient is measured

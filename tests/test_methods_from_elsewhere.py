@@ -16,9 +16,8 @@ from seqssgd.errors import UserError
 from seqssgd.optim import MultiPassOptimizer, OneSidedNoise, SymmetricNoise
 from seqssgd.optim.limits import Range, check_settings, parameters, plain_type, unmet
 from seqssgd.report.comparison import compare
-from seqssgd.report.reading import read_run
+from seqssgd.runs.reading import read_run
 from seqssgd.training import OptimConfig, TrainingConfig, build_optimizer, methods, parse_recipe
-from seqssgd.training.config import read_optim
 
 MODULE = """
     from typing import Annotated, Literal
@@ -168,7 +167,7 @@ def test_help_shows_its_settings(parse, capsys):
 def test_it_trains_goes_on_and_is_compared(parse, tmp_path):
     optim = {"method": "elsewhere:Annealed", "noise": 0.3, "half_life": 3, "lr": 0.1}
     config = toy_config(training={"epochs": 2})
-    config.optim = read_optim(optim)
+    config.optim = OptimConfig.restored(optim)
     whole, _ = train(tmp_path / "whole", config)
     stopped, _ = train(tmp_path / "stopped", config, max_minutes=1e-9)
     assert whole["finished"] and not stopped["finished"]

@@ -16,7 +16,7 @@ from seqssgd.data.text import load_text
 from seqssgd.data.tokenizers import SentencePieceTokenizer, load_tokenizer
 from seqssgd.data.transcripts import clean, no_text
 from seqssgd.errors import UserError
-from seqssgd.lm import generate
+from seqssgd.language.generation import generate
 from seqssgd.models.lstm import LSTMLanguageModel
 from seqssgd.speech.tokens import CharacterTokenizer, PieceTokenizer
 from seqssgd.speech.tokens import load_tokenizer as load_labels

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from seqssgd.data import progress
-from seqssgd.data.progress import Progress
+from seqssgd.data.progress import ProgressBar
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def clock(monkeypatch):
 
 
 def test_without_a_terminal_lines_come_at_intervals(clock, capsys):
-    with Progress(4000, done=1000, interval=10) as bar:
+    with ProgressBar(4000, done=1000, interval=10) as bar:
         for second in (3, 9, 11, 15, 22):
             clock[0] = second
             bar.advance(500)
@@ -32,7 +32,7 @@ def test_without_a_terminal_lines_come_at_intervals(clock, capsys):
 
 def test_a_terminal_gets_a_bar_that_starts_where_the_work_does(monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    with Progress(40, done=10, unit="files") as bar:
+    with ProgressBar(40, done=10, unit="files") as bar:
         bar.advance(30)
     said = capsys.readouterr()
     assert "25%" in said.err and "10/40" in said.err and "40/40" in said.err and "files" in said.err

@@ -1,7 +1,6 @@
 """The task of recipes/cifar_cnn/train.py against a loop by hand, and the configurations that are shipped with it."""
 
 import dataclasses
-import typing
 
 import pytest
 import torch
@@ -11,8 +10,10 @@ from torch.func import functional_call
 
 from seqssgd.data.images import AugmentedBatches, Normalization, load_images
 from seqssgd.errors import UserError
+from seqssgd.images.config import CorpusConfig
+from seqssgd.images.networks import NETWORKS, build_classifier
+from seqssgd.images.scoring import recalibrate, score
 from seqssgd.training import OptimConfig, TrainingConfig, build_optimizer, build_schedulers, parse_recipe
-from seqssgd.vision import MODELS, build_classifier, recalibrate, score
 
 TRAIN = load("recipes/cifar_cnn/train.py")
 FOLDER = ROOT / "recipes/cifar_cnn"
@@ -32,8 +33,8 @@ def small_model():
 
 def task_of(dataset, valid=10, batch_size=9, accumulate=1, bn_images=20, patience=None, seed=0, **optim):
     config = TRAIN.Config(
-        TRAIN.ModelConfig(),
-        TRAIN.CorpusConfig(valid=valid, pad=1),
+        NETWORKS.settings("resnet20"),
+        CorpusConfig(valid=valid, pad=1),
         OptimConfig(**optim),
         TrainingConfig(accumulate=accumulate, patience=patience),
         batch_size,
@@ -187,9 +188,9 @@ def test_a_shipped_configuration_says_what_its_name_promises(name):
     assert config.model.name == base and config.training.epochs == epochs
     assert config.batch_size == others.get("batch_size", 128)
     assert config.training.accumulate == others.get("accumulate", 1)
-    assert config.corpus == TRAIN.CorpusConfig(valid=others.get("valid", 0), pad=4, flip=True)
+    assert config.corpus == CorpusConfig(valid=others.get("valid", 0), pad=4, flip=True)
     assert config.training.precision == ("auto" if "cpu" in name else "fp32")
-    groups = build_optimizer(build_classifier(base, 10), config.optim).param_groups
+    groups = build_optimizer(build_classifier(NETWORKS.settings(base), 10), config.optim).param_groups
     assert max(group.get("noise", 0) for group in groups) == config.optim.noise
     assert len(yaml.safe_load(FILES[name].read_text())) == 7  # all of it, and nothing twice
 
@@ -218,7 +219,5 @@ def test_every_configuration_is_known_here_and_to_the_readme():
     for name, path in FILES.items():
         row = next(line for line in readme.splitlines() if line.startswith(f"| [{path.name}]({path.name}) |"))
         with torch.device("meta"):
-            count = sum(p.numel() for p in build_classifier(parsed(name).model.name, 10).parameters())
+            count = sum(p.numel() for p in build_classifier(parsed(name).model, 10).parameters())
         assert f"{count:,}" in row and f"| {parsed(name).training.epochs} |" in row
-    names = typing.get_args(typing.get_type_hints(TRAIN.ModelConfig)["name"])
-    assert set(names) == set(MODELS)

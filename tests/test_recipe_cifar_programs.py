@@ -10,13 +10,14 @@ import yaml
 from programs import ROOT, coloured_images, kill_and_resume, load, outcome, refused, table_of, without_times
 
 from seqssgd import cli
+from seqssgd.cli import evaluate
 from seqssgd.data.images import AugmentedBatches, Normalization, load_images
+from seqssgd.images.finished import load_classifier
 from seqssgd.optim.batchnorm import recalibrate_bn
 from seqssgd.report import compare, read_run, summary
 from seqssgd.runs import checkpoints
-from seqssgd.vision import load_classifier
 
-TRAIN, EVALUATE = load("recipes/cifar_cnn/train.py"), load("recipes/cifar_cnn/evaluate.py")
+TRAIN = load("recipes/cifar_cnn/train.py")
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +131,7 @@ def accuracies(run: Path, data: Path, split: str, name: str = "best", number: in
 def test_evaluation_gives_accuracy_with_and_without_recalibration(
     data, finished, capsys, split, name, asked, number
 ):  # the minibatches have 8 images
-    EVALUATE.main(["--run", str(finished), "--data", str(data), "--split", split, "--checkpoint", name,
+    evaluate(["--run", str(finished), "--data", str(data), "--split", split, "--checkpoint", name,
                    "--bn-images", str(asked)])  # fmt: skip
     clean, raw = capsys.readouterr().out.splitlines()
     path = max((finished / "checkpoints").glob("best.pt" if name == "best" else "step-*.pt"))
@@ -141,7 +142,7 @@ def test_evaluation_gives_accuracy_with_and_without_recalibration(
 
 
 def test_recalibrated_accuracy_on_validation_is_that_of_training(data, finished, capsys):
-    EVALUATE.main(["--run", str(finished), "--data", str(data), "--split", "valid", "--bn-images", "2000"])
+    evaluate(["--run", str(finished), "--data", str(data), "--split", "valid", "--bn-images", "2000"])
     best = json.loads((finished / "result.json").read_text())["best"]
     assert f"accuracy {best['valid_accuracy']:.2f} % (" in capsys.readouterr().out.splitlines()[0]
 
@@ -151,7 +152,7 @@ def test_saved_figures_are_in_the_table_of_compared_runs(data, finished, tmp_pat
     run = tmp_path / "run"
     train(data, run, *options) if options else shutil.copytree(finished, run)
     capsys.readouterr()
-    EVALUATE.main(["--run", str(run), "--data", str(data), "--save"])
+    evaluate(["--run", str(run), "--data", str(data), "--save"])
     saved = json.loads((run / "evaluation.json").read_text())["test"]
     line = capsys.readouterr().out.splitlines()[0]
     assert saved["checkpoint"] == "best.pt" and saved["bn_images"] == (56 if options else 48)
@@ -162,10 +163,10 @@ def test_saved_figures_are_in_the_table_of_compared_runs(data, finished, tmp_pat
 
 def test_evaluation_refuses_other_images_and_other_runs(data, finished, tmp_path, capsys):
     other = coloured_images(tmp_path / "other", seed=1)
-    message = refused(capsys, EVALUATE.main, "--run", finished, "--data", other)
+    message = refused(capsys, evaluate, "--run", finished, "--data", other)
     assert f"{other} (colours 1) is not the data that {finished} was trained on (colours 0)" in message
-    assert "is not a run directory" in refused(capsys, EVALUATE.main, "--run", tmp_path, "--data", data)
-    said = refused(capsys, EVALUATE.main, "--run", finished, "--data", data, "--bn-images", 0)
+    assert "is not a run directory" in refused(capsys, evaluate, "--run", tmp_path, "--data", data)
+    said = refused(capsys, evaluate, "--run", finished, "--data", data, "--bn-images", 0)
     assert "--bn-images 0: it must be at least 1" in said
     run = shutil.copytree(finished, tmp_path / "run")
     state = checkpoints.load(run / "checkpoints/best.pt")
@@ -179,7 +180,7 @@ def test_evaluation_refuses_other_images_and_other_runs(data, finished, tmp_path
         ({"data": "cifar"}, "has no section 'data'; give a --run of an image classifier"),
     ):
         (run / "config.yaml").write_text(yaml.safe_dump({**settings, **changes}))
-        assert reason in refused(capsys, EVALUATE.main, "--run", run, "--data", data, "--split", "valid")
+        assert reason in refused(capsys, evaluate, "--run", run, "--data", data, "--split", "valid")
 
 
 # ---- wrong input -----------------------------------------------------------------------------------------------------

@@ -11,14 +11,15 @@ import torch
 from picture_folders import prepared_tree, write_tree
 from programs import ROOT, coloured_images, kill_and_resume, load, outcome, refused, without_times
 
-from seqssgd import vision
+from seqssgd.cli import evaluate
 from seqssgd.data.encoded_images import MEAN, STD, load_encoded
 from seqssgd.data.images import Normalization
+from seqssgd.images.config import EncodedCorpusConfig
+from seqssgd.images.networks import ENCODED_NETWORKS, build_classifier
 from seqssgd.runs import checkpoints
 from seqssgd.training import OptimConfig, build_optimizer, build_schedulers, parse_recipe
-from seqssgd.vision import build_classifier
 
-TRAIN, EVALUATE = load("recipes/imagenet_resnet/train.py"), load("recipes/imagenet_resnet/evaluate.py")
+TRAIN = load("recipes/imagenet_resnet/train.py")
 FOLDER = ROOT / "recipes/imagenet_resnet"
 
 
@@ -47,7 +48,7 @@ def small_network(num_classes: int) -> torch.nn.Module:
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setitem(vision.IMAGENET_MODELS, "resnet18", small_network)
+    monkeypatch.setitem(ENCODED_NETWORKS.known, "resnet18", f"{__name__}:small_network")
 
 
 def train(data: Path, out: Path, *options: object) -> dict:
@@ -80,7 +81,7 @@ def test_training_learns_what_it_is_shown_and_evaluation_says_so(data, tmp_path,
     result = train(data, run := tmp_path / "run", *options)
     assert result["nonfinite"] == 0 and result["final"]["valid_accuracy"] > 60  # chance: 12.5
     assert "48 training and 16 validation images; resnet18" in capsys.readouterr().out
-    EVALUATE.main(["--run", str(run), "--data", str(data), "--bn-images", "20", "--save"])
+    evaluate(["--run", str(run), "--data", str(data), "--bn-images", "20", "--save"])
     said = capsys.readouterr().out
     found = json.loads((run / "evaluation.json").read_text())["valid"]
     assert found["accuracy"] == result["final"]["valid_accuracy"] and found["images"] == 16
@@ -127,18 +128,18 @@ def test_images_of_the_same_names_and_sizes_but_another_content_are_refused(data
     assert load_encoded(tmp_path / "out").info["fingerprint"] == load_encoded(data).info["fingerprint"]
     said = refused(capsys, TRAIN.main, *command(tmp_path / "out", run))
     assert "a run of another configuration (data.content.train = " in said
-    assert "is not the data that" in refused(capsys, EVALUATE.main, "--run", run, "--data", tmp_path / "out")
+    assert "is not the data that" in refused(capsys, evaluate, "--run", run, "--data", tmp_path / "out")
 
 
 def test_evaluation_on_other_images_is_refused(data, tmp_path, capsys, small):
     train(data, run := tmp_path / "run", "--max-steps", 1)
     other = write_tree(tmp_path / "tree", train=3)
     load("data_prep/imagenet.py").main(["--source", str(other), "--out", str(tmp_path / "other"), "--name", "others"])
-    said = refused(capsys, EVALUATE.main, "--run", run, "--data", tmp_path / "other")
+    said = refused(capsys, evaluate, "--run", run, "--data", tmp_path / "other")
     assert "others) is not the data that" in said and "was trained on (tree); give that --data" in said
     shutil.rmtree(run / "checkpoints")
-    assert "train first" in refused(capsys, EVALUATE.main, "--run", run, "--data", data)
-    assert "--workers 0" in refused(capsys, EVALUATE.main, "--run", run, "--data", data, "--workers", 0)
+    assert "train first" in refused(capsys, evaluate, "--run", run, "--data", data)
+    assert "--workers 0" in refused(capsys, evaluate, "--run", run, "--data", data, "--workers", 0)
 
 
 # ---- the shipped configurations --------------------------------------------------------------------------------------
@@ -152,7 +153,7 @@ def test_a_shipped_configuration_has_the_settings_of_the_paper(name):
                            lr_milestones=[30, 60, 80], lr_warmup=5)  # fmt: skip
     assert config.optim == expected and config.model.name == name
     assert config.batch_size * config.training.accumulate == 1024 and config.training.epochs == 90
-    assert dataclasses.asdict(config.corpus) == dataclasses.asdict(TRAIN.CorpusConfig())
+    assert dataclasses.asdict(config.corpus) == dataclasses.asdict(EncodedCorpusConfig())
     optimizer = build_optimizer(torch.nn.Conv2d(1, 1, 1), config.optim)
     ((scheduler, unit),) = build_schedulers(optimizer, config.optim, 90)
     rates = []
@@ -165,5 +166,5 @@ def test_a_shipped_configuration_has_the_settings_of_the_paper(name):
     assert unit == "epoch" and rates[:6] == [0.08, 0.16, 0.24, 0.32, 0.4, 0.4]
     assert [rates[epoch] for epoch in (29, 30, 60, 80)] == [0.4, 0.04, 0.004, 0.0004]
     with torch.device("meta"):
-        count = sum(p.numel() for p in build_classifier(name, 1000).parameters())
+        count = sum(p.numel() for p in build_classifier(ENCODED_NETWORKS.settings(name), 1000).parameters())
     assert f"{count:,}" in (FOLDER / "README.md").read_text()

@@ -10,7 +10,7 @@ from programs import ROOT, generated_lines, load
 from torch.func import functional_call
 
 from seqssgd.data.text import columns, load_text, write_text_dataset
-from seqssgd.models.lstm import LSTMLanguageModel
+from seqssgd.language.networks import NETWORKS
 from seqssgd.training import OptimConfig, TrainingConfig, build_optimizer, parse_recipe
 
 TRAIN = load("recipes/ptb_lstm/train.py")
@@ -30,11 +30,11 @@ LINES = {"train": 30, "valid": 12, "test": 5}
 
 def task_of(dataset, batch_size=5, accumulate=1, **optim):
     """A task in float64 with windows of 4, and its optimizer."""
-    model_config = TRAIN.ModelConfig(hidden_size=6, num_layers=2, init_scale=0.4)
+    model_config = NETWORKS.settings("lstm", hidden_size=6, num_layers=2, init_scale=0.4)
     config = TRAIN.Config(
         model_config, OptimConfig(**optim), TrainingConfig(accumulate=accumulate), batch_size, sequence_length=4
     )
-    model = LSTMLanguageModel(dataset.tokenizer.vocab_size, **dataclasses.asdict(model_config)).double()
+    model = model_config.build(vocab_size=dataset.tokenizer.vocab_size).double()
     task = TRAIN.LanguageModelTask(model, dataset, config, torch.device("cpu"))
     return task, build_optimizer(model, config.optim)
 
@@ -176,11 +176,30 @@ VARIANTS = {  # of which file, with which changes
 }
 
 
+TRANSFORMER = {"width": 200, "num_layers": 3, "heads": 4, "context": 128, "dropout": 0.1, "tied": True}
+OTHERS = {"transformer_cpu": {"method": "none"}, "transformer_cpu_ssgd": {"method": "ssgd", "noise": 0.2}}
+
+
 def parsed(name: str):
     return parse_recipe(TRAIN.Config, ["--config", str(FILES[name]), "--data", str(FOLDER), "--out", "unused"]).config
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_shipped_transformer_is_one_of_about_the_size_of_the_small_lstm(name):
+    config = parsed(name)
+    assert dataclasses.asdict(config.model) == {"name": "transformer", **TRANSFORMER}
+    plain = parsed("transformer_cpu")
+    assert config == dataclasses.replace(plain, optim=dataclasses.replace(plain.optim, **OTHERS[name]))
+    with torch.device("meta"):
+        model = config.model.build(vocab_size=10_000)
+    row = next(line for line in (FOLDER / "README.md").read_text().splitlines() if f"({name}.yaml)" in line)
+    assert f"{sum(p.numel() for p in model.parameters()):,}" in row and f"| {config.training.epochs} |" in row
+    assert max(group.get("noise", 0) for group in build_optimizer(model, config.optim).param_groups) == (
+        config.optim.noise
+    )
+
+
+@pytest.mark.parametrize("name", sorted(FILES.keys() - OTHERS.keys()))
 def test_a_shipped_configuration_says_what_its_name_promises(name):
     config, optim = parsed(name), parsed(VARIANTS[name][0] if name in VARIANTS else name).optim
     if name in VARIANTS:
@@ -194,7 +213,7 @@ def test_a_shipped_configuration_says_what_its_name_promises(name):
     settings += (optim.lr, optim.lr_constant_epochs, optim.lr_divisor, t.epochs)
     assert settings == PUBLISHED[base][:-1] and optim.lr_schedule == "zaremba" and config.batch_size == 20
     with torch.device("meta"):
-        model = LSTMLanguageModel(10_000, **dataclasses.asdict(config.model))
+        model = config.model.build(vocab_size=10_000)
     assert sum(p.numel() for p in model.parameters()) == PUBLISHED[base][-1]
     groups = build_optimizer(model, config.optim).param_groups
     assert max(group.get("noise", 0) for group in groups) == config.optim.noise
@@ -202,9 +221,11 @@ def test_a_shipped_configuration_says_what_its_name_promises(name):
 
 
 def test_every_configuration_is_known_here_and_to_the_readme():
-    assert set(FILES) == set(PUBLISHED) | set(VARIANTS)
+    assert set(FILES) == set(PUBLISHED) | set(VARIANTS) | set(OTHERS)
     readme = (FOLDER / "README.md").read_text()
     for name, path in FILES.items():
+        if name in OTHERS:
+            continue
         row = next(line for line in readme.splitlines() if line.startswith(f"| [{path.name}]({path.name}) |"))
         base = VARIANTS[name][0] if name in VARIANTS else name
         assert f"{PUBLISHED[base][-1]:,}" in row and f"| {PUBLISHED[base][-2]} |" in row

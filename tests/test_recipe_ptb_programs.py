@@ -10,12 +10,13 @@ import torch
 from programs import ROOT, generated_lines, kill_and_resume, load, outcome, refused, start, without_times
 
 from seqssgd import cli
+from seqssgd.cli import evaluate
 from seqssgd.data.text import load_text, write_text_dataset
 from seqssgd.errors import run_cli
-from seqssgd.lm import load_language_model
+from seqssgd.language.finished import load_language_model
 from seqssgd.runs import checkpoints
 
-TRAIN, EVALUATE = load("recipes/ptb_lstm/train.py"), load("recipes/ptb_lstm/evaluate.py")
+TRAIN = load("recipes/ptb_lstm/train.py")
 
 
 def prepare(folder: Path, words: int = 15) -> Path:
@@ -115,7 +116,7 @@ def test_a_truncated_checkpoint_is_reported_and_the_one_before_taken(data, finis
 @pytest.mark.parametrize("split", ["train", "valid", "test"])
 @pytest.mark.parametrize("name", ["best", "last"])
 def test_evaluation_reads_the_whole_split(data, finished, capsys, split, name):
-    EVALUATE.main(["--run", str(finished), "--data", str(data), "--split", split, "--checkpoint", name])
+    evaluate(["--run", str(finished), "--data", str(data), "--split", split, "--checkpoint", name])
     stream = load_text(data).split(split)
     path = max((finished / "checkpoints").glob("best.pt" if name == "best" else "step-*.pt"))
     expected = perplexity_by_hand(finished, name, stream)
@@ -132,30 +133,30 @@ def test_evaluation_agrees_with_training_where_both_read_the_same(data, tmp_path
     length = next(n for n in range(3, tokens) if tokens % n == 0)
     result = train(data, tmp_path / "run", "--batch_size", 1, "--sequence_length", length, "--max-steps", 20)
     capsys.readouterr()
-    EVALUATE.main(["--run", str(tmp_path / "run"), "--data", str(data), "--split", "valid"])
+    evaluate(["--run", str(tmp_path / "run"), "--data", str(data), "--split", "valid"])
     printed = float(capsys.readouterr().out.split("perplexity ")[1].split(",")[0])
     assert printed == pytest.approx(result["best"]["valid_perplexity"], abs=0.001)
 
 
 def test_evaluation_refuses_other_data_and_other_runs(data, finished, tmp_path, capsys):
     other = prepare(tmp_path / "other", words=14)
-    message = refused(capsys, EVALUATE.main, "--run", finished, "--data", other)
+    message = refused(capsys, evaluate, "--run", finished, "--data", other)
     assert f"{other} (14 words) is not the data that {finished} was trained on (15 words)" in message
     settings = tmp_path / "settings"
     lines = {split: (data / f"{split}.txt").read_text().splitlines() for split in ("train", "valid", "test")}
     write_text_dataset(settings, lines, "15 words", vocab_size=10)
-    message = refused(capsys, EVALUATE.main, "--run", finished, "--data", settings)
+    message = refused(capsys, evaluate, "--run", finished, "--data", settings)
     assert "or was prepared with other settings; give that --data" in message
     copied = shutil.copytree(data, tmp_path / "moved")  # the place does not matter, the content does
-    EVALUATE.main(["--run", str(finished), "--data", str(copied)])
+    evaluate(["--run", str(finished), "--data", str(copied)])
     capsys.readouterr()
     (copied / "test.txt").write_bytes(b"caf\xe9\n")
-    assert "test.txt has changed" in refused(capsys, EVALUATE.main, "--run", finished, "--data", copied)
-    assert "is not a run directory" in refused(capsys, EVALUATE.main, "--run", tmp_path, "--data", data)
-    message = refused(capsys, EVALUATE.main, "--run", finished, "--data", data, "--checkpoint", data / "test.txt")
+    assert "test.txt has changed" in refused(capsys, evaluate, "--run", finished, "--data", copied)
+    assert "is not a run directory" in refused(capsys, evaluate, "--run", tmp_path, "--data", data)
+    message = refused(capsys, evaluate, "--run", finished, "--data", data, "--checkpoint", data / "test.txt")
     assert "test.txt: damaged checkpoint, or none" in message
     with pytest.raises(SystemExit, match="2"):
-        EVALUATE.main(["--run", str(finished), "--data", str(data), "--split", "dev"])
+        evaluate(["--run", str(finished), "--data", str(data), "--split", "dev"])
     assert "argument --split: invalid choice: 'dev'" in capsys.readouterr().err.splitlines()[-1]
 
 
@@ -238,14 +239,13 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_refused(data, finished, tmp_
     assert run_cli(lambda: TRAIN.main(command(data, run))) == 2
     lines = capsys.readouterr().err.splitlines()
     assert lines[-1].startswith(f"error: {run}/checkpoints: all 2 checkpoints are damaged") and len(lines) == 3
-    assert "best.pt: damaged checkpoint" in refused(capsys, EVALUATE.main, "--run", run, "--data", data)
+    assert "best.pt: damaged checkpoint" in refused(capsys, evaluate, "--run", run, "--data", data)
 
 
 def test_the_programs_themselves_end_with_one_line_and_a_status(tmp_path):
     absent = tmp_path / "absent"
     for process in (
         start("recipes/ptb_lstm/train.py", *command(absent, tmp_path / "run")),
-        start("recipes/ptb_lstm/evaluate.py", "--run", tmp_path, "--data", absent),
         start("data_prep/ptb.py", "--source", absent, "--out", tmp_path / "out"),
     ):
         out, err = process.communicate(timeout=120)

@@ -9,17 +9,22 @@ from programs import ROOT, load
 from torch.func import functional_call
 
 from seqssgd.errors import UserError
+from seqssgd.speech.config import AugmentConfig, CorpusConfig, TokensConfig
 from seqssgd.training import OptimConfig, TrainingConfig, build_optimizer, parse_recipe
 
 datasets = pytest.importorskip("datasets")
 import tones  # noqa: E402
 
-from seqssgd.asr import FeatureConfig, NetworkConfig, Recognizer, RecognizerConfig  # noqa: E402
+from seqssgd.speech.config import FeatureConfig, RecognizerConfig  # noqa: E402
+from seqssgd.speech.networks import NETWORKS  # noqa: E402
+from seqssgd.speech.recognizer import Recognizer  # noqa: E402
 
 TRAIN = load("recipes/wsj_sgcn/train.py")
 FOLDER = ROOT / "recipes/wsj_sgcn"
 FILES = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
-MODEL = RecognizerConfig(FeatureConfig(bins=8, window=0.02), NetworkConfig(width=6, layers=2, kernel=3, subsampling=2))
+MODEL = RecognizerConfig(
+    FeatureConfig(bins=8, window=0.02), NETWORKS.settings("sgcn", width=6, layers=2, kernel=3, subsampling=2)
+)
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +38,10 @@ def task_of(data, augment=None, model=MODEL, batch_seconds=3.0, speech_sets=None
     """A task and its optimizer."""
     torch.manual_seed(1)
     config = TRAIN.Config(
-        TRAIN.CorpusConfig(batch_seconds=batch_seconds, buckets=2),
-        TRAIN.TokensConfig(),
+        CorpusConfig(batch_seconds=batch_seconds, buckets=2),
+        TokensConfig(),
         model,
-        TRAIN.AugmentConfig(**(augment or {})),
+        AugmentConfig(**(augment or {})),
         OptimConfig(**{"base": "adam", "lr": 0.01, **optim}),
         TrainingConfig(),
     )
@@ -200,7 +205,7 @@ def test_settings_that_make_no_sense_are_named_with_their_section(data):
     for change, reason in (
         ({"augment": {"speeds": [3.0]}}, r"augment\.factors=\(3\.0,\)"),
         ({"augment": {"time_masks": -1}}, r"augment\.time_masks=-1"),
-        ({"model": dataclasses.replace(MODEL, network=NetworkConfig(width=0))}, r"model\.network\.width=0"),
+        ({"model": dataclasses.replace(MODEL, network=NETWORKS.settings("sgcn", width=0))}, r"model\.network\.width=0"),
         ({"model": dataclasses.replace(MODEL, features=FeatureConfig(bins=400))}, r"model\.features\.bins=400"),
         (
             {"batch_seconds": 0.5, "signs": "halves", **SSGD},
@@ -226,11 +231,27 @@ CHANGES = {
 }
 
 
+CONFORMER = {"width": 144, "layers": 4, "heads": 4, "kernel": 15, "reach": None, "subsampling": 3, "dropout": 0.1}
+OTHERS = {"an4_conformer": {"method": "none"}, "an4_conformer_ssgd": {"method": "ssgd", "noise": 0.2}}
+
+
 def parsed(name: str):
     return parse_recipe(TRAIN.Config, ["--config", str(FILES[name]), "--data", str(FOLDER), "--out", "unused"]).config
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_shipped_conformer_is_an4s_but_for_network_and_optimizer(name):
+    config, plain, an4 = parsed(name), parsed("an4_conformer"), parsed("an4")
+    assert dataclasses.asdict(config.model.network) == {"name": "conformer", **CONFORMER}
+    assert config == dataclasses.replace(plain, optim=dataclasses.replace(plain.optim, **OTHERS[name]))
+    assert (config.corpus, config.tokens, config.augment) == (an4.corpus, an4.tokens, an4.augment)
+    assert config.training == an4.training and config.model.features == an4.model.features
+    model = Recognizer(config.model, 29)
+    row = next(line for line in (FOLDER / "README.md").read_text().splitlines() if f"({name}.yaml)" in line)
+    assert f"{sum(p.numel() for p in model.parameters()):,}" in row and f"| {config.training.epochs} |" in row
+
+
+@pytest.mark.parametrize("name", sorted(FILES.keys() - OTHERS.keys()))
 def test_a_shipped_configuration_says_what_its_name_promises(name):
     config, (base, _, variant) = parsed(name), name.rpartition("_")
     if variant in CHANGES:
@@ -260,9 +281,11 @@ def test_labels_of_wsj_are_what_was_said_without_noises_and_marks():
 
 
 def test_every_configuration_is_known_here_and_to_the_readme():
-    assert set(FILES) == {f"{base}{suffix}" for base in BASES for suffix in ("", "_ssgd", "_halves")}
+    assert set(FILES) == {f"{base}{suffix}" for base in BASES for suffix in ("", "_ssgd", "_halves")} | set(OTHERS)
     readme = (FOLDER / "README.md").read_text()
     for name, path in FILES.items():
+        if name in OTHERS:
+            continue
         row = next(line for line in readme.splitlines() if line.startswith(f"| [{path.name}]({path.name}) |"))
         _, _, epochs, parameters = BASES[name.removesuffix("_ssgd").removesuffix("_halves")]
         assert f"{parameters:,}" in row and f"| {epochs} |" in row

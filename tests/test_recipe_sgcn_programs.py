@@ -14,17 +14,19 @@ from programs import ROOT, kill_and_resume, load, outcome, refused, start, table
 
 from seqssgd import cli
 from seqssgd.data.audio import decode, encode_flac
-from seqssgd.metrics import score
 from seqssgd.report import compare, read_run, summary
 from seqssgd.runs import checkpoints
 from seqssgd.speech.decode import arpa_words
+from seqssgd.speech.evaluation import wsj_text
+from seqssgd.speech.scoring import score
 
 datasets = pytest.importorskip("datasets")
 import tones  # noqa: E402
 
-from seqssgd.asr import load_for_run, load_recognizer, transcribe  # noqa: E402
+from seqssgd.speech.finished import load_for_run, load_recognizer  # noqa: E402
+from seqssgd.speech.recordings import transcribe  # noqa: E402
 
-TRAIN, EVALUATE = load("recipes/wsj_sgcn/train.py"), load("recipes/wsj_sgcn/evaluate.py")
+TRAIN = load("recipes/wsj_sgcn/train.py")
 NGRAM = load("recipes/wsj_sgcn/ngram.py")
 
 
@@ -74,9 +76,9 @@ def test_a_run_is_described(finished, capsys):
 
 
 def evaluate(capsys, run: Path, data: Path, *options: object) -> list[str]:
-    """The lines that evaluate.py prints."""
+    """The lines that seqssgd evaluate prints."""
     capsys.readouterr()
-    EVALUATE.main([str(option) for option in ("--run", run, "--data", data, "--device", "cpu", *options)])
+    cli.evaluate([str(option) for option in ("--run", run, "--data", data, "--device", "cpu", *options)])
     return capsys.readouterr().out.splitlines()
 
 
@@ -160,7 +162,7 @@ def test_saved_figures_are_those_of_the_table_and_beam_search_does_not_replace_t
     assert saved["test"]["wer_interval"][0] <= found.rate <= saved["test"]["wer_interval"][1]
     shown = summary(compare([read_run(run)], "valid_wer"))
     assert "| test WER |" in shown and f" {found.rate:.2f} " in shown
-    message = refused(capsys, EVALUATE.main, "--run", run, "--data", tones.prepare(tmp_path / "other", "AB"), "--save")
+    message = refused(capsys, cli.evaluate, "--run", run, "--data", tones.prepare(tmp_path / "other", "AB"), "--save")
     assert f"other is not the corpus that {run} was trained on; give that --data, or leave --save out" in message
 
 
@@ -206,7 +208,7 @@ def test_wsj_is_scored_with_its_filter(data, finished, tmp_path, capsys):
     pq.write_table(pa.Table.from_pylist(rows), folder / "heard.parquet")  # not in dataset.json: decoded and checked
     said = evaluate(capsys, finished, folder, "--split", "heard")
     assert said[1] == "decoding: greedy, scored with the filter of WSJ" and said[2].startswith("WER 0.00 % (0 of ")
-    assert EVALUATE.wsj_text("<noise> the :colon *rose*") == "THE COLON ROSE"
+    assert wsj_text("<noise> the :colon *rose*") == "THE COLON ROSE"
 
 
 def test_a_network_that_has_heard_a_little_of_an4_hears_more_than_nothing(real_data, tmp_path, capsys):
@@ -229,7 +231,7 @@ def test_a_network_that_has_heard_a_little_of_an4_hears_more_than_nothing(real_d
 
 def test_data_that_the_model_cannot_use_are_refused(data, finished, tmp_path, capsys):
     def refuse(folder: Path, *options: object) -> str:
-        return refused(capsys, EVALUATE.main, "--run", finished, "--data", folder, *options)
+        return refused(capsys, cli.evaluate, "--run", finished, "--data", folder, *options)
 
     assert "has no set 'dev'; it has test, train, valid" in refuse(data, "--split", "dev")
     assert "absent does not exist" in refuse(tmp_path / "absent")
@@ -277,9 +279,9 @@ def test_language_models_that_are_none_are_refused(data, finished, tmp_path, cap
         (["--alpha", -1], "--alpha=-1.0 must not be negative"),
     ):
         arguments = ["--run", finished, "--data", data, "--beam", 5, *options]
-        assert reason in refused(capsys, EVALUATE.main, *arguments)
+        assert reason in refused(capsys, cli.evaluate, *arguments)
     assert "--beam=0: it must be at least 1" in refused(
-        capsys, EVALUATE.main, "--run", finished, "--data", data, "--beam", 0
+        capsys, cli.evaluate, "--run", finished, "--data", data, "--beam", 0
     )
 
 
@@ -290,14 +292,14 @@ def test_a_tokenizer_or_a_checkpoint_of_another_run_is_refused(data, finished, t
     for other in (labels.replace("A\nB\n", "B\nA\n"), labels + "0\n"):
         assert other != labels
         (run / "tokenizer/labels.txt").write_text(other)
-        message = refused(capsys, EVALUATE.main, "--run", run, "--data", data)
+        message = refused(capsys, cli.evaluate, "--run", run, "--data", data)
         assert f"{run}/tokenizer is not the tokenizer that {run} was trained with" in message
     (run / "tokenizer/labels.txt").unlink()
-    assert "labels.txt is missing" in refused(capsys, EVALUATE.main, "--run", run, "--data", data)
+    assert "labels.txt is missing" in refused(capsys, cli.evaluate, "--run", run, "--data", data)
     (run / "tokenizer/labels.txt").write_text(labels)
     train(data, tmp_path / "more", "--tokens.symbols", "0", "--training.epochs", 1, "--model.network.width", 24)
     other = tmp_path / "more/checkpoints/best.pt"
-    message = refused(capsys, EVALUATE.main, "--run", run, "--data", data, "--checkpoint", other)
+    message = refused(capsys, cli.evaluate, "--run", run, "--data", data, "--checkpoint", other)
     assert f"{other}: weights of another model (size mismatch for network.output.weight" in message
 
 
@@ -323,17 +325,14 @@ def test_folders_that_are_no_run_of_a_recogniser_are_refused(data, finished, tmp
         ({"model": 3}, "has no section 'model'; give a --run of a speech recogniser"),
     ):
         (run / "config.yaml").write_text(yaml.safe_dump(changed))
-        assert reason in refused(capsys, EVALUATE.main, "--run", run, "--data", data)
+        assert reason in refused(capsys, cli.evaluate, "--run", run, "--data", data)
     (run / "config.yaml").unlink()
-    assert "is not a run directory" in refused(capsys, EVALUATE.main, "--run", run, "--data", data)
+    assert "is not a run directory" in refused(capsys, cli.evaluate, "--run", run, "--data", data)
 
 
 def test_the_programs_themselves_end_with_one_line_and_a_status(tmp_path):
     absent = tmp_path / "absent"
-    for process in (
-        start("recipes/wsj_sgcn/train.py", *command(absent, tmp_path / "run")),
-        start("recipes/wsj_sgcn/evaluate.py", "--run", tmp_path, "--data", absent),
-    ):
+    for process in (start("recipes/wsj_sgcn/train.py", *command(absent, tmp_path / "run")),):
         out, err = process.communicate(timeout=120)
         assert process.returncode == 2 and out == "" and len(err.splitlines()) == 1, err
         assert err.startswith("error: ")

@@ -15,7 +15,7 @@ from seqssgd.cli import main
 from seqssgd.errors import UserError
 from seqssgd.report import compare, group_runs, read_run, record
 from seqssgd.report.comparison import holm, welch
-from seqssgd.report.figures import best_evaluation, shared_metric
+from seqssgd.report.metrics import best_evaluation, shared_metric
 
 SSGD = {"method": "ssgd", "noise": 0.2}
 NONE = (None,) * 5  # of a difference: delta, low, high, p, holm

@@ -75,7 +75,7 @@ def test_what_a_configuration_lacks_has_its_default_and_what_follows_from_it():
         "seed": 4,
         "data": {"a": 1},
     }
-    assert completed({"inner": {"width": 0, "of old": 1}}, Outer)["inner"] == {"width": 0, "twice": None, "of old": 1}
+    assert completed({"inner": {"width": 0, "of old": 1}}, Outer)["inner"] == {"width": 0, "twice": 6, "of old": 1}
     assert completed({"inner": "no section"}, Outer)["inner"] == "no section"
 
 
@@ -177,7 +177,7 @@ def test_a_list_tells_how_far_the_runs_of_a_folder_are(tmp_path, capsys):
     best = checkpoints.load(tmp_path / "study/whole/checkpoints/best.pt")["metrics"]["valid_loss"]
     assert found["study/whole"] == ["finished", "4/4", "20", "valid_loss", f"{best:.4g}", "0.0"]
     assert found["study/limited"][:3] == ["limited", "1/4", "7"]
-    assert found["begun"][0] == "unfinished" and found["held"][0] == "unfinished"
+    assert found["begun"][:3] == ["unfinished", "0/4", "1"] and found["held"][0] == "unfinished"
     assert "damaged: its files are damaged (line 1" in lines[1]
     assert main(["runs", "list", str(tmp_path / "none")]) == 2 and "not a folder" in capsys.readouterr().err
     assert [entry.run for entry in list_runs(tmp_path / "begun")] == ["begun"]

@@ -1,14 +1,19 @@
 """Trainings of another length: the same course of the learning rate, the same number of passes."""
 
 import math
+import sys
 
 import pytest
+from programs import ROOT
 from toy_task import toy_config
 
 from seqssgd.errors import UserError
 from seqssgd.optim.schedules import phases
 from seqssgd.training.config import LR_SCHEDULES
-from seqssgd.training.scaling import in_phases, late, scaled, with_restarts
+
+sys.path.insert(0, str(ROOT / "recipes/studies"))
+
+from scaling import in_phases, late, scaled, with_restarts  # noqa: E402
 
 TABLE_1 = ["37S-25S-25S", "75-50-25S", "75-25S-50", "75-25S-25S"]
 

@@ -48,7 +48,7 @@ def test_a_terminal_without_the_characters_gets_them_spelled_out(encoding):
     assert done.returncode == 0 and "1 " in done.stdout and "u2192" in done.stdout
 
 
-@pytest.mark.parametrize("program", ["recipes/ptb_lstm/train.py", "recipes/wsj_sgcn/evaluate.py"])
+@pytest.mark.parametrize("program", ["recipes/ptb_lstm/train.py", "recipes/wsj_sgcn/ngram.py"])
 def test_ctrl_c_while_a_program_is_loading_is_one_word(program):
     process = subprocess.Popen(
         [sys.executable, "-X", "importtime", str(ROOT / program), "--help"],

@@ -12,9 +12,12 @@ import yaml
 from programs import ROOT, generated_lines, load, outcome, refused, start
 
 from seqssgd.data.text import write_text_dataset
+from seqssgd.language.networks import NETWORKS
 from seqssgd.optim.noise import NORMS
 from seqssgd.training import OptimConfig, TrainingConfig, build_optimizer
 from seqssgd.training.methods import METHODS
+
+sys.path.insert(0, str(ROOT / "recipes/studies"))  # what the program imports beside it
 
 STUDY, TRAIN = load("recipes/studies/run.py"), load("recipes/ptb_lstm/train.py")
 STUDIES, RECIPES = (STUDY.read_yaml(STUDY.HERE / f"{name}.yaml") for name in ("studies", "recipes"))
@@ -34,7 +37,9 @@ def base_of(recipe: dict):
     for key, value in recipe["options"].items():
         section, _, name = key.partition(".")
         sections.setdefault(section, {})[name] = value
-    return TRAIN.Config(TRAIN.ModelConfig(), OptimConfig(**sections["optim"]), TrainingConfig(**sections["training"]))
+    return TRAIN.Config(
+        NETWORKS.settings("lstm"), OptimConfig(**sections["optim"]), TrainingConfig(**sections["training"])
+    )
 
 
 def cells(study: str, recipe: str) -> dict[str, tuple[OptimConfig, TrainingConfig, dict]]:

@@ -22,22 +22,17 @@ soundfile = pytest.importorskip("soundfile")
 import tones  # noqa: E402
 from sphere_files import sphere  # noqa: E402
 
-from seqssgd.asr import (  # noqa: E402
-    FeatureConfig,
-    NetworkConfig,
-    Recognizer,
-    RecognizerConfig,
-    load_recognizer,
-    read_wave,
-    recording_logits,
-    transcribe,
-)
 from seqssgd.data.containers import NO_LENGTH  # noqa: E402
 from seqssgd.speech import recordings  # noqa: E402
+from seqssgd.speech.config import FeatureConfig, RecognizerConfig  # noqa: E402
 from seqssgd.speech.decode import BeamSearch  # noqa: E402
+from seqssgd.speech.finished import load_recognizer  # noqa: E402
+from seqssgd.speech.networks import NETWORKS  # noqa: E402
 from seqssgd.speech.ngram import estimate  # noqa: E402
+from seqssgd.speech.recognizer import Recognizer  # noqa: E402
+from seqssgd.speech.recordings import read_wave, recording_logits, transcribe  # noqa: E402
 
-CONFIG = RecognizerConfig(FeatureConfig(bins=20), NetworkConfig(width=8, layers=2, kernel=5, subsampling=3))
+CONFIG = RecognizerConfig(FeatureConfig(bins=20), NETWORKS.settings("sgcn", width=8, layers=2, kernel=5, subsampling=3))
 
 
 def model_of(config: RecognizerConfig = CONFIG, seed: int = 3) -> Recognizer:
@@ -81,7 +76,7 @@ SPEECH = tones.waveform("ABCD DAB CABBAGE")
 def test_chunks_of_a_recording_give_the_logits_of_the_whole(normalization, front_end):
     model = model_of(RecognizerConfig(
         FeatureConfig(bins=20, normalization=normalization),
-        NetworkConfig(width=8, layers=2, kernel=5, front_end=front_end),
+        NETWORKS.settings("sgcn", width=8, layers=2, kernel=5, front_end=front_end),
     ))  # fmt: skip
     for samples in (399, 400, 560, 16_000, 50_001):
         wave = torch.randn(samples) / 10
@@ -254,8 +249,8 @@ def test_a_pipe_is_transcribed_like_a_file(run, tmp_path, capsys):
 MEASURE = """
 import resource, sys
 from seqssgd import cli
-from seqssgd.data.progress import Progress
-Progress.__init__.__defaults__ = (0, "utterances", 0.0, False)  # a line at once, however fast the machine is
+from seqssgd.data.progress import ProgressBar
+ProgressBar.__init__.__defaults__ = (0, "utterances", 0.0, False)  # a line at once, however fast the machine is
 assert cli.main(["transcribe", "--mix", "--run", *sys.argv[1:]]) == 0
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, file=sys.stderr)
 """

@@ -2,7 +2,7 @@
 
 import pytest
 
-from seqssgd.data.wsj import normalize_transcript, scoring_filter
+from seqssgd.speech.wsj import normalize_transcript, scoring_filter
 
 
 @pytest.mark.parametrize(

@@ -23,16 +23,17 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from scaling import in_phases, late, scaled, with_restarts
+
 from seqssgd import documents
 from seqssgd.errors import UserError, run_cli
 from seqssgd.report import compare, read_run, summary
-from seqssgd.report.figures import best_evaluation, lower_is_better, shared_metric
+from seqssgd.report.metrics import best_evaluation, lower_is_better, shared_metric
 from seqssgd.runs import layout
 from seqssgd.runs.directory import in_use
 from seqssgd.runs.settings import check_same, flatten, plain
 from seqssgd.training import parse_recipe
 from seqssgd.training.recipe import as_options, load_program
-from seqssgd.training.scaling import in_phases, late, scaled, with_restarts
 
 HERE = Path(__file__).resolve().parent
 RECIPES = HERE.parent

@@ -12,10 +12,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from seqssgd.asr import load_for_run
 from seqssgd.data.text import read_lines
 from seqssgd.errors import UserError, run_cli
 from seqssgd.runs import layout
+from seqssgd.speech.finished import load_for_run
 from seqssgd.speech.ngram import SEPARATOR, estimate
 from seqssgd.speech.tokens import load_tokenizer
 

@@ -73,11 +73,11 @@ def check_set(folder: Path, name: str, info: Mapping[str, Any]) -> str | None:
             file=sys.stderr,
         )
         return None
-    from seqssgd.data.progress import Progress  # whose package belongs to an extra
+    from seqssgd.data.progress import ProgressBar  # whose package belongs to an extra
 
     checksums, sealed = info.get("sha256", {}), (folder / "dataset.json").stat().st_mtime_ns
     moved = [file for file in info["sets"][name]["files"] if (folder / file).stat().st_mtime_ns != sealed]
-    with Progress(len(moved), unit=f"files of {folder / name} checked", err=True) as progress:
+    with ProgressBar(len(moved), unit=f"files of {folder / name} checked", err=True) as progress:
         for file in moved:
             if checksum(folder / file) != checksums.get(file):
                 raise UserError(

@@ -7,7 +7,7 @@ from types import TracebackType
 from tqdm import tqdm
 
 
-class Progress:
+class ProgressBar:
     """Counts towards ``total`` (0: not known), from ``done`` on; without a terminal, a line every ``interval`` seconds,
     on standard error if ``err``."""
 
@@ -20,7 +20,7 @@ class Progress:
             self._bar = tqdm(total=total or None, initial=done, unit=f" {unit}", dynamic_ncols=True)
         self._said = time.monotonic()
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> "ProgressBar":
         if self.done and self._bar is None:
             print(f"{self.done:,} of {self.total:,} {self.unit} were finished before", flush=True)
         return self

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from seqssgd.data.contents import checksum
 from seqssgd.data.items import printable, reason_of
-from seqssgd.data.progress import Progress
+from seqssgd.data.progress import ProgressBar
 from seqssgd.errors import UserError
 from seqssgd.files import atomic_path
 
@@ -141,7 +141,7 @@ def write_shards(stage: Path, shards: Sequence[Shard], jobs: int) -> list[dict]:
     results = {i: result for i, shard in enumerate(shards) if (result := _finished(stage, shard))}
     todo = {i: shard for i, shard in enumerate(shards) if i not in results}
     total, unit = sum(len(shard.items) for shard in shards), f"{shards[0].form.unit}s" if shards else ""
-    with Progress(total, sum(len(shards[i].items) for i in results), unit) as progress:
+    with ProgressBar(total, sum(len(shards[i].items) for i in results), unit) as progress:
         if jobs == 1 or len(todo) < 2:
             for i, shard in todo.items():
                 results[i] = _write_shard(stage, shard, progress.advance)

@@ -224,11 +224,11 @@ def _open(title: str, files: Sequence[Path]) -> "datasets.Dataset":
 def _decode_all(title: str, table: "datasets.Dataset", ids: Sequence) -> tuple[list[int], list[int], list[str], str]:
     """The sample rates and lengths of all recordings, what is wrong with them, and a fingerprint of their content."""
     from seqssgd.data.items import reason_of
-    from seqssgd.data.progress import Progress
+    from seqssgd.data.progress import ProgressBar
 
     _, audio = _packages()
     rates, counts, problems, content = [], [], [], 0
-    with Progress(len(table), unit=f"recordings of {title} checked") as progress:
+    with ProgressBar(len(table), unit=f"recordings of {title} checked") as progress:
         rows: Any = table.select_columns("audio")
         for row in rows:
             try:

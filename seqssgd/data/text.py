@@ -71,9 +71,9 @@ def write_text_dataset(
         out: the folder to write; it may exist if it is empty.
         splits: lines of ``"train"``, ``"valid"`` and ``"test"``; blank lines are dropped.
         name: what the text is called in messages.
-        level: ``"word"`` or ``"sentencepiece"``.
-        vocab_size: number of different tokens, ``<eos>`` and ``<unk>`` included. ``None`` at word level: every
-            training word, or, if another split holds a word that training lacks, every word seen at least twice.
+        level: ``"word"``, ``"character"`` or ``"sentencepiece"``.
+        vocab_size: number of different tokens, ``<eos>`` and ``<unk>`` included. ``None`` but for pieces: every
+            training word or character, or, if another split holds one that training lacks, those seen at least twice.
         lowercase: whether text is lowercased, here and wherever the tokenizer is used.
 
     Returns:
@@ -201,7 +201,7 @@ def _tokenize(
         repeated = [word for word, count in zip(tokenizer.words, counts, strict=True) if count > 1 and word != EOS]
         if vocab_size is not None or not repeated or len(repeated) + 1 == tokenizer.vocab_size:
             raise
-    tokenizer = WordTokenizer([EOS, UNK, *repeated], lowercase)
+    tokenizer = type(tokenizer)([EOS, UNK, *repeated], lowercase)
     return tokenizer, {split: tokenizer.encode(lines, names[split]) for split, lines in splits.items()}
 
 

@@ -1,7 +1,7 @@
 """Tokenizers of language models: lines of text in, one stream of token ids out, and back.
 
-Both kinds have ``encode``, ``decode``, ``vocab_size``, ``eos_id``, ``unk_id`` and ``save``; :func:`load_tokenizer`
-reads either back. Every line that is not blank ends with the token ``<eos>``.
+All kinds have ``encode``, ``decode``, ``vocab_size``, ``eos_id``, ``unk_id`` and ``save``; :func:`load_tokenizer`
+reads any back. Every line that is not blank ends with the token ``<eos>``.
 """
 
 import contextlib
@@ -56,15 +56,15 @@ class WordTokenizer:
         """
         ids: list[int] = []
         for number, line in sentences(lines, self.lowercase, name):
-            words = line.split()
+            words = self.tokens(line)
             try:
                 ids.extend([self.ids[word] for word in words])
             except KeyError as error:
                 if self.unk_id is None:
                     raise UserError(
-                        f"{name}, line {number}: the word {error.args[0]!r} is not in the vocabulary, which has no "
-                        f"{UNK}; change the word, or prepare the training text with --vocab-size "
-                        f"below {self.vocab_size:,}, so that rare words become {UNK}"
+                        f"{name}, line {number}: the {self.level} {error.args[0]!r} is not in the vocabulary, which "
+                        f"has no {UNK}; change it, or prepare the training text with --vocab-size "
+                        f"below {self.vocab_size:,}, so that rare {self.level}s become {UNK}"
                     ) from None
                 ids.extend([self.ids.get(word, self.unk_id) for word in words])
             ids.append(self.eos_id)
@@ -75,10 +75,15 @@ class WordTokenizer:
         lines = " ".join(self.words[i] if i != self.eos_id else "\n" for i in ids)
         return lines.replace(" \n", "\n").replace("\n ", "\n")
 
+    @staticmethod
+    def tokens(line: str) -> list[str]:
+        """The tokens of a line, as they are written."""
+        return line.split()
+
     def save(self, folder: Path) -> None:
         """Writes ``tokenizer.json`` and ``vocabulary.txt`` into an existing folder."""
         content = "".join(f"{word}\n" for word in self.words).encode()
-        save_tokenizer(Path(folder), WordTokenizer, {"lowercase": self.lowercase}, content)
+        save_tokenizer(Path(folder), type(self), {"lowercase": self.lowercase}, content)
 
     @classmethod
     def train(cls, lines: Iterable[str], vocab_size: int | None, lowercase: bool, name: str) -> "WordTokenizer":
@@ -87,14 +92,37 @@ class WordTokenizer:
         ``<unk>`` is in the vocabulary if a word was cut off (or if the text itself holds it). The order is
         ``<eos>``, ``<unk>``, then by falling frequency; words that are equally frequent are in code-point order.
         """
-        counts = Counter(word for _, line in sentences(lines, lowercase, name) for word in line.split())
+        counts = Counter(word for _, line in sentences(lines, lowercase, name) for word in cls.tokens(line))
         known = [UNK] if UNK in counts else []
         ranked = sorted(counts.keys() - {UNK}, key=lambda word: (-counts[word], word))
         if vocab_size is not None and vocab_size < 3:
-            raise UserError(f"--vocab-size {vocab_size}: a word vocabulary needs at least {EOS}, {UNK} and one word")
+            least = f"{EOS}, {UNK} and one {cls.level}"
+            raise UserError(f"--vocab-size {vocab_size}: a {cls.level} vocabulary needs at least {least}")
         if vocab_size is not None and vocab_size < 1 + len(known) + len(ranked):
             known, ranked = [UNK], ranked[: vocab_size - 2]
         return cls([EOS, *known, *ranked], lowercase)
+
+
+class CharacterTokenizer(WordTokenizer):
+    """One token per character, the single space between words among them; else as :class:`WordTokenizer`.
+
+    >>> tokenizer = CharacterTokenizer.train(["a b", "ba"], None, False, "text")
+    >>> tokenizer.words, tokenizer.encode(["b a"]).tolist()
+    (['<eos>', 'a', 'b', ' '], [2, 3, 1, 0])
+    >>> tokenizer.decode([2, 3, 1, 0, 1])
+    'b a\\na'
+    """
+
+    level = "character"
+
+    @staticmethod
+    def tokens(line: str) -> list[str]:
+        """The characters of a line."""
+        return list(line)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of some ids, ``<eos>`` as the end of a line."""
+        return "".join(self.words[i] if i != self.eos_id else "\n" for i in ids)
 
 
 class SentencePieceTokenizer:
@@ -162,7 +190,7 @@ class SentencePieceTokenizer:
 
 
 Tokenizer = WordTokenizer | SentencePieceTokenizer
-TOKENIZERS = {kind.level: kind for kind in (WordTokenizer, SentencePieceTokenizer)}
+TOKENIZERS = {kind.level: kind for kind in (WordTokenizer, CharacterTokenizer, SentencePieceTokenizer)}
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:

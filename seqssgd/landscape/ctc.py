@@ -15,8 +15,8 @@ _IMPOSSIBLE = -1e30  # log-probability; with -inf the differences of two impossi
 
 
 def ctc_loss(logits: Tensor, lengths: Tensor, targets: Tensor, target_lengths: Tensor) -> Tensor:
-    """-ln P(labels) of every utterance, as :func:`seqssgd.asr.ctc_loss` gives it, with exact first and second
-    derivatives.
+    """-ln P(labels) of every utterance, as :func:`seqssgd.speech.recognizer.ctc_loss` gives it, with exact first
+    and second derivatives.
 
     Args:
         logits: (B, T, V); label 0 is the blank.

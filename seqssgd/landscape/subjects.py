@@ -18,6 +18,7 @@ from ..errors import UserError
 from ..optim.batchnorm import recalibrate_bn
 from ..runs import layout
 from ..runs.checkpoints import find_checkpoint
+from ..runs.recipes import recipe_of
 from ..runs.settings import read_config
 from .ctc import ctc_loss
 from .objective import Objective
@@ -163,16 +164,14 @@ def open_run(
     """
     settings, path = read_config(run), find_checkpoint(run, checkpoint)
     folder = Path(data) if data is not None else data_folder(run)
-    model = settings.get("model")
-    if not isinstance(model, dict):
-        raise UserError(f"{Path(run) / layout.CONFIG} has no section 'model'; give a run of a recipe")
-    for keys, build in KINDS.items():
-        if keys <= set(model) and (build is not _images or "bn_images" in settings):
-            subject = build(Path(run), folder, path, settings, torch.device(device), bn_images)
-            subject.recalibrate()
-            subject.model.eval()
-            return subject
-    raise UserError(f"{run}: landscapes are for runs of the recipes ptb_lstm, wsj_sgcn and cifar_cnn")
+    recipe = recipe_of(settings)
+    build = None if recipe is None else KINDS.get(recipe.name)
+    if build is None:
+        raise UserError(f"{run}: landscapes are for runs of the recipes {', '.join(KINDS)}")
+    subject = build(Path(run), folder, path, settings, torch.device(device), bn_images)
+    subject.recalibrate()
+    subject.model.eval()
+    return subject
 
 
 def _evenly(count: int, wanted: int, half: int | None) -> list[int]:
@@ -194,7 +193,7 @@ def _language(
     run: Path, folder: Path, path: Path, settings: dict, device: torch.device, _: int
 ) -> Subject:  # windows of the text, each read from the zero state
     from ..data.text import TextDataset, load_text
-    from ..lm import check_same_data, load_language_model
+    from ..language.finished import check_same_data, load_language_model
 
     dataset = load_text(folder)
     check_same_data(run, dataset)
@@ -228,10 +227,10 @@ def _language(
 
 
 def _speech(run: Path, folder: Path, path: Path, settings: dict, device: torch.device, _: int) -> Subject:
-    from ..asr import load_for_run, load_recognizer
-    from ..data.batching import by_length, collate, select
-    from ..metrics import score
+    from ..speech.batching import by_length, collate, select
     from ..speech.decode import greedy
+    from ..speech.finished import load_for_run, load_recognizer
+    from ..speech.scoring import score
 
     model, tokenizer = load_recognizer(run, path)
     model.to(device)
@@ -280,7 +279,7 @@ def _speech(run: Path, folder: Path, path: Path, settings: dict, device: torch.d
 
 def _images(run: Path, folder: Path, path: Path, settings: dict, device: torch.device, bn_images: int) -> Subject:
     from ..data.images import AugmentedBatches, Normalization, load_images
-    from ..vision import check_same_images, load_classifier
+    from ..images.finished import check_same_images, load_classifier
 
     dataset = load_images(folder)
     check_same_images(run, dataset)
@@ -315,9 +314,5 @@ def _images(run: Path, folder: Path, path: Path, settings: dict, device: torch.d
     )  # fmt: skip
 
 
-# Every kind of run by the settings of its model.
-KINDS: dict[frozenset, Callable[..., Subject]] = {
-    frozenset({"hidden_size", "num_layers"}): _language,
-    frozenset({"features", "network"}): _speech,
-    frozenset({"name"}): _images,
-}
+# What opens the runs of each recipe.
+KINDS: dict[str, Callable[..., Subject]] = {"ptb_lstm": _language, "wsj_sgcn": _speech, "cifar_cnn": _images}

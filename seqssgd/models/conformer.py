@@ -1,10 +1,13 @@
 """The Conformer (Gulati et al. 2020) for connectionist temporal classification."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .sgcn import Conv2dFrontEnd, DepthwiseConv, frame_mask
+from .masks import frame_mask
+from .sgcn import Conv2dFrontEnd, DepthwiseConv
 from .transformer import rotate
 
 
@@ -144,3 +147,14 @@ class Conformer(nn.Module):
         for block in self.blocks:
             x = block(x, within[..., None].to(x.dtype), looks)
         return self.output(x), lengths
+
+    def receptive_field(self) -> tuple[int, int] | None:
+        """As :meth:`seqssgd.models.sgcn.SimpleGatedConvNet.receptive_field`; None where a frame sees all others."""
+        if self.reach is None:
+            return None
+        blocks: list[Any] = list(self.blocks)
+        past, future = (
+            sum(self.reach + block.convolution.conv.margins[side] for block in blocks) * self.subsampling
+            for side in (0, 1)
+        )
+        return past + self.front_end.margins[0], future + self.front_end.margins[1]

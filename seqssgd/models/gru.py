@@ -30,8 +30,8 @@ class GRULanguageModel(nn.Module):
     def __init__(
         self,
         vocab_size: int,
-        hidden_size: int,
-        num_layers: int,
+        hidden_size: int = 200,
+        num_layers: int = 2,
         dropout: float = 0.0,
         init_scale: float = 0.1,
         tied: bool = False,

@@ -38,7 +38,12 @@ class LSTMLanguageModel(nn.Module):
     """
 
     def __init__(
-        self, vocab_size: int, hidden_size: int, num_layers: int, dropout: float = 0.0, init_scale: float = 0.1
+        self,
+        vocab_size: int,
+        hidden_size: int = 200,
+        num_layers: int = 2,
+        dropout: float = 0.0,
+        init_scale: float = 0.1,
     ) -> None:
         super().__init__()
         for name, value in (("vocab_size", vocab_size), ("hidden_size", hidden_size), ("num_layers", num_layers)):

@@ -1,8 +1,12 @@
 """The Simple Gated ConvNet (Lee, Park, Sung 2019): gated linear layers and depthwise convolutions over time."""
 
+from typing import Any, Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .masks import frame_mask
 
 GATES = ("glu", "self", "lowrank")
 NORMS = ("layer", "none")
@@ -18,11 +22,6 @@ SIZES: dict[str, dict] = {
 12 equal layers can have both. The ones named conv2d, two 2-D convolutions, nine gated layers and the output layer,
 happen to have both with 80 features and 31 outputs (1,088,039 and 2,240,399); whether they are the authors' network is
 not known."""
-
-
-def frame_mask(lengths: Tensor, frames: int) -> Tensor:
-    """(B, frames), true where a frame lies within its utterance."""
-    return torch.arange(frames, device=lengths.device) < lengths[:, None]
 
 
 class DepthwiseConv(nn.Conv1d):
@@ -102,6 +101,7 @@ class StackedFrames(nn.Module):
     def __init__(self, features: int, factor: int):
         super().__init__()
         self.factor, self.output_size = factor, factor * features
+        self.margins = (0, factor - 1)  # frames before and after the first one that an output depends on
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         x = F.pad(x, (0, 0, 0, -x.shape[1] % self.factor))
@@ -118,6 +118,7 @@ class Conv2dFrontEnd(nn.Module):
         if factor not in self.STRIDES:
             raise ValueError(f"subsampling={factor}: with front_end='conv2d' it must be one of 1, 2, 3, 4")
         self.strides = self.STRIDES[factor]
+        self.margins = (1 + self.strides[0],) * 2  # three frames each, the second of frames `stride` apart
         self.conv1 = nn.Conv2d(1, channels, 3, (self.strides[0], 2), 1)
         self.conv2 = nn.Conv2d(channels, channels, 3, (self.strides[1], 1), 1)
         self.output_size = channels * -(-features // 2)
@@ -164,10 +165,10 @@ class SimpleGatedConvNet(nn.Module):
         width: int = 190,
         layers: int = 12,
         kernel: int = 11,
-        gate: str = "glu",
-        norm: str = "layer",
+        gate: Literal["glu", "self", "lowrank"] = "glu",
+        norm: Literal["layer", "none"] = "layer",
         residual: bool = True,
-        front_end: str = "stack",
+        front_end: Literal["stack", "conv2d"] = "stack",
         subsampling: int = 3,
         dropout: float = 0.0,
         lookahead: int | None = None,
@@ -209,3 +210,12 @@ class SimpleGatedConvNet(nn.Module):
         for block in self.blocks:
             x = block(x, mask)
         return self.output(self.norm(x)), lengths
+
+    def receptive_field(self) -> tuple[int, int]:
+        """How many frames of the features before and after its first one a frame of the logits depends on, at most.
+
+        With subsampling s, frame t of the logits depends on frames s·t - past … s·t + future of the features.
+        """
+        blocks: list[Any] = list(self.blocks)  # torch does not know what a ModuleList holds
+        past, future = (sum(block.conv.margins[side] for block in blocks) * self.subsampling for side in (0, 1))
+        return past + self.front_end.margins[0], future + self.front_end.margins[1]

@@ -83,8 +83,8 @@ class TransformerLanguageModel(nn.Module):
     def __init__(
         self,
         vocab_size: int,
-        width: int,
-        num_layers: int,
+        width: int = 128,
+        num_layers: int = 4,
         heads: int = 4,
         context: int = 128,
         dropout: float = 0.0,

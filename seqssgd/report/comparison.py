@@ -13,8 +13,8 @@ from ..documents import printable
 from ..errors import UserError
 from ..runs.reading import Run
 from . import baselines
-from .figures import lower_is_better, run_figures, shared_metric
 from .grouping import Group, group_runs
+from .metrics import lower_is_better, run_figures, shared_metric
 
 
 class Estimate(NamedTuple):

@@ -7,7 +7,7 @@ from ..errors import UserError
 from ..runs import layout
 from ..runs.directory import in_use
 from ..runs.reading import Run, read_run
-from .figures import best_evaluation, shared_metric
+from .metrics import best_evaluation, shared_metric
 
 
 class Entry(NamedTuple):
@@ -49,17 +49,18 @@ def table(entries: list[Entry]) -> str:
 
 
 def _entry(path: Path, name: str) -> Entry:
-    training = in_use(path)
+    training, saved = in_use(path), max(layout.step_files(path / layout.CHECKPOINTS), default=0)
     if not (path / layout.METRICS).is_file():
-        return Entry(name, "training" if training else "unfinished", "", "0", "", "")
+        return Entry(name, "training" if training else "unfinished", "", f"{saved:,}", "", "")
     try:
         run = read_run(path)
     except UserError as error:
-        return Entry(name, f"damaged: {str(error).removeprefix(f'{path}: ')}", "", "", "", "")
+        return Entry(name, f"damaged: {str(error).removeprefix(f'{path}: ')}", "", f"{saved:,}", "", "")
     last = run.rows[-1] if run.rows else {}
     epoch = f"{run.result.get('epochs', last.get('epoch', 0))}/{run.settings['training.epochs']}"
-    step, seconds = (run.result.get(mine) or last.get(its) or 0 for mine, its in (("steps", "step"), ("seconds",) * 2))
-    return Entry(name, "training" if training else _state(run), epoch, f"{step:,}", _metric(run), f"{seconds / 60:.1f}")
+    step = max(saved, run.result.get("steps", 0), last.get("step", 0))
+    minutes = f"{(run.result.get('seconds') or last.get('seconds', 0.0)) / 60:.1f}"
+    return Entry(name, "training" if training else _state(run), epoch, f"{step:,}", _metric(run), minutes)
 
 
 def _state(run: Run) -> str:

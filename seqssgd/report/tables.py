@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from .baselines import CHOSEN, TOLERANCE
 from .comparison import Comparison, Difference, Estimate
 from .escape import cell, markdown
-from .figures import best_evaluation
 from .grouping import SEEDS, differing_settings, show
+from .metrics import best_evaluation
 from .noise_size import relative_noise
 
 LEVEL = 0.05  # of significance

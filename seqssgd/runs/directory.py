@@ -60,7 +60,7 @@ class RunDirectory:
         self.checkpoints = self.path / layout.CHECKPOINTS
         self._writer = self._lock = None
         self._metrics = self.path / layout.METRICS
-        self._kind = None if isinstance(config, Mapping) else type(config)
+        self._like = None if isinstance(config, Mapping) else config
         settings = plain(config if isinstance(config, Mapping) else dataclasses.asdict(config))
         self.config = {**settings, **self._noted}
         if is_main():
@@ -108,7 +108,7 @@ class RunDirectory:
         old = read_yaml(known, "choose another --out")
         if not isinstance(old, Mapping):
             raise UserError(f"{known}: not the configuration of a run; choose another --out")
-        old = flatten(old if self._kind is None else completed(old, self._kind))
+        old = flatten(old if self._like is None else completed(old, self._like))
         new = flatten(self.config)
         later = {key for key in flatten(self._noted) if key not in old}
         check_same(self.path, old, {key: value for key, value in new.items() if key not in later})

@@ -10,6 +10,7 @@ from ..errors import UserError
 from ..files import atomic_path
 from . import layout
 from .metrics import parse_rows
+from .recipes import recipe_of
 from .settings import completed, flatten, read_config
 
 
@@ -82,8 +83,13 @@ def _settings(config: Any) -> dict[str, Any]:
     for key in ("optim.method", "optim.base", "training.epochs"):
         if key not in given:
             raise ValueError(f"{layout.CONFIG} has no {key}")
-    sections = [("optim", OptimConfig), ("training", TrainingConfig)]
-    return flatten(completed(config, dataclasses.make_dataclass("Config", sections)))
+    recipe = recipe_of(config, imports=False)  # a run to compare may be anyone's
+    if recipe is None:  # of a task that no recipe has: what every task has
+        sections = [("optim", OptimConfig), ("training", TrainingConfig)]
+        found = completed(config, dataclasses.make_dataclass("Config", sections), settled=False)
+    else:
+        found = completed({"recipe": recipe.name, **config}, recipe.config_class, settled=False)
+    return flatten({"optim": found["optim"], "training": found["training"], **found})  # first what every task has
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -4,18 +4,15 @@ A later version may have settings that an earlier one had not, and their default
 setting that a configuration lacks has its default, for a run that is resumed as for one that is compared.
 """
 
-import contextlib
 import dataclasses
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..documents import read_yaml
 from ..errors import UserError
 from . import layout
-
-LANGUAGE_MODEL, RECOGNISER, CLASSIFIER = "a language model", "a speech recogniser", "an image classifier"
 
 
 def read_config(run: str | Path) -> dict[str, Any]:
@@ -33,61 +30,100 @@ def read_config(run: str | Path) -> dict[str, Any]:
     return config
 
 
-def kind_of(config: Mapping[str, Any]) -> str | None:
-    """What a run trains, by its configuration; None if it is none of the recipes'."""
-    model = config.get("model")
-    if not isinstance(model, Mapping):
-        return None
-    if {"features", "network"} <= set(model) or {"tokens", "augment"} <= set(config):
-        return RECOGNISER
-    if "bn_images" in config or set(model) == {"name"}:
-        return CLASSIFIER
-    return LANGUAGE_MODEL if "hidden_size" in model else None
-
-
-def read_section(run: str | Path, name: str, kind: str | None = None) -> dict[str, Any]:
-    """One section of a run's configuration.
-
-    Args:
-        run: the run directory.
-        name: of the section.
-        kind: of runs that are meant; None: any.
-
-    Raises:
-        UserError: not a run directory, a run of another kind, or it has no such section.
-    """
-    config = read_config(run)
-    if kind is not None and (found := kind_of(config)) not in (None, kind):
-        raise UserError(f"{run} is a run of {found}; give a --run of {kind}")
-    section = config.get(name)
-    if not isinstance(section, dict):
-        raise UserError(f"{Path(run) / layout.CONFIG} has no section {name!r}; give a --run of {kind or 'a recipe'}")
-    return section
-
-
-def completed(config: Mapping[str, Any], kind: type) -> dict[str, Any]:
+def completed(config: Mapping[str, Any], like: Any, settled: bool = True) -> dict[str, Any]:
     """A configuration with the settings that it lacks at their defaults.
 
     Args:
-        config: nested, as it stands in config.yaml. What ``kind`` does not know stays as it is.
-        kind: the dataclass of such configurations now, with dataclasses for its sections.
+        config: nested, as it stands in config.yaml. What ``like`` does not know stays as it is.
+        like: such a configuration of now: a dataclass with dataclasses for its sections, or the class.
+        settled: whether settings that follow from others are worked out, which may import what these name. If not,
+            they have the values of a configuration of defaults alone.
     """
-    found, settings, types = {}, {}, typing.get_type_hints(kind)
-    for field in dataclasses.fields(kind):
-        name, section = field.name, types[field.name]
-        if isinstance(section, type) and dataclasses.is_dataclass(section):
-            within = config.get(name, {})
-            found[name] = completed(within, section) if isinstance(within, Mapping) else within
-        elif name in config:
-            found[name] = settings[name] = config[name]
-        elif field.default is not dataclasses.MISSING:
-            found[name] = settings[name] = field.default
-        elif field.default_factory is not dataclasses.MISSING:
-            found[name] = settings[name] = field.default_factory()
-    if len(settings) == len(types):  # no sections in it: some settings may follow from others
-        with contextlib.suppress(TypeError, ValueError):  # what is refused by now is compared as it stands
-            found |= dataclasses.asdict(kind(**settings))
-    return {**plain(found), **{key: value for key, value in config.items() if key not in found}}
+    found, settings = {}, {}
+    for field, section in _sections(config, like):
+        within = config.get(field.name, {})
+        if section is not None:
+            found[field.name] = completed(within, section, settled) if isinstance(within, Mapping) else within
+        elif field.name in config:
+            found[field.name] = settings[field.name] = config[field.name]
+        elif (default := _default(field)) is not dataclasses.MISSING:
+            found[field.name] = settings[field.name] = default
+    kind = like if isinstance(like, type) else type(like)
+    if len(settings) == len(dataclasses.fields(kind)):  # no sections in it
+        found = _settled(settings, config, kind) if settled else {**_defaults(kind), **config}
+    found = plain(found)
+    return {**{key: found.get(key, value) for key, value in config.items()}, **found}  # in the order that it has
+
+
+def restored(config: Mapping[str, Any], kind: type) -> Any:
+    """The configuration of a run as the dataclass that it was.
+
+    Raises:
+        UserError: it has settings that the dataclass does not know, or that it refuses.
+    """
+    config = completed(config, kind)
+    found = {name: restored_section(config[name], kind, name) for name in _names(kind) if name in config}
+    return kind(**found)
+
+
+def restored_section(section: Any, kind: type, name: str) -> Any:
+    """The setting or section ``name`` of a configuration as what it is in the dataclass ``kind``.
+
+    Raises:
+        UserError: it has settings that the dataclass does not know, or that it refuses.
+    """
+    [(field, inside)] = _sections({name: section}, kind, names=[name])
+    networks = field.metadata.get("networks")
+    if networks is not None:
+        inside = networks
+    if inside is None or not isinstance(section, Mapping):
+        return section
+    make = getattr(inside, "restored", None)  # of a section whose settings depend on what it names
+    try:
+        if make is not None:
+            return make(section)
+        if unknown := set(section) - _names(inside):
+            raise TypeError(f"no setting {', '.join(sorted(unknown))}")
+        return inside(**{key: restored_section(value, inside, key) for key, value in section.items()})
+    except TypeError as error:
+        raise UserError(f"section {name!r} is of another version or kind ({error})") from None
+
+
+def _names(kind: type) -> set[str]:
+    return {field.name for field in dataclasses.fields(kind)}
+
+
+def _sections(
+    config: Mapping[str, Any], like: Any, names: Sequence[str] | None = None
+) -> Iterator[tuple[dataclasses.Field, Any]]:
+    """The fields of a configuration, each with what its section is like; None for a setting."""
+    types = typing.get_type_hints(like if isinstance(like, type) else type(like))
+    for field in dataclasses.fields(like):
+        if names is not None and field.name not in names:
+            continue
+        section = types[field.name] if isinstance(like, type) else getattr(like, field.name)
+        if isinstance(like, type) and (networks := field.metadata.get("networks")) is not None:
+            section = networks.of_section(config.get(field.name))
+        yield field, section if dataclasses.is_dataclass(section) else None
+
+
+def _default(field: dataclasses.Field) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def _settled(settings: Mapping[str, Any], config: Mapping[str, Any], kind: type) -> dict[str, Any]:
+    try:
+        return dataclasses.asdict(kind(**settings))
+    except (TypeError, ValueError):  # refused by now: compared as it stands, beside the defaults
+        return {**_defaults(kind), **config}
+
+
+def _defaults(kind: type) -> dict[str, Any]:
+    try:
+        return dataclasses.asdict(kind())
+    except TypeError:  # some have none
+        return {field.name: _default(field) for field in dataclasses.fields(kind)
+                if _default(field) is not dataclasses.MISSING}  # fmt: skip
 
 
 def check_same(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

@@ -6,25 +6,9 @@ the network's receptive field these equal the logits of the whole recording, and
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
-
-from ..models.sgcn import Conv2dFrontEnd, SimpleGatedConvNet
-
-
-def receptive_field(model: SimpleGatedConvNet) -> tuple[int, int]:
-    """How many frames of the features before and after its first one a frame of the logits depends on, at most.
-
-    With subsampling s, frame t of the logits depends on frames s·t - past … s·t + future of the features.
-    """
-    blocks: list[Any] = list(model.blocks)  # torch does not know what a ModuleList holds
-    past, future = (sum(block.conv.margins[side] for block in blocks) * model.subsampling for side in (0, 1))
-    if isinstance(model.front_end, Conv2dFrontEnd):  # three frames each, the second of frames `stride` apart
-        around = 1 + model.front_end.strides[0]
-        return past + around, future + around
-    return past, future + model.subsampling - 1
 
 
 def chunked_logits(

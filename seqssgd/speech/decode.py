@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError, require
-from ..metrics import score
-from ..models.sgcn import frame_mask
+from ..models.masks import frame_mask
 from .language_models import LEAST, arpa_words, read_lexicon, read_lm
 from .ngram import SEPARATOR
+from .scoring import score
 from .tokens import LabelTokenizer
 
 
@@ -297,8 +297,8 @@ def grid_search(
         references: texts by id.
         alphas: weights of the language model to try.
         betas: word bonuses to try.
-        unit: as in :func:`seqssgd.metrics.score`.
-        normalize: as in :func:`seqssgd.metrics.score`.
+        unit: as in :func:`seqssgd.speech.scoring.score`.
+        normalize: as in :func:`seqssgd.speech.scoring.score`.
     """
     points = []
     for alpha in alphas:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..models.sgcn import frame_mask
+from ..models.masks import frame_mask
 from .torchaudio_import import import_torchaudio
 
 NORMALIZATIONS = ("utterance", "global", "none")

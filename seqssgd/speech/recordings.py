@@ -18,13 +18,13 @@ from torch import Tensor
 from ..data.speech import scaled
 from ..errors import UserError, require
 from .beam_stream import BeamStream
-from .chunks import logits_in_chunks, receptive_field
+from .chunks import logits_in_chunks
 from .decode import BeamSearch, best_path
 from .tokens import LabelTokenizer
 
 if TYPE_CHECKING:
-    from ..asr import Recognizer
     from ..data.audio import AudioStream
+    from .recognizer import Recognizer
 
 LONG = 600  # seconds of a recording whose progress is shown
 
@@ -150,7 +150,7 @@ def logits_of(model: "Recognizer", parts: Iterable[Tensor], chunk_seconds: float
     Args:
         model: in evaluation mode.
         parts: the samples (n,) at the model's rate, in order, cut anywhere.
-        chunk_seconds: audio computed at a time; bounds the memory.
+        chunk_seconds: audio computed at a time; bounds the memory, unless the network sees a recording as a whole.
     """
     front, device = model.features, model.features.povey.device
     chunk = max(1, int(chunk_seconds * front.rate) // front.hop)  # in frames
@@ -166,8 +166,45 @@ def logits_of(model: "Recognizer", parts: Iterable[Tensor], chunk_seconds: float
             part = (features.read(first, end).to(device) - shift) * scale
             return model(part[None], torch.tensor([len(part)], device=device))[0][0]
 
-        past, future = receptive_field(model.network)
-        yield from logits_in_chunks(network, len(features), chunk, past, future, model.network.subsampling)
+        around = model.receptive_field()
+        if around is None:  # a frame may depend on all others
+            chunk, around = len(features), (0, 0)
+        yield from logits_in_chunks(network, len(features), chunk, *around, model.network.subsampling)
+
+
+def read_wave(path: str | Path, rate: int, mix: bool = False) -> tuple[Tensor, int]:
+    """Samples (N,) of an audio file in [-1, 1] at the given rate, and the rate that it has itself.
+
+    Args:
+        path: any file that soundfile reads, or NIST SPHERE.
+        rate: samples per second that are wanted.
+        mix: whether the channels of a recording with several are averaged.
+
+    Raises:
+        UserError: the file cannot be used; the message begins with its name.
+    """
+    with open_wave(path, rate, mix) as wave:
+        return torch.cat(list(wave.parts())), wave.own_rate
+
+
+@torch.no_grad()
+def recording_logits(model: "Recognizer", wave: Tensor, chunk_seconds: float = 30.0) -> Tensor:
+    """Logits (T', V), on the CPU, of one recording of any length, as if it had been computed at once.
+
+    Args:
+        model: in evaluation mode.
+        wave: samples (N,) at the model's rate.
+        chunk_seconds: audio computed at a time; bounds the memory.
+    """
+    return torch.cat([torch.zeros(0, model.vocab_size), *logits_of(model, [wave], chunk_seconds)])
+
+
+def transcribe(model: "Recognizer", tokenizer: LabelTokenizer, wave: Tensor, chunk_seconds: float = 30.0) -> str:
+    """What is said in one recording, greedily decoded; the arguments are as in :func:`recording_logits`.
+
+    :func:`recognise` reads a file that is too long for the memory.
+    """
+    return transcribed(model, tokenizer, [wave], chunk_seconds)
 
 
 def _pieces(parts: Iterable[Tensor], window: int, hop: int, chunk: int) -> Iterator[Tensor]:
@@ -233,12 +270,12 @@ class _Shown:
 
     def reading(self, parts: Iterable[Tensor]) -> Iterator[Tensor]:
         """The parts of the recording."""
-        from ..data.progress import Progress
+        from ..data.progress import ProgressBar
 
         rate, given = self._wave.rate, 0
         total = self._wave.seconds
         if total is None or total >= LONG:
-            self._bar = Progress(round(total or 0), unit=f"s of {self._path} read", err=True)
+            self._bar = ProgressBar(round(total or 0), unit=f"s of {self._path} read", err=True)
         for part in parts:
             yield part
             if self._bar is not None:
@@ -246,7 +283,7 @@ class _Shown:
             given += len(part)
         self._close()
         if given >= LONG * rate:
-            self._bar = Progress(given // rate, unit=f"s of {self._path} recognised", err=True)
+            self._bar = ProgressBar(given // rate, unit=f"s of {self._path} recognised", err=True)
 
     def chunk(self, samples: int) -> None:
         """So many more samples are recognised."""

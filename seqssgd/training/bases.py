@@ -9,7 +9,7 @@ import torch
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from ..errors import UserError
-from .named import load_named
+from ..named import load_named
 
 
 @dataclass(frozen=True)

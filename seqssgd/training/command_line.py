@@ -1,5 +1,6 @@
 """The command line that every recipe answers to."""
 
+import contextlib
 import dataclasses
 import difflib
 import re
@@ -12,6 +13,7 @@ from typing import Any
 
 from ..documents import GivenTwice, check_keys, parse_yaml
 from ..errors import UserError
+from ..networks import choose
 from .config import OptimConfig, is_positive, optim_class, require
 from .methods import is_elsewhere
 from .unused import check_used, named_methods
@@ -63,6 +65,7 @@ def parse_recipe(config_class: type, argv: Sequence[str] | None = None, descript
         except ValueError as error:
             raise UserError(f"--config {name}: {error}") from None
     config_class, plain_class = _with_methods(config_class, named_methods(paths, options)), config_class
+    config_class = choose(config_class, lambda key: _given(key, files, options))
     parser.add_class_arguments(config_class, as_group=False)
     try:
         parsed = parser.parse_args(files + options)  # the files first: an option holds wherever it stands
@@ -135,6 +138,26 @@ def _split_off_files(argv: Sequence[str] | None) -> tuple[list[str], list[str]]:
         end = index + 1 + (rest[index] == "--config")
         files[:0], rest[index:end] = rest[index:end], []
     return files, rest
+
+
+def _given(key: str, files: Sequence[str], options: Sequence[str]) -> str | None:
+    """The text that a dotted key is given: by the last option that does, or else by the last file."""
+    section, _, name = key.rpartition(".")
+    found = None
+    for file in (word.removeprefix("--config=") for word in files if word != "--config"):
+        content: Any = parse_yaml(Path(file).read_bytes()) if Path(file).is_file() else None
+        for part in key.split("."):
+            content = content.get(part) if isinstance(content, dict) else None
+        found = content if isinstance(content, str) else found
+    for index, word in enumerate(options):
+        option, equals, value = word.partition("=")
+        value = value if equals else next(iter(options[index + 1 : index + 2]), "")
+        if option == f"--{key}":
+            found = value
+        elif option == f"--{section}":  # --model '{name: gru}'
+            with contextlib.suppress(ValueError, AttributeError):
+                found = parse_yaml(value.encode()).get(name, found)
+    return found
 
 
 def _keys(config_class: type, prefix: str = "") -> list[str]:

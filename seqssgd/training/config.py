@@ -100,16 +100,6 @@ class TrainingConfig:
             _one_of(choices, f"training.{key}", getattr(self, key))
 
 
-def read_optim(settings: Mapping[str, Any]) -> "OptimConfig":
-    """The configuration of an optimizer, of whichever method, from the section of a run's config.yaml.
-
-    Raises:
-        TypeError: a setting that no method of this version has.
-        UserError: an impossible one, or a method from elsewhere that is not there.
-    """
-    return optim_class([settings.get("method", "none")])(**settings)
-
-
 def optim_class(methods: Iterable[str]) -> "type[OptimConfig]":
     """The class of configurations, with fields for the settings of ``methods`` from elsewhere too.
 
@@ -252,6 +242,16 @@ class OptimConfig:
                 check()
             except ValueError as error:
                 raise UserError(f"optim.{key}: {error}") from error
+
+    @classmethod
+    def restored(cls, section: Mapping[str, Any]) -> "OptimConfig":
+        """The configuration of an optimizer, of whichever method, from the section of a run's config.yaml.
+
+        Raises:
+            TypeError: a setting that no method of this version has.
+            UserError: an impossible one, or a method from elsewhere that is not there.
+        """
+        return optim_class([section.get("method", "none")])(**section)
 
     def takes(self, key: str) -> bool:
         """Whether a setting that not all methods have is one of the method's."""

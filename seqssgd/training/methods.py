@@ -16,6 +16,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..errors import UserError
+from ..named import load_named
 from ..optim import (
     IVON,
     MRWP,
@@ -32,7 +33,6 @@ from ..optim import (
     WeightAverage,
 )
 from ..optim.limits import Range, parameters
-from .named import load_named
 
 # What a configuration has for every method, and gives to those whose signature asks for it.
 COMMON = ("lr", "momentum", "weight_decay", "betas", "noise", "bn_stats")

@@ -74,7 +74,6 @@ def readers(folder: Path, trainings: Trainings) -> list[Reader]:
     from PIL import Image
     from programs import load
 
-    from seqssgd.asr import load_recognizer
     from seqssgd.data import audio, pictures
     from seqssgd.data.archives import read_members
     from seqssgd.data.images import load_images
@@ -82,10 +81,11 @@ def readers(folder: Path, trainings: Trainings) -> list[Reader]:
     from seqssgd.data.text import load_text, read_lines
     from seqssgd.documents import parse_json, parse_yaml
     from seqssgd.errors import UserError
-    from seqssgd.lm import load_language_model
+    from seqssgd.language.finished import load_language_model
     from seqssgd.report import read_run
     from seqssgd.runs import checkpoints
     from seqssgd.runs.metrics import parse_rows
+    from seqssgd.speech.finished import load_recognizer
     from seqssgd.training import parse_recipe
 
     run, speech = folder / "run", folder / "speech run"

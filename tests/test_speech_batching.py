@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from seqssgd.data.batching import BucketBatches, SpeechBatch, by_length, collate, padded, select
 from seqssgd.data.prefetching import prefetch
 from seqssgd.errors import UserError
 from seqssgd.optim import SymmetricNoise
+from seqssgd.speech.batching import BucketBatches, SpeechBatch, by_length, collate, padded, select
 
 _random = random.Random(0)
 LENGTHS = [round(30 + 100 * _random.gammavariate(2.0, 1.0)) for _ in range(500)]

@@ -9,9 +9,9 @@ import time
 
 import pytest
 
-from seqssgd.data.wsj import scoring_filter
 from seqssgd.errors import UserError
-from seqssgd.metrics import Alignment, ErrorCounts, RealTimeFactor, score
+from seqssgd.speech.scoring import Alignment, ErrorCounts, RealTimeFactor, score
+from seqssgd.speech.wsj import scoring_filter
 
 
 def edit_distance(reference: list[str], hypothesis: list[str]) -> int:

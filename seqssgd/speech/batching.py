@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from seqssgd.data.speech import SpeechSet
-from seqssgd.errors import UserError
-from seqssgd.speech.tokens import required_frames
+from ..data.speech import SpeechSet
+from ..errors import UserError
+from .tokens import required_frames
 
 
 class SpeechBatch(NamedTuple):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .errors import UserError, require
+from ..errors import UserError, require
 
 UNITS = ("word", "char")
 GAP = "***"  # as NIST's sclite prints what is missing
@@ -94,7 +94,7 @@ class Confusions:
 
 
 @dataclass(frozen=True)
-class Score:
+class ErrorRate:
     """What :func:`score` returns: every utterance's alignment, in the order of the references.
 
     Attributes:
@@ -168,7 +168,7 @@ def score(
     hypotheses: Mapping[str, str],
     unit: str = "word",
     normalize: Callable[[str], str] | None = None,
-) -> Score:
+) -> ErrorRate:
     """Aligns hypotheses with references and counts errors, as jiwer and NIST's sclite do.
 
     Words are what whitespace separates, and upper and lower case differ. Characters include one space between words.
@@ -179,7 +179,7 @@ def score(
         hypotheses: text by id of the utterance.
         unit: ``"word"`` or ``"char"``.
         normalize: what is done to all texts first, such as
-            :func:`seqssgd.data.wsj.scoring_filter` for WSJ's published word error rates.
+            :func:`seqssgd.speech.wsj.scoring_filter` for WSJ's published word error rates.
 
     Raises:
         UserError: the ids differ, or jiwer is not installed.
@@ -193,14 +193,14 @@ def score(
     _check_ids(references, hypotheses)
     jiwer = require("jiwer")
     if not references:
-        return Score(unit, ())
+        return ErrorRate(unit, ())
     process, split = (jiwer.process_words, str.split) if unit == "word" else (jiwer.process_characters, list)
     texts = [
         [" ".join((normalize(text) if normalize else text).split()) for text in (references[id_], hypotheses[id_])]
         for id_ in references
     ]
     chunks = process([text for text, _ in texts], [text for _, text in texts]).alignments
-    return Score(
+    return ErrorRate(
         unit,
         tuple(
             Alignment(id_, tuple(_pairs(split(reference), split(hypothesis), parts)))

@@ -14,7 +14,9 @@ from seqssgd import cli
 from seqssgd.data.tokenizers import SentencePieceTokenizer, WordTokenizer
 from seqssgd.devices import choose_device
 from seqssgd.errors import UserError
-from seqssgd.lm import generate, load_language_model, perplexity
+from seqssgd.language.finished import load_language_model
+from seqssgd.language.generation import generate
+from seqssgd.language.scoring import perplexity
 from seqssgd.models.lstm import LSTMLanguageModel
 from seqssgd.runs.checkpoints import find_checkpoint
 
@@ -192,8 +194,8 @@ def test_what_is_no_checkpoint_of_the_run_is_refused_and_named(tmp_path):
     [
         (None, "is not a run directory"),
         ("{", r"config.yaml: no settings in YAML \(.*, line 1\); put the run's own back"),
-        ("model: 3", "no section 'model'"),
-        ("model: {width: 3}", "describes no LSTM language model"),
+        ("model: 3", "section 'model' is that of no recipe"),
+        ("model: {width: 3}", "section 'model' is that of no recipe"),
         ("model: {hidden_size: 0, num_layers: 1}", "hidden_size must be at least 1"),
     ],
 )

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
-from ..errors import UserError
-from ..optim import schedules
-from .config import OptimConfig
+from seqssgd.errors import UserError
+from seqssgd.optim import schedules
+from seqssgd.training import OptimConfig
 
 
 def scaled(config: Any, factor: float) -> dict[str, Any]:

@@ -1,13 +1,9 @@
-"""Word and character error rates of a trained recogniser on a set of prepared speech.
+"""Word and character error rates of a finished run on a set of prepared speech.
 
-    python recipes/wsj_sgcn/evaluate.py --run runs/an4 --data data/an4 --split test --report errors.txt
-    python recipes/wsj_sgcn/evaluate.py --run runs/an4 --data data/an4 --beam 100 --lm an4.arpa --alpha 0.5 1 --beta 0 1
-
-Greedy decoding, or beam search with an n-gram language model (see ngram.py) whose weights, where several are given, are
-chosen on the validation set. Corpora whose dataset.json asks for it (WSJ) are scored with Kaldi's filter.
+Greedy decoding, or beam search with an n-gram language model whose weights, where several are given, are chosen on the
+validation set. Corpora whose dataset.json asks for it (WSJ) are scored with Kaldi's filter.
 """
 
-import seqssgd.interrupts  # noqa: F401  # isort: skip  (before torch)
 import argparse
 import math
 import sys
@@ -16,40 +12,33 @@ from pathlib import Path
 
 import torch
 
-from seqssgd.asr import SPLITS, Recognizer, check_same_corpus, load_for_run, load_recognizer, transcribe_set
-from seqssgd.cli import beam_arguments, check_beam_arguments, data_argument, run_arguments
-from seqssgd.data.speech_writer import read_info
-from seqssgd.data.wsj import scoring_filter
-from seqssgd.devices import choose_device
-from seqssgd.errors import UserError, run_cli
-from seqssgd.files import atomic_path
-from seqssgd.metrics import RealTimeFactor, Score, score
-from seqssgd.report import record
-from seqssgd.runs.checkpoints import find_checkpoint
-from seqssgd.runs.reading import data_folder
-from seqssgd.speech.decode import BeamSearch, grid_search, open_search
-from seqssgd.speech.tokens import LabelTokenizer
+from ..data.speech_writer import read_info
+from ..devices import choose_device
+from ..errors import UserError
+from ..files import atomic_path
+from ..options import beam_arguments, check_beam_arguments
+from ..runs.checkpoints import find_checkpoint
+from ..runs.reading import data_folder, record
+from .decode import BeamSearch, grid_search, open_search
+from .finished import SPLITS, check_same_corpus, load_for_run, load_recognizer
+from .recognizer import Recognizer, transcribe_set
+from .scoring import ErrorRate, RealTimeFactor, score
+from .tokens import LabelTokenizer
+from .wsj import scoring_filter
 
 NAMES = {"word": "WER", "char": "CER"}
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    run_arguments(parser, "recipes/wsj_sgcn")
-    data_argument(parser)
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options beside those of every evaluation."""
     parser.add_argument("--split", default="test", help=f"{', '.join(SPLITS)}, or the name of a set (default test)")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write the alignment of every utterance there")
-    parser.add_argument(
-        "--save", action="store_true", help="keep the figures in the run directory, for seqssgd compare"
-    )
     beam_arguments(parser, several=True)
-    args = parser.parse_args(argv)
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Evaluates the run that ``args.run`` names, and prints what it finds."""
     check_beam_arguments(args)
-    return args
-
-
-def main(argv: list[str] | None = None) -> None:
-    args = parse(argv)
     noted, args.data = args.data is None, data_folder(args.run, args.data)
     device = choose_device(args.device)
     path = find_checkpoint(args.run, args.checkpoint)
@@ -126,7 +115,7 @@ def on_validation(args, search, model, tokenizer, clean, device):
     return grid_search(search, logits, references, args.alpha, args.beta, normalize=clean)[0]
 
 
-def rate_line(found: Score, speakers: dict[str, str] | None) -> str:
+def rate_line(found: ErrorRate, speakers: dict[str, str] | None) -> str:
     """An error rate with its counts and its confidence interval."""
     counts, interval = found.counts, found.interval(speakers)
     line = (
@@ -140,7 +129,7 @@ def rate_line(found: Score, speakers: dict[str, str] | None) -> str:
     return line
 
 
-def confusion_lines(found: Score) -> list[str]:
+def confusion_lines(found: ErrorRate) -> list[str]:
     """The most frequent errors of each kind."""
     confusions = found.confusions(10)
     kinds = {
@@ -151,7 +140,7 @@ def confusion_lines(found: Score) -> list[str]:
     return [f"{kind}: {', '.join(f'{text} ({count})' for text, count in rows)}" for kind, rows in kinds.items() if rows]
 
 
-def write_report(path: Path, lines: list[str], found: Score) -> None:
+def write_report(path: Path, lines: list[str], found: ErrorRate) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as temporary:
@@ -161,7 +150,7 @@ def write_report(path: Path, lines: list[str], found: Score) -> None:
 
 
 def figures(
-    scores: dict[str, Score], speakers: dict[str, str] | None, factor: RealTimeFactor, decoding: str
+    scores: dict[str, ErrorRate], speakers: dict[str, str] | None, factor: RealTimeFactor, decoding: str
 ) -> dict[str, object]:
     """What --save keeps."""
     result: dict[str, object] = {"decoding": decoding, "utterances": len(scores["word"].alignments)}
@@ -173,7 +162,3 @@ def figures(
         rate = found.rate if math.isfinite(found.rate) else None
         result |= {key: rate, f"{key}_interval": interval, f"{key}_counts": counts}
     return result | {"real_time_factor": round(factor.value, 6)}
-
-
-if __name__ == "__main__":
-    sys.exit(run_cli(main))

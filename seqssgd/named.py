@@ -3,7 +3,7 @@
 import importlib
 from typing import Any
 
-from ..errors import UserError
+from .errors import UserError
 
 
 def load_named(key: str, name: str) -> Any:

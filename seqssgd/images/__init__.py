@@ -1,0 +1,1 @@
+"""Image classification: settings, networks, the task, scoring, finished runs."""

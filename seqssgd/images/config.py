@@ -1,0 +1,95 @@
+"""The settings of an image classifier and its training: of small images held on the device, and of encoded ones."""
+
+from dataclasses import dataclass, field
+
+from ..errors import UserError
+from ..networks import NetworkSettings
+from ..training.config import OptimConfig, TrainingConfig
+from .networks import ENCODED_NETWORKS, NETWORKS
+
+
+@dataclass
+class CorpusConfig:
+    """What is read, and what is done to training images.
+
+    Attributes:
+        valid: training images held out for validation, the same in every run; 0: none, and the last model is the best.
+        pad: pixels added on each side before a random crop.
+        flip: whether half of the images are mirrored.
+    """
+
+    valid: int = 0
+    pad: int = 4
+    flip: bool = True
+
+
+@dataclass
+class Config:
+    """A classifier and its training.
+
+    Attributes:
+        model: the network; its name, and the settings that its class has.
+        corpus: what is read, and what is done to training images.
+        optim: the method and the optimizer.
+        training: the loop. Every one of ``accumulate`` minibatches has batch-norm statistics of its own.
+        batch_size: images in a minibatch, over all processes, each of which has batch-norm statistics of its own.
+        bn_images: training images from which batch-norm statistics are taken anew, at the clean weights, for every
+            validation; 0: those that training left are used.
+        seed: of initial weights, order of images and augmentation.
+    """
+
+    model: NetworkSettings = NETWORKS.field()
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    batch_size: int = 128
+    bn_images: int = 2000
+    seed: int = 0
+
+
+@dataclass
+class EncodedCorpusConfig:
+    """How images are read, and what is done to training images.
+
+    Attributes:
+        size: pixels of a side of the squares that the network sees.
+        smallest_area: of the random piece of a training image, as a share of the image.
+        flip: whether half of the pieces are mirrored.
+        workers: threads that decode, at most as many as the machine has cores.
+        ahead: minibatches that are decoded ahead of time.
+    """
+
+    size: int = 224
+    smallest_area: float = 0.08
+    flip: bool = True
+    workers: int = 8
+    ahead: int = 2
+
+    def __post_init__(self) -> None:
+        for key in ("size", "workers"):
+            if getattr(self, key) < 1:
+                raise UserError(f"corpus.{key}: {getattr(self, key)} is not a whole number >= 1")
+
+
+@dataclass
+class EncodedConfig:
+    """A classifier of images that are decoded while it trains, and its training.
+
+    Attributes:
+        model: the network; its name, and the settings that its class has.
+        corpus: how images are read, and what is done to training images.
+        optim: the method and the optimizer.
+        training: the loop. Every one of ``accumulate`` minibatches has batch-norm statistics of its own.
+        batch_size: images in a minibatch, over all processes, each of which has batch-norm statistics of its own.
+        bn_images: training images from which batch-norm statistics are taken anew, at the clean weights, for every
+            validation; 0: those that training left are used.
+        seed: of initial weights, order of images and augmentation.
+    """
+
+    model: NetworkSettings = ENCODED_NETWORKS.field()
+    corpus: EncodedCorpusConfig = field(default_factory=EncodedCorpusConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    batch_size: int = 256
+    bn_images: int = 10_000
+    seed: int = 0

@@ -1,0 +1,1 @@
+"""Language modelling: settings, the task, scoring, generation, finished runs."""

@@ -1,0 +1,28 @@
+"""The settings of a language model and its training."""
+
+from dataclasses import dataclass, field
+
+from ..networks import NetworkSettings
+from ..training.config import OptimConfig, TrainingConfig
+from .networks import NETWORKS
+
+
+@dataclass
+class Config:
+    """A language model and its training.
+
+    Attributes:
+        model: the network; its name, and the settings that its class has.
+        optim: the method and the optimizer.
+        training: the loop.
+        batch_size: columns that the text is cut into and read in parallel.
+        sequence_length: time steps T of truncated back-propagation.
+        seed: of initial weights and dropout.
+    """
+
+    model: NetworkSettings = NETWORKS.field()
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    batch_size: int = 20
+    sequence_length: int = 35
+    seed: int = 0

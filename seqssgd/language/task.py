@@ -1,0 +1,106 @@
+"""The training of a language model: its data, its loss, its evaluation."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from ..data.text import TextDataset, Windows, columns
+from ..errors import UserError
+from ..networks import NetworkSettings
+from ..optim import Pass
+from ..training import distributed
+from .config import Config
+
+
+class LanguageModelTask:
+    """Next-token prediction over a text cut into columns, the state of the network carried from window to window.
+
+    Every noise path carries a state of its own: what the network at w+n remembers was computed at weights around
+    w+n, what it remembers at w-n around w-n. A path that begins within an epoch (noise switched on at some step)
+    begins, as an epoch does, from the zero state.
+    """
+
+    best = ("valid_perplexity", "min")
+
+    def __init__(self, model: nn.Module, dataset: TextDataset, config: Config, device: torch.device):
+        share, shares = distributed.data_share(config.optim)
+        if config.batch_size % shares:
+            raise UserError(f"batch_size: {config.batch_size} columns do not divide among {shares}")
+        if config.optim.halves and config.batch_size < 2 * shares:
+            raise UserError(f"batch_size: {config.batch_size} cannot be halved in every process, as optim asks for")
+        self.model, self.device, self.accumulate = model, device, config.training.accumulate
+        data = columns(dataset.split("train"), config.batch_size).to(device)
+        mine = data.chunk(shares, dim=1)[share]
+        self.windows = Windows(mine.contiguous(), config.sequence_length)
+        valid = columns(dataset.split("valid"), config.batch_size).to(device)
+        self.valid = Windows(valid, min(config.sequence_length, len(valid) - 1))
+        self.steps_per_epoch = math.ceil(len(self.windows) / self.accumulate)
+        self.states: dict[int, tuple[Tensor, ...]] = {}
+
+    def start_epoch(self, epoch: int) -> None:
+        """Every column is read from its beginning again."""
+        self.states = {}
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs and targets, each (T, B), in the order of the text."""
+        return (self.windows[i] for i in range(start, len(self.windows)))
+
+    def loss(self, batch: tuple[Tensor, Tensor], part: Pass) -> tuple[Tensor, int]:
+        """Cross-entropy summed over time and averaged over the batch, as Zaremba et al. scale it: mean × T."""
+        inputs, targets = part.take(*batch, dim=1)
+        if part.index == 0 and part.last:
+            self.states = {0: self.states[0]} if 0 in self.states else {}
+        state = self.states.get(part.index)
+        if state is not None and state[0].shape[1] != inputs.shape[1]:
+            state = None
+        logits, state = self.model(inputs, state)
+        # A step that is skipped because its loss is not finite must not spoil the state of all that follow.
+        self.states[part.index] = tuple(s.detach().nan_to_num(0.0, 0.0, 0.0) for s in state)
+        losses = cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none").view_as(targets)
+        return part.mean(losses.sum(0)), targets.numel()
+
+    def evaluate(self) -> dict[str, float]:
+        """Validation perplexity with the columns and windows of training, as Zaremba et al. report it."""
+        total, count, state = 0.0, 0, None
+        for inputs, targets in self.valid:
+            logits, state = self.model(inputs, state)
+            total += cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum").item()
+            count += targets.numel()
+        loss = total / count
+        return {"valid_loss": loss, "valid_perplexity": math.exp(loss) if loss < 700 else math.inf}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The carried states."""
+        return {"states": self.states}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes the carried states back."""
+        states = {index: tuple(s.to(self.device) for s in own) for index, own in state["states"].items()}
+        for own in states.values():
+            if not own or not _fits(own, self.model.zero_state(own[0].shape[1] if own[0].ndim > 1 else 1)):
+                raise ValueError("the carried states are not those of this network")
+        self.states = states
+
+
+def build_model(settings: NetworkSettings, vocab_size: int) -> nn.Module:
+    """The network with these settings.
+
+    Raises:
+        UserError: settings that make no sense.
+    """
+    try:
+        return settings.build(vocab_size=vocab_size)
+    except ValueError as error:
+        raise UserError(f"model.{error}") from error
+
+
+def _fits(state: Sequence[Tensor], zero: Sequence[Tensor]) -> bool:
+    """Whether a state has the shapes of the state before the first token; what is of size 0 there grows."""
+    return len(state) == len(zero) and all(
+        own.ndim == its.ndim and all(b in (a, 0) for a, b in zip(own.shape, its.shape, strict=True))
+        for own, its in zip(state, zero, strict=True)
+    )
