@@ -16,5 +16,5 @@ def choose_device(name: str | None) -> torch.device:
         torch.zeros(1, device=device).item()  # the name alone does not tell whether it is there
     except (RuntimeError, AssertionError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
-        raise UserError(f"--device {name} cannot be used here ({reason}); try --device cpu") from None
+        raise UserError(f"the device {name} cannot be used here ({reason}); try cpu") from None
     return device

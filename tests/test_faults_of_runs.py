@@ -172,7 +172,7 @@ def test_damaged_metrics_are_named_with_their_line(tmp_path, line):
 def test_a_damaged_configuration_is_refused(tmp_path, content, said):
     train(tmp_path, toy_config(), max_steps=1)
     (tmp_path / "config.yaml").write_text(content)
-    with pytest.raises(UserError, match=rf"config\.yaml.*{said}.*choose another --out"):
+    with pytest.raises(UserError, match=rf"config\.yaml.*{said}.*choose another directory"):
         train(tmp_path, toy_config())
 
 
@@ -275,8 +275,8 @@ def test_a_limit_within_an_epoch_does_not_change_where_patience_ends(tmp_path, l
 
 def test_a_run_that_a_limit_ended_says_so_as_compare_does(tmp_path, capsys):
     train(tmp_path / "run", toy_config(), max_steps=7)
-    assert "stopped by --max-steps at step 7 of 20, and goes on with a higher limit or none" in capsys.readouterr().out
-    with pytest.raises(UserError, match="ended by --max-steps at epoch 2 of 4; --partial takes it in"):
+    assert "stopped by max_steps at step 7 of 20, and goes on with a higher limit or none" in capsys.readouterr().out
+    with pytest.raises(UserError, match="ended by a limit of steps at epoch 2 of 4; partial takes it in"):
         compare([read_run(tmp_path / "run")])
 
 
@@ -289,7 +289,7 @@ def test_a_run_that_was_never_finite_on_validation_fails(tmp_path, capsys):
         result, _ = train(tmp_path, config, Scripted, {"values": values})
         assert result["exit_code"] == 2 and result["best"] == {}
         said = capsys.readouterr().err
-        assert re.fullmatch(r"error: \S+: training diverged \(score was never finite.*another --out\n", said)
+        assert re.fullmatch(r"error: \S+: training diverged \(score was never finite.*another directory\n", said)
 
 
 class Exploding(ToyTask):

@@ -97,7 +97,7 @@ def test_a_set_from_elsewhere_with_an_unknown_speaker_has_none(speakers, tmp_pat
 def test_more_rejections_than_a_hundredth_stop_a_preparation_unless_they_are_allowed(tmp_path, capsys):
     sets = {"train": [utterance(f"a{number:03}") for number in range(60)] + [failing(AudioError("is broken"))]}
     args = argparse.Namespace(out=tmp_path / "out", jobs=1, most_rejected=0.01)
-    with pytest.raises(UserError, match=r"1.64 % of train cannot be used, where 1 % .* --most-rejected"):
+    with pytest.raises(UserError, match=r"1.64 % of train cannot be used, where 1 % .*most_rejected"):
         prepare_speech(args, sets, "Toy")
     assert not (tmp_path / "out").exists()
     args.most_rejected = 0.02

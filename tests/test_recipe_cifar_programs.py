@@ -1,4 +1,4 @@
-"""recipes/cifar_cnn/train.py and evaluate.py as they are called: killed and resumed, evaluated, given wrong input."""
+"""training and evaluation as they are called: killed and resumed, evaluated, given wrong input."""
 
 import json
 import shutil
@@ -109,7 +109,7 @@ def test_a_finished_run_that_is_called_again_is_left_as_it_is(data, finished, ca
 
 
 def accuracies(run: Path, data: Path, split: str, name: str = "best", number: int = 10_000) -> dict[str, str]:
-    """What evaluate.py should print of accuracy with batch norm of ``number`` images, and with that of training."""
+    """What an evaluation should print of accuracy with batch norm of ``number`` images, and with that of training."""
     dataset = load_images(data)
     train, valid = dataset.split("train").hold_out(12)
     images, labels = {"train": train, "valid": valid, "test": dataset.split("test")}[split]
@@ -175,7 +175,7 @@ def test_evaluation_refuses_other_images_and_other_runs(data, finished, tmp_path
     for changes, reason in (
         ({"corpus": {**settings["corpus"], "valid": 0}}, "--split valid: "),
         ({"model": {"name": "resnet56"}}, "best.pt: weights of another model"),
-        ({"model": {"name": "resnet21"}}, "model.name: 'resnet21' is not one of resnet20, "),
+        ({"model": {"name": "resnet21"}}, "'resnet21' is not one of resnet20, "),
         ({"model": {"hidden_size": 20}}, "describes no image classifier"),
         ({"data": "cifar"}, "has no section 'data'; give a --run of an image classifier"),
     ):

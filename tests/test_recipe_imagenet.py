@@ -136,7 +136,7 @@ def test_evaluation_on_other_images_is_refused(data, tmp_path, capsys, small):
     other = write_tree(tmp_path / "tree", train=3)
     load("data_prep/imagenet.py").main(["--source", str(other), "--out", str(tmp_path / "other"), "--name", "others"])
     said = refused(capsys, evaluate, "--run", run, "--data", tmp_path / "other")
-    assert "others) is not the data that" in said and "was trained on (tree); give that --data" in said
+    assert "others) is not the data that" in said and "was trained on (tree); give the folder of that" in said
     shutil.rmtree(run / "checkpoints")
     assert "train first" in refused(capsys, evaluate, "--run", run, "--data", data)
     assert "--workers 0" in refused(capsys, evaluate, "--run", run, "--data", data, "--workers", 0)

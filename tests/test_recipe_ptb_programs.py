@@ -1,4 +1,4 @@
-"""recipes/ptb_lstm/train.py and evaluate.py as they are called: killed and resumed, evaluated, given wrong input."""
+"""recipes/ptb_lstm/train.py and its evaluation as they are called: killed and resumed, evaluated, given wrong input."""
 
 import json
 import math
@@ -146,7 +146,7 @@ def test_evaluation_refuses_other_data_and_other_runs(data, finished, tmp_path, 
     lines = {split: (data / f"{split}.txt").read_text().splitlines() for split in ("train", "valid", "test")}
     write_text_dataset(settings, lines, "15 words", vocab_size=10)
     message = refused(capsys, evaluate, "--run", finished, "--data", settings)
-    assert "or was prepared with other settings; give that --data" in message
+    assert "or was prepared with other settings; give the folder of that" in message
     copied = shutil.copytree(data, tmp_path / "moved")  # the place does not matter, the content does
     evaluate(["--run", str(finished), "--data", str(copied)])
     capsys.readouterr()

@@ -163,7 +163,7 @@ def test_saved_figures_are_those_of_the_table_and_beam_search_does_not_replace_t
     shown = summary(compare([read_run(run)], "valid_wer"))
     assert "| test WER |" in shown and f" {found.rate:.2f} " in shown
     message = refused(capsys, cli.evaluate, "--run", run, "--data", tones.prepare(tmp_path / "other", "AB"), "--save")
-    assert f"other is not the corpus that {run} was trained on; give that --data, or leave --save out" in message
+    assert f"other is not the corpus that {run} was trained on; give the folder of that" in message
 
 
 def test_beam_search_takes_the_words_of_the_model_and_the_weights_that_are_best_on_validation(

@@ -309,8 +309,8 @@ def test_unfinished_runs_are_left_out_and_named_or_taken_as_far_as_they_are(tmp_
     runs.append(make_run(tmp_path / "limited", [33.0, 34.0], settings=four | {"seed": 2}))  # by --max-steps
     runs.append(make_run(tmp_path / "young", [], settings=four | {"seed": 3}, finished=False))
     comparison = compared(runs)
-    unfinished = "unfinished at epoch 2 of 4; --partial takes it in"
-    limited = unfinished.replace("unfinished", "ended by --max-steps")
+    unfinished = "unfinished at epoch 2 of 4; partial takes it in"
+    limited = unfinished.replace("unfinished", "ended by a limit of steps")
     assert comparison.left_out == {"killed": unfinished, "limited": limited, "young": "no evaluation yet"}
     assert [len(row.group.runs) for row in comparison.rows] == [1]
     assert main(["compare", *map(str, runs)]) == 0
@@ -324,7 +324,7 @@ def test_unfinished_runs_are_left_out_and_named_or_taken_as_far_as_they_are(tmp_
     ssgd = make_run(tmp_path / "ssgd", [29.0, 28.0], settings=four, finished=False, **SSGD)
     row = by_label(compared([runs[0], ssgd], partial=True))["S-Adam 0.2, unfinished at step 20"]
     assert row.against["equal epochs"] is None  # the baseline has made four
-    with pytest.raises(UserError, match="nothing to compare .*limited: ended by --max-steps at epoch 2 of 4"):
+    with pytest.raises(UserError, match="nothing to compare .*limited: ended by a limit of steps at epoch 2 of 4"):
         compared(runs[1:])
 
 
@@ -379,11 +379,11 @@ def test_what_cannot_be_compared_is_named(tmp_path, capsys):
     for arguments, message in (
         ([wer, other], f"{other}: no metric in common with {wer} (valid_perplexity; valid_wer)"),
         ([wer, data], f"{data}: its data are not those of {wer} (data.fingerprint)"),
-        ([wer, "--metric", "valid_cer"], "--metric valid_cer: not in all of these runs; they share valid_wer"),
+        ([wer, "--metric", "valid_cer"], "metric 'valid_cer': not in all of these runs; they share valid_wer"),
         ([wer, twin], f"{wer} and {twin}: the same settings and the same seed"),
         ([both, again], f"{both} and {again}: the same settings and the same seed"),
         ([wer, f"{tmp_path}/empty/../wer"], "given twice"),
-        ([wer, both, "--baseline", "SAM"], "--baseline SAM: none of these methods; they are Adam; S-Adam 0.2"),
+        ([wer, both, "--baseline", "SAM"], "baseline 'SAM': none of these methods; they are Adam; S-Adam 0.2"),
         ([tmp_path / "nowhere"], f"{tmp_path}/nowhere: not a run directory (no config.yaml)"),
         ([tmp_path / "empty"], f"{tmp_path}/empty: not a run directory (no config.yaml)"),
         ([wer / "config.yaml"], "not a run directory"),

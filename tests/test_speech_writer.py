@@ -107,7 +107,7 @@ def test_there_are_no_more_processes_than_cores(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(shards.os, "cpu_count", lambda: 2)
     write_speech_dataset(tmp_path / "many", SETS, "Toy", jobs=100_000)
     assert asked == [2]
-    assert "note: --jobs 100,000 is more than the 2 cores of this machine; it takes 2" in capsys.readouterr().err
+    assert "note: 100,000 jobs are more than the 2 cores of this machine; 2 are taken" in capsys.readouterr().err
 
 
 def test_recordings_that_are_flac_already_are_kept_byte_for_byte():
@@ -205,7 +205,7 @@ def test_sets_without_anything_usable_mixed_rates_and_impossible_names_are_refus
         write_speech_dataset(tmp_path / "c", {"train": [*SETS["train"], fast]}, "Toy")
     with pytest.raises(UserError, match="cannot be the name of a set"):
         write_speech_dataset(tmp_path / "d", {"../train": SETS["train"]}, "Toy")
-    with pytest.raises(UserError, match="--jobs 0"):
+    with pytest.raises(UserError, match="jobs=0"):
         write_speech_dataset(tmp_path / "e", SETS, "Toy", jobs=0)
 
 

@@ -315,7 +315,7 @@ def test_of_the_trials_the_best_on_validation_goes_on_and_it_alone_is_tested(run
 def test_finished_runs_of_other_settings_are_refused(run, capsys):
     assert run("pair") == 0
     said = refused(capsys, lambda words: run(*words), "pair", "--", "--optim.lr", 0.5)
-    assert "none/seed0: a run of another configuration (optim.lr = 1.0, now 0.5); choose another --out" in said
+    assert "none/seed0: a run of another configuration (optim.lr = 1.0, now 0.5); choose another directory" in said
 
 
 def test_studies_that_cannot_be_made_are_refused_before_anything_is_written(run, tmp_path, capsys):

@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import math
 import time
 
 import pytest
@@ -104,7 +105,7 @@ def test_on_a_terminal_there_is_a_bar_with_the_evaluations_above_it(tmp_path, ca
     train(tmp_path, settings(), max_steps=4)
     bars = terminal.getvalue().split("\r")
     assert "0/4 " in bars[1] and "4/4 " in bars[-1] and bars[-1].endswith("\n")
-    assert f"epoch=1, loss={rows(tmp_path, 'train')[-1]['loss']:.4g}" in bars[-1]
+    assert ", epoch 1/2 passes 4 loss " in bars[-1] and all(len(bar.rstrip("\n")) <= 80 for bar in bars)
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["valid", "stopped"]
     monkeypatch.setattr("sys.stderr", terminal := Terminal())
     train(tmp_path, settings())
@@ -113,12 +114,27 @@ def test_on_a_terminal_there_is_a_bar_with_the_evaluations_above_it(tmp_path, ca
     assert [line.split()[0] for line in out] == ["resuming", "valid", "valid", "finished"]
 
 
+def test_the_progress_line_has_a_running_loss_in_the_unit_of_validation_and_fits_80_columns(monkeypatch):
+    monkeypatch.setattr("sys.stderr", terminal := Terminal())
+    with Console(37_168, 37_160, 20, lambda loss: f"ppl {math.exp(loss / 20):.4g}") as console:
+        losses = [100.0, math.nan, *[90.0] * 6]
+        for loss in losses:
+            console.advance(loss, 20, 74_336)
+        console._bar.refresh()
+    mean = 100.0
+    for loss in losses[2:]:
+        mean += (loss - mean) / Console.MEMORY
+    last = terminal.getvalue().split("\r")[-1].rstrip()
+    assert last.endswith(f"epoch 20/20 passes 74336 ppl {math.exp(mean / 20):.4g}") and len(last) <= 80
+    assert "37168/37168 [" in last and "<" in last
+
+
 @pytest.mark.parametrize("stream", [io.StringIO, Terminal])
 def test_only_the_main_process_speaks(capsys, monkeypatch, stream):
     monkeypatch.setattr(processes, "is_main", lambda: False)
     monkeypatch.setattr("sys.stderr", silent := stream())
     with Console(5, 0) as console:
-        console.advance()
+        console.advance(1.0, 1, 1)
         console.train({"kind": "train", "step": 1, "epoch": 1, "loss": 1.0})
         console.valid({"kind": "valid", "step": 1, "epoch": 1})
     assert silent.getvalue() == capsys.readouterr().out == ""

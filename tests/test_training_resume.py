@@ -305,7 +305,7 @@ def test_all_global_generators_are_restored():
 def test_another_configuration_is_refused_and_named(tmp_path):
     train(tmp_path, toy_config(), max_steps=1)
     before = sorted((p, p.stat().st_mtime_ns) for p in tmp_path.rglob("*"))
-    with pytest.raises(UserError, match=r"optim\.noise = 0\.5, now 0\.7\); choose another --out"):
+    with pytest.raises(UserError, match=r"optim\.noise = 0\.5, now 0\.7\); choose another directory"):
         train(tmp_path, toy_config({"noise": 0.7}))
     with pytest.raises(UserError, match=r"seed = 0, now 3, .* and 1 more"):
         train(tmp_path, toy_config({"noise": 0.7, "lr": 1.0}, {"clip": 1.0}, seed=3))

@@ -169,7 +169,7 @@ def test_unusable_files_take_a_line_each_and_the_others_are_written_down(run, tm
         "cut.wav": "is cut off: ",
         "page.wav": "cannot be decoded",
         "none.wav": "is empty",
-        write(tmp_path / "stereo.wav", np.stack([SPEECH, SPEECH], 1)).name: "has 2 channels where one is meant; --mix",
+        write(tmp_path / "stereo.wav", np.stack([SPEECH, SPEECH], 1)).name: "has 2 channels where one is meant; mix",
         write(tmp_path / "nan.wav", nan, subtype="FLOAT").name: "has 1 samples that are not finite",
         write(tmp_path / "silent.wav", SPEECH[:0]).name: "holds no samples",
         "run": "cannot be read (Is a directory)",
@@ -299,6 +299,6 @@ def test_wishes_that_make_no_sense_are_refused_before_any_file_is_read(run, tmp_
     arguments = ["transcribe", "--run", run, tmp_path / "absent.wav"]
     assert "--chunk-seconds 0: it must be at least 1" in refused(capsys, cli.main, *arguments, "--chunk-seconds", 0)
     assert "give --beam 100 with them" in refused(capsys, cli.main, *arguments, "--lm", "x.arpa")
-    assert "--device abacus cannot be used here" in refused(capsys, cli.main, *arguments, "--device", "abacus")
+    assert "the device abacus cannot be used here" in refused(capsys, cli.main, *arguments, "--device", "abacus")
     (run / "tokenizer/tokenizer.json").write_text('{"level": "character", "case": "lower", "drop": ""}')
     assert "is not the tokenizer that" in refused(capsys, cli.main, *arguments)

@@ -26,6 +26,7 @@ from typing import Any
 from scaling import in_phases, late, scaled, with_restarts
 
 from seqssgd import documents
+from seqssgd.cli import evaluate
 from seqssgd.errors import UserError, run_cli
 from seqssgd.report import compare, read_run, summary
 from seqssgd.report.metrics import best_evaluation, lower_is_better, shared_metric
@@ -96,14 +97,13 @@ class Study:
     """A study over a recipe.
 
     Attributes:
-        train, evaluate: the recipe's programs.
+        train: the recipe's program.
         data: the prepared data.
         tuned: the alternatives of an arm are trials with the first seed; the best of them gets the other seeds.
         cells: every run that there may be, in the order in which they are made.
     """
 
     train: ModuleType
-    evaluate: ModuleType
     data: Path
     tuned: bool
     cells: list[Cell]
@@ -215,7 +215,7 @@ def build(
     """
     file = RECIPES / recipe["config"]
     folder = RECIPES / recipe.get("program", file.parent.name)
-    train, evaluate = (load_program(folder / f"{name}.py") for name in ("train", "evaluate"))
+    train = load_program(folder / "train.py")
     common = ["--config", str(file), "--data", str(data), *as_options(recipe["options"]), *overrides]
 
     def settle(options: Sequence[str]) -> Any:
@@ -239,7 +239,7 @@ def build(
         run, seeded = out / name / f"seed{seed}", {"seed": seed, "optim": {**config["optim"], "noise_seed": seed}}
         options = [*options, *as_options({"seed": seed, "optim.noise_seed": seed}), "--out", str(run)]
         cells.append(Cell(arm, name, seed, run, options, {**config, **seeded}))
-    return Study(train, evaluate, data, tuned, cells)
+    return Study(train, data, tuned, cells)
 
 
 def alternatives(
@@ -293,7 +293,7 @@ def train_all(study: Study, deadline: float) -> tuple[list[str], int]:
             continue
         print(f"\n== {cell.name}", flush=True)
         limit = [] if math.isinf(minutes) else ["--max-minutes", str(minutes)]
-        status = call(study.train, [*cell.options, *limit])
+        status = call(study.train.main, [*cell.options, *limit])
         if status > 128:
             return failed, status
         if status and not in_use(cell.run):
@@ -301,10 +301,10 @@ def train_all(study: Study, deadline: float) -> tuple[list[str], int]:
     return failed, 0
 
 
-def call(program: ModuleType, options: list[str]) -> int:
+def call(program: Callable[[list[str]], int | None], options: list[str]) -> int:
     """The exit status of a program; above 128 if a signal ended it."""
     try:
-        return run_cli(lambda: program.main(options))
+        return run_cli(lambda: program(options))
     except Exception:  # a bug, or no memory: of no concern to the other runs
         traceback.print_exc()
         return 1
@@ -317,9 +317,7 @@ def finish(study: Study, failed: list[str]) -> int:
     shown = [cell for cell in finished if cell.alternative in kept]
     for cell in shown:
         if "test" not in read_run(cell.run).evaluations:
-            status = call(
-                study.evaluate, ["--run", str(cell.run), "--data", str(study.data), "--split", "test", "--save"]
-            )
+            status = call(evaluate, ["--run", str(cell.run), "--data", str(study.data), "--split", "test", "--save"])
             if status > 128:
                 return status
             failed += [f"{cell.name} (evaluation)"] * bool(status)

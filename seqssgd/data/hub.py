@@ -34,7 +34,7 @@ def load_hub(name: str, config: str | None = None) -> Mapping:
     except Exception as error:  # the hub, the network, the cache and the data's own reader each raise their own
         error = error.__cause__ or error  # which datasets wraps in one that says no more than that there is one
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"--hub {name} could not be loaded: {reason}") from None
+        raise UserError(f"the data set {name} could not be loaded: {reason}") from None
     splits = loaded if isinstance(loaded, Mapping) else {"train": loaded}
     return {name: _without_mark(table) for name, table in splits.items()}
 
@@ -142,7 +142,7 @@ def choose_splits(loaded: Mapping, wanted: list[str], name: str) -> dict[str, st
     absent = [split for split in chosen.values() if split not in loaded]
     if absent or not chosen:
         lacks = f"has no split {', '.join(absent)}" if absent else "has no split of the usual names"
-        raise UserError(f"--hub {name} {lacks}; --splits SET=SPLIT can take {', '.join(sorted(map(str, loaded)))}")
+        raise UserError(f"the data set {name} {lacks}; its splits are {', '.join(sorted(map(str, loaded)))}")
     return chosen
 
 

@@ -24,7 +24,7 @@ def reason_of(error: Exception, name: str, known: type[Exception]) -> str:
     if isinstance(error, known):
         return str(error)
     if isinstance(error, MemoryError):
-        raise UserError(f"there is no memory left for {name}; close other programs, or give fewer --jobs") from None
+        raise UserError(f"there is no memory left for {name}; close other programs, or give fewer jobs") from None
     if isinstance(error, RuntimeError) and re.search("can't allocate memory|out of memory", str(error)):
         raise error
     if isinstance(error, ModuleNotFoundError):

@@ -93,7 +93,7 @@ def write_sets(
         for folder in (stage / ".done", *(stage / name for name in sets)):
             folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{out} cannot be written ({error.strerror}); choose another --out") from None
+        raise UserError(f"{out} cannot be written ({error.strerror}); choose another folder") from None
     with _alone(stage), naming(out):
         results = write_shards(stage, shards, jobs)
         rejected += [Rejected(**item) for result in results for item in result["rejected"]]
@@ -177,7 +177,7 @@ def _alone(stage: Path) -> Iterator[None]:
     with open(stage / ".lock", "wb") as lock:
         answer = try_lock(lock.fileno())
         if answer == "held":
-            raise UserError(f"another process is writing {stage}; wait for it, or choose another --out")
+            raise UserError(f"another process is writing {stage}; wait for it, or choose another folder")
         if answer == "none":
             note_no_locks(stage)
         yield
@@ -253,7 +253,7 @@ def _check_counts(
         if share > most_rejected:
             raise UserError(
                 f"{name}: {100 * share:.3g} % of {set_name} cannot be used, where {100 * most_rejected:g} % may be "
-                f"left out; {why(rejected, report)}; mend them, or allow more with --most-rejected"
+                f"left out; {why(rejected, report)}; mend them, or allow a larger share (most_rejected)"
             )
 
 
@@ -282,9 +282,9 @@ def _is_prepared(out: Path, fingerprint: str, kind: str) -> bool:
     if info is not None:
         if info["fingerprint"] != fingerprint:
             raise UserError(
-                f"{out} was prepared from another source or with other settings; remove it, or choose another --out"
+                f"{out} was prepared from another source or with other settings; remove it, or choose another folder"
             )
         return True
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"{out} exists and is not a prepared {kind}; choose another --out")
+        raise UserError(f"{out} exists and is not a prepared {kind}; choose another folder")
     return False

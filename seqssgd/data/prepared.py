@@ -86,12 +86,12 @@ def is_prepared(out: Path, fingerprint: str, entries: Iterable[str], kind: str) 
     if info is not None:
         if info["fingerprint"] != fingerprint:
             raise UserError(
-                f"{out} was prepared from another source or with other settings; remove it, or choose another --out"
+                f"{out} was prepared from another source or with other settings; remove it, or choose another folder"
             )
         check_files(out, info, info["sha256"])
         return True
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"{out} exists and is not {kind}; choose another --out")
+        raise UserError(f"{out} exists and is not {kind}; choose another folder")
     return False
 
 
@@ -124,7 +124,7 @@ def write_folder(out: Path, info: Mapping[str, Any], fill: Callable[[Path], None
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
     except OSError as error:
-        raise UserError(f"{out} cannot be written ({error.strerror}); choose another --out") from None
+        raise UserError(f"{out} cannot be written ({error.strerror}); choose another folder") from None
     try:
         with naming(out):
             fill(temporary)

@@ -132,10 +132,10 @@ def merge(counts: dict[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
 def write_shards(stage: Path, shards: Sequence[Shard], jobs: int) -> list[dict]:
     """The results of all shards, in their order; those that an earlier call finished are taken from it."""
     if jobs < 1:
-        raise UserError(f"--jobs {jobs}: there must be at least 1")
+        raise UserError(f"jobs={jobs}: there must be at least 1")
     if jobs > (cores := os.cpu_count() or 1):
         print(
-            f"note: --jobs {jobs:,} is more than the {cores} cores of this machine; it takes {cores}", file=sys.stderr
+            f"note: {jobs:,} jobs are more than the {cores} cores of this machine; {cores} are taken", file=sys.stderr
         )
         jobs = cores
     results = {i: result for i, shard in enumerate(shards) if (result := _finished(stage, shard))}

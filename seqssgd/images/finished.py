@@ -66,7 +66,7 @@ def check_same_images(run: str | Path, dataset: ImageDataset | EncodedDataset) -
     if then.get("fingerprint") != now["fingerprint"] or (known and then["content"] != now["content"]):
         raise UserError(
             f"{dataset.folder} ({dataset.info['name']}) is not the data that {run} was trained on "
-            f"({trained_on.get('name')}); give that --data"
+            f"({trained_on.get('name')}); give the folder of that"
         )
 
 

@@ -1,7 +1,6 @@
 """The training of an image classifier: its data, its loss, its evaluation."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,13 +12,13 @@ from ..data.images import AugmentedBatches, ImageDataset, ImageSet, Normalizatio
 from ..errors import UserError
 from ..optim import Pass
 from ..optim.batchnorm import RunningStatistics
-from ..training import distributed
+from ..training import Task, distributed
 from ..training.config import OptimConfig, TrainingConfig
 from .config import Config, EncodedConfig
 from .scoring import recalibrate, score
 
 
-class ClassificationTask:
+class ClassificationTask(Task):
     """Training on augmented images; a :class:`seqssgd.training.task.Task`.
 
     Args:
@@ -62,9 +61,6 @@ class ClassificationTask:
             )
         self.best = ("valid_accuracy", "max") if judged else None
 
-    def start_epoch(self, epoch: int) -> None:
-        """Nothing is carried from minibatch to minibatch."""
-
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Augmented images (B, 3, H, W) and labels (B,)."""
         return self.minibatches.epoch(epoch, start)
@@ -83,13 +79,6 @@ class ClassificationTask:
                 recalibrate(self.model, self.minibatches, self.bn_images)
             found = score(self.model, self.valid, self.normalization)
         return {"valid_loss": found.loss, "valid_accuracy": found.accuracy}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing is carried from step to step."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing is carried from step to step."""
 
 
 class ImageTask(ClassificationTask):

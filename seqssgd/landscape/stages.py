@@ -71,7 +71,7 @@ def eigenvalues(subject: Subject, settings: StageSettings) -> dict[str, Any]:
     if spread > UNSTABLE:
         warning = (
             f"λ_max is {halves[0]:.3g} and {halves[1]:.3g} on two halves of {operator.objective.terms:,} "
-            f"{subject.terms}: too few of them for a stable value; give more with --terms"
+            f"{subject.terms}: too few of them for a stable value; give more terms"
         )
     return {
         "lambda_max": float(found.values[0]),

@@ -208,7 +208,7 @@ class Study:
             and {name: run.get("digest") for name, run in known["runs"].items()} == digests
         )
         if not same:
-            raise UserError(f"{path}: of other runs, checkpoints or settings; choose another --out, or delete it")
+            raise UserError(f"{path}: of other runs, checkpoints or settings; choose another folder, or delete it")
         return known
 
     def _write(self, found: Mapping[str, Any]) -> None:

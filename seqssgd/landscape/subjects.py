@@ -139,7 +139,7 @@ def data_folder(run: str | Path) -> Path:
             found = Path(following if word == "--data" else word.removeprefix("--data="))
     if found is None or not found.is_dir():
         where = f"is not said in its {layout.ENVIRONMENT}" if found is None else f"was {found}, which is no folder here"
-        raise UserError(f"{run}: where its data are {where}; give --data")
+        raise UserError(f"{run}: where its data are {where}; give their folder (data)")
     return found
 
 
@@ -238,7 +238,7 @@ def _speech(run: Path, folder: Path, path: Path, settings: dict, device: torch.d
     sets = {role: load_for_run(run, folder, role) for role in ("train", "valid")}
     for role, data in sets.items():
         if not data.is_that_of(known.get(role, {})):
-            raise UserError(f"{folder} is not the corpus that {run} was trained on; give that as --data")
+            raise UserError(f"{folder} is not the corpus that {run} was trained on; give the folder of that")
 
     seconds = sum(sets["train"].samples) / sets["train"].rate / len(sets["train"])
 
@@ -290,7 +290,7 @@ def _images(run: Path, folder: Path, path: Path, settings: dict, device: torch.d
     batch_size = settings["batch_size"]
     minibatches = AugmentedBatches(
         train, normalization, batch_size, corpus["pad"], corpus["flip"], settings["seed"]
-    )  # those that training began with, as recipes/cifar_cnn/evaluate.py takes them
+    )  # those that training began with, as evaluation takes them
     number = min(-(-bn_images // batch_size), len(minibatches))
 
     def load(split: str, choose: Callable[[int], list[int]]) -> list[tuple[Tensor, Tensor]]:

@@ -51,7 +51,7 @@ def check_same_data(run: str | Path, dataset: TextDataset) -> None:
     if trained_on.get("fingerprint") != dataset.info["fingerprint"]:
         raise UserError(
             f"{dataset.folder} ({dataset.info['name']}) is not the data that {run} was trained on "
-            f"({trained_on.get('name')}), or was prepared with other settings; give that --data"
+            f"({trained_on.get('name')}), or was prepared with other settings; give the folder of that"
         )
 
 

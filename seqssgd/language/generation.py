@@ -36,9 +36,9 @@ def generate(
         UserError: a length below 1, a negative or infinite temperature, or a word of the prompt that is unknown.
     """
     if length < 1:
-        raise UserError(f"--length {length}: it must be at least 1")
+        raise UserError(f"length={length}: it must be at least 1")
     if not 0 <= temperature < math.inf:
-        raise UserError(f"--temperature {temperature}: it must be a number from 0 up")
+        raise UserError(f"temperature={temperature}: it must be a number from 0 up")
     # the stream that the model learned has an <eos> before every line; the prompt's last line goes on
     ids = [tokenizer.eos_id, *tokenizer.encode(split_lines(prompt), "the prompt")[:-1].tolist()]
     device = next(model.parameters()).device

@@ -12,11 +12,11 @@ from ..data.text import TextDataset, Windows, columns
 from ..errors import UserError
 from ..networks import NetworkSettings
 from ..optim import Pass
-from ..training import distributed
+from ..training import Task, distributed
 from .config import Config
 
 
-class LanguageModelTask:
+class LanguageModelTask(Task):
     """Next-token prediction over a text cut into columns, the state of the network carried from window to window.
 
     Every noise path carries a state of its own: what the network at w+n remembers was computed at weights around
@@ -62,6 +62,11 @@ class LanguageModelTask:
         self.states[part.index] = tuple(s.detach().nan_to_num(0.0, 0.0, 0.0) for s in state)
         losses = cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none").view_as(targets)
         return part.mean(losses.sum(0)), targets.numel()
+
+    def shown(self, loss: float) -> str:
+        """The training perplexity that a loss over a window is."""
+        mean = loss / self.windows.length
+        return f"ppl {math.exp(mean) if mean < 700 else math.inf:.4g}"
 
     def evaluate(self) -> dict[str, float]:
         """Validation perplexity with the columns and windows of training, as Zaremba et al. report it."""

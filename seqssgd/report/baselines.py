@@ -60,5 +60,5 @@ def _named(groups: Sequence[Group], name: str) -> Group:
     found = [group for group in groups if is_meant(group)]
     if len(found) != 1:
         labels = "; ".join(group.label for group in groups)
-        raise UserError(f"--baseline {name}: {'several' if found else 'none'} of these methods; they are {labels}")
+        raise UserError(f"baseline {name!r}: {'several' if found else 'none'} of these methods; they are {labels}")
     return found[0]

@@ -29,7 +29,7 @@ def shared_metric(runs: Sequence[Run], metric: str | None = None) -> str:
             )
         shared = shared & own
     if metric is not None and metric not in shared:
-        raise UserError(f"--metric {metric}: not in all of these runs; they share {', '.join(sorted(shared))}")
+        raise UserError(f"metric {metric!r}: not in all of these runs; they share {', '.join(sorted(shared))}")
     return metric or min(shared, key=lambda name: (name.endswith("loss"), name.endswith("cer"), name))
 
 

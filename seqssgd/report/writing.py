@@ -75,7 +75,7 @@ def _write(files: Mapping[str, bytes], folder: Path) -> list[Path]:
             with atomic_path(folder / name) as temporary:
                 temporary.write_bytes(data)
     except OSError as error:
-        raise UserError(f"--out {folder}: cannot write there ({error.strerror}); choose another folder") from None
+        raise UserError(f"{folder}: cannot write there ({error.strerror}); choose another folder") from None
     return [folder / name for name in files]
 
 

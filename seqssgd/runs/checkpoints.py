@@ -99,7 +99,7 @@ def load_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
         except UserError as error:
             print(f"warning: {error}; going back to the one before", file=sys.stderr)
     if paths:
-        raise UserError(f"{folder}: all {len(paths)} checkpoints are damaged; start again with another --out")
+        raise UserError(f"{folder}: all {len(paths)} checkpoints are damaged; start again in another directory")
     return None
 
 

@@ -69,7 +69,9 @@ class RunDirectory:
             except OSError as error:
                 if error.errno in FULL:
                     raise
-                raise UserError(f"{self.path}: cannot write there ({error.strerror}); choose another --out") from error
+                raise UserError(
+                    f"{self.path}: cannot write there ({error.strerror}); choose another directory"
+                ) from error
 
     def _open(self) -> None:
         make_folder(self.path)
@@ -77,7 +79,7 @@ class RunDirectory:
         if known.is_file():
             self._compare(known)
         elif any(not is_leftover(entry) for entry in self.path.iterdir() if entry.name != layout.LOCK):
-            raise UserError(f"{self.path}: not empty, and not a run (no {layout.CONFIG}); choose another --out")
+            raise UserError(f"{self.path}: not empty, and not a run (no {layout.CONFIG}); choose another directory")
         if not os.access(self.path, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         self._take_lock()
@@ -105,9 +107,9 @@ class RunDirectory:
             _write(file, json.dumps({**old, "data": self.data}, indent=2))
 
     def _compare(self, known: Path) -> None:
-        old = read_yaml(known, "choose another --out")
+        old = read_yaml(known, "choose another directory")
         if not isinstance(old, Mapping):
-            raise UserError(f"{known}: not the configuration of a run; choose another --out")
+            raise UserError(f"{known}: not the configuration of a run; choose another directory")
         old = flatten(old if self._like is None else completed(old, self._like))
         new = flatten(self.config)
         later = {key for key in flatten(self._noted) if key not in old}
@@ -136,7 +138,7 @@ class RunDirectory:
             return
         with naming(self._metrics), open(self._metrics, "ab") as file:
             if file.tell() < length:
-                raise UserError(f"{self._metrics}: shorter than at the last checkpoint; choose another --out")
+                raise UserError(f"{self._metrics}: shorter than at the last checkpoint; choose another directory")
             file.truncate(length)
         sync_folder(self.path)
         rows = read_rows(self._metrics)

@@ -17,7 +17,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     try:
         return parse_rows(path.read_bytes())
     except ValueError as error:
-        raise UserError(f"{path}, {error}; repeat the run with another --out") from None
+        raise UserError(f"{path}, {error}; repeat the run in another directory") from None
 
 
 def parse_rows(content: bytes, numbers: Sequence[str] = ()) -> list[dict[str, Any]]:

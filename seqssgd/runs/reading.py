@@ -24,7 +24,7 @@ class Run:
         rows: the evaluations in order, as they stand in metrics.jsonl; one row per epoch evaluated.
         curvature: those rows of the training that tell of the curvature (``training.log_curvature``).
         result: the contents of result.json; empty while there is none.
-        evaluations: what the recipe's ``evaluate.py --save`` wrote, by split.
+        evaluations: what evaluations added (``seqssgd evaluate --save``), by split.
     """
 
     path: Path
@@ -68,7 +68,7 @@ def read_run(path: str | Path) -> Run:
         raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from None
     except (ValueError, KeyError) as error:
         reason = f"no {error} in it" if isinstance(error, KeyError) else str(error).splitlines()[0]
-        raise UserError(f"{path}: its files are damaged ({reason}); repeat the run with another --out") from None
+        raise UserError(f"{path}: its files are damaged ({reason}); repeat the run in another directory") from None
     settings, rows, result, evaluations, curvature = map(printable, (settings, rows, result, evaluations, curvature))
     # evaluated again at the end of an epoch in which an earlier limit of steps had ended the run
     return Run(path, settings, list({row["epoch"]: row for row in rows}.values()), result, evaluations, curvature)
@@ -111,7 +111,7 @@ def record(run: str | Path, split: str, figures: dict[str, Any]) -> None:
         with atomic_path(path) as temporary:
             temporary.write_text(json.dumps(evaluations, indent=2) + "\n", encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be written ({error}); leave out --save") from None
+        raise UserError(f"{path}: cannot be written ({error})") from None
 
 
 def data_folder(run: str | Path, given: str | Path | None, option: str = "--data") -> Path:

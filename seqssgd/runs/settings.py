@@ -139,7 +139,7 @@ def check_same(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> No
         more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
         raise UserError(
             f"{path}: a run of another configuration ({shown}{more}); "
-            "choose another --out, or repeat the settings of the first start"
+            "choose another directory, or repeat the settings of the first start"
         )
 
 

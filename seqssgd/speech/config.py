@@ -49,7 +49,7 @@ class CorpusConfig:
     Attributes:
         train: name of the training set.
         valid: name of the validation set.
-        test: name of the test set, for evaluate.py.
+        test: name of the test set, for ``seqssgd evaluate``.
         batch_seconds: audio in a minibatch, padding included, over all processes.
         max_seconds: longer utterances are left out; null: none are.
         buckets: the most groups of utterances of similar length that minibatches are made from.

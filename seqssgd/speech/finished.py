@@ -78,7 +78,7 @@ def check_same_corpus(run: str | Path, folder: str | Path) -> None:
     """
     known = read_section(run, "data", KIND)["valid"]
     if not load_for_run(run, folder, "valid").is_that_of(known):
-        raise UserError(f"{folder} is not the corpus that {run} was trained on; give that --data, or leave --save out")
+        raise UserError(f"{folder} is not the corpus that {run} was trained on; give the folder of that")
 
 
 def open_task(run: str | Path, folder: str | Path, device: torch.device | str = "cpu") -> SpeechTask:

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from ..data.prefetching import prefetch
 from ..data.speech import SpeechSet, load_speech
 from ..errors import UserError
 from ..optim import Pass
-from ..training import distributed
+from ..training import Task, distributed
 from .batching import BucketBatches, collate, padded, select
 from .config import Config, TokensConfig
 from .features import SpecAugment, SpeedPerturbation
@@ -21,7 +20,7 @@ from .scoring import score
 from .tokens import CharacterTokenizer, LabelTokenizer, PieceTokenizer, check_labels
 
 
-class SpeechTask:
+class SpeechTask(Task):
     """Connectionist temporal classification: labels from audio, without an alignment.
 
     Front end and augmentation run once for every minibatch: the passes of a step see the same features.
@@ -65,9 +64,6 @@ class SpeechTask:
         if config.model.features.normalization == "global":
             model.features.measure(padded([self.train.waveform(index)]) for index in self.selection.indices)
 
-    def start_epoch(self, epoch: int) -> None:
-        """Nothing is carried from minibatch to minibatch."""
-
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
         """Augmented features (B, T, F), their lengths (B,), labels (B, U), their lengths (B,), and seconds (B,)."""
         batches = self.minibatches.epoch(epoch, start)
@@ -103,13 +99,6 @@ class SpeechTask:
         }
         rates = {f"valid_{name}": score(wanted, texts, unit).rate for name, unit in (("wer", "word"), ("cer", "char"))}
         return {"valid_loss": float("nan") if loss is None else loss, **rates}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing is carried from step to step."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing is carried from step to step."""
 
 
 def build_tokenizer(config: TokensConfig, texts: list[str]) -> LabelTokenizer:

@@ -1,7 +1,9 @@
 """What a run tells the person in front of it: a progress bar on a terminal, plain lines elsewhere."""
 
 import contextlib
+import math
 import sys
+from collections.abc import Callable
 from types import TracebackType
 
 from tqdm import tqdm
@@ -23,13 +25,33 @@ def say(text: str) -> None:
                   file=sys.stderr, flush=True)  # fmt: skip
 
 
-class Console:
-    """Shows progress towards ``total`` steps (None: only lines). Processes other than the main one are silent."""
+WIDTH = 80  # columns
+BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}"
 
-    def __init__(self, total: float | None = None, step: int = 0):
+
+class Console:
+    """Shows progress towards ``total`` steps (None: only lines). Processes other than the main one are silent.
+
+    Args:
+        total: steps of the whole training.
+        step: those made before.
+        epochs: of the whole training.
+        shown: the running loss as text; see :meth:`Task.shown`.
+    """
+
+    MEMORY = 50  # steps that the running loss is about the mean of
+
+    def __init__(
+        self,
+        total: float | None = None,
+        step: int = 0,
+        epochs: int = 1,
+        shown: Callable[[float], str] = str,
+    ):
         self._bar: tqdm | None = None
+        self._epochs, self._shown, self._loss = epochs, shown, math.nan
         if total is not None and processes.is_main() and sys.stderr.isatty():
-            self._bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True, smoothing=0.1)
+            self._bar = tqdm(total=total, initial=step, ncols=WIDTH, smoothing=0.1, bar_format=BAR)
 
     def __enter__(self) -> "Console":
         return self
@@ -38,16 +60,20 @@ class Console:
         if self._bar is not None:
             self._bar.close()
 
-    def advance(self) -> None:
+    def advance(self, loss: float, epoch: int, passes: float) -> None:
         """One more step is done."""
-        if self._bar is not None:
-            self._bar.update()
+        if self._bar is None:
+            return
+        if math.isfinite(loss):
+            share = 1 / self.MEMORY if math.isfinite(self._loss) else 1
+            self._loss = (1 - share) * (self._loss if share < 1 else 0.0) + share * loss
+        text = f"epoch {epoch}/{self._epochs} passes {passes:g} {self._shown(self._loss)}"
+        self._bar.set_postfix_str(text, refresh=False)
+        self._bar.update()
 
     def train(self, row: dict) -> None:
-        """A row of training metrics: beside the bar, or as a line."""
-        if self._bar is not None:
-            self._bar.set_postfix(epoch=row["epoch"], loss=_number(row["loss"]))
-        else:
+        """A row of training metrics: a line, unless there is a bar, which has them in short."""
+        if self._bar is None:
             self.line(describe(row))
 
     def valid(self, row: dict) -> None:

@@ -63,7 +63,8 @@ def fit(
             loop.say(f"{run.path}: already finished at step {result['steps']}; nothing to do")
             return {**result, "finished": True, "exit_code": loop.judge(result)}
         loop.resume()
-        with loop.signals, Console(loop.limit, loop.progress.step) as loop.console:
+        shown = getattr(task, "shown", "loss {:.4g}".format)
+        with loop.signals, Console(loop.limit, loop.progress.step, config.epochs, shown) as loop.console:
             return loop.train()
     finally:
         run.close()
@@ -121,7 +122,7 @@ class _Loop:
             for sums in (p.losses, p.epoch_losses):
                 sums[:] = sums[0] + loss, sums[1] + 1
         p.training_seconds += time.monotonic() - started
-        self.console.advance()
+        self.console.advance(loss, self.epoch_of_step(), p.passes)
         if p.step % self.config.log_every == 0:
             self.log()
         self.step_schedulers("step")
@@ -290,7 +291,7 @@ class _Loop:
         if result["stopped_early"]:
             how = "finished early: no better for training.patience evaluations"
         elif result["steps"] < self.last_step:
-            how, more = "stopped by --max-steps", f" of {self.last_step}, and goes on with a higher limit or none"
+            how, more = "stopped by max_steps", f" of {self.last_step}, and goes on with a higher limit or none"
         self.say(f"{how} at step {result['steps']}{more}; see {self.run.path / layout.RESULT}")
         return {**result, "finished": True, "exit_code": self.judge(result)}
 
@@ -300,7 +301,7 @@ class _Loop:
             return 0
         if processes.is_main():
             print(f"error: {self.run.path}: training diverged ({reason}); lower the learning rate or the noise, set "
-                  "training.clip, or train in fp32, in another --out", file=sys.stderr, flush=True)  # fmt: skip
+                  "training.clip, or train in fp32, in another directory", file=sys.stderr, flush=True)  # fmt: skip
         return 2
 
     def diverged(self) -> str | None:

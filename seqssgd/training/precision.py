@@ -30,7 +30,7 @@ def settle_precision(model: nn.Module, config: TrainingConfig, run: Path) -> Non
         check_precision(model, config)
         return
     begun = run / layout.CONFIG
-    old = read_yaml(begun, "choose another --out") if begun.is_file() else None
+    old = read_yaml(begun, "choose another directory") if begun.is_file() else None
     section = old.get("training") if isinstance(old, dict) else None
     stored = section.get("precision") if isinstance(section, dict) else None
     if processes.from_main(stored) in ("fp32", "bf16", "fp16"):

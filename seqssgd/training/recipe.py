@@ -95,7 +95,7 @@ def load_program(path: Path) -> ModuleType:
         UserError: there is no such file, or it is not Python.
     """
     if not path.is_file() or path.suffix != ".py":
-        raise UserError(f"{path}: no such program; give the path of a recipe's train.py (--program)")
+        raise UserError(f"{path}: no such program; give the path of a recipe's train.py")
     name = f"{path.resolve().parent.name}_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None  # as for every file named *.py

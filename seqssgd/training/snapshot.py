@@ -64,7 +64,7 @@ def give_back(loop: "_Loop", state: Mapping[str, Any], path: Path) -> None:
     except Exception as error:  # contents of a wrong kind make torch, and the task, raise almost anything
         raise UserError(
             f"{path}: its contents are damaged ({_reason(error)}); delete it, to go back to the checkpoint before it, "
-            "or choose another --out"
+            "or choose another directory"
         ) from error
 
 
@@ -78,7 +78,7 @@ def _check_version(state: Mapping[str, Any], path: Path) -> None:
     if missing or later:
         raise UserError(
             f"{path}: a checkpoint of another version of seqssgd ({', '.join((missing + later)[:3])}); resume with the "
-            "version that wrote it, or choose another --out"
+            "version that wrote it, or choose another directory"
         )
 
 
@@ -92,7 +92,7 @@ def _check_groups(loop: "_Loop", state: Mapping[str, Any], path: Path) -> None:
         if then != now:
             raise UserError(
                 f"{path}: of an optimizer with other {kind} ({then}, now {now}); resume with the version and the model "
-                "that it was made with, or choose another --out"
+                "that it was made with, or choose another directory"
             )
 
 

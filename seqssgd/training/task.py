@@ -2,15 +2,18 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor, nn
 
 from ..optim import Pass
 
 
-class Task(Protocol):
+class Task:
     """What a recipe gives to :func:`fit`: a model, its data, its loss and its evaluation.
+
+    A task of one's own has ``model``, ``steps_per_epoch``, ``batches`` and ``loss``; what else there is has defaults
+    here: nothing is evaluated, carried or shown in another unit.
 
     Attributes:
         model: the module to train, on its device. Under torchrun it is replaced by its data-parallel wrapper while
@@ -22,32 +25,36 @@ class Task(Protocol):
 
     model: nn.Module
     steps_per_epoch: int
-    best: tuple[str, str] | None
+    best: tuple[str, str] | None = None
 
     def start_epoch(self, epoch: int) -> None:
         """Called before epoch 0, 1, …: to zero a carried state. Not called when a run is resumed within an epoch."""
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
         """This process's minibatches of an epoch, from number ``start`` on: a pure function of seed and epoch."""
-        ...
+        raise NotImplementedError
 
     def loss(self, batch: Any, part: Pass) -> tuple[Tensor, float]:
         """The loss to differentiate on ``part.take(batch)``, and the units (tokens, images, seconds) it was taken on.
 
         The loss is ``part.mean`` of the examples' losses, so that a method can weigh the examples.
         """
-        ...
+        raise NotImplementedError
 
     def evaluate(self) -> dict[str, float]:
         """Metrics on validation data, none where there is none; the model is in evaluation mode, without gradients, at
         the clean weights."""
-        ...
+        return {}
 
-    def state_dict(self) -> dict:
+    def shown(self, loss: float) -> str:
+        """A training loss for the progress line, in the unit of validation where that can be had from it."""
+        return f"loss {loss:.4g}"
+
+    def state_dict(self) -> dict[str, Any]:
         """What is carried from step to step (LSTM states): tensors and plain values."""
-        ...
+        return {}
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes back what ``state_dict`` gave."""
 
 
