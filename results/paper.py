@@ -20,6 +20,7 @@ from seqssgd.report import Comparison, Run, compare, read_run
 from seqssgd.report.comparison import Difference, Estimate, Row, difference, holm
 from seqssgd.report.noise_size import relative_noise
 from seqssgd.report.tables import LEVEL, words
+from seqssgd.runs import layout
 
 RESULTS = Path(__file__).resolve().parent
 KEYS = {"row", "paper", "noise", "runs", "scale", "data", "against", "command"}
@@ -118,7 +119,7 @@ def line_of(entry: dict[str, Any], figure: str) -> Line:
 
 def method(pattern: str, figure: str) -> tuple[Comparison, Row]:
     """The method whose runs are those of a pattern, and the comparison of all that lie beside them."""
-    paths = {path.parent for path in RESULTS.glob(f"{pattern}/config.yaml")}
+    paths = {path.parent for path in RESULTS.glob(f"{pattern}/{layout.CONFIG}")}
     if not paths:
         raise UserError(f"paper.yaml: {pattern}: no such runs in results/; copy them there, or take the row back")
     comparison = folder(pattern.partition("/")[0])
@@ -138,7 +139,7 @@ def method(pattern: str, figure: str) -> tuple[Comparison, Row]:
 @cache
 def folder(name: str) -> Comparison:
     """All runs of a folder side by side."""
-    paths = sorted((RESULTS / name).glob("*/config.yaml"))
+    paths = sorted((RESULTS / name).glob(f"*/{layout.CONFIG}"))
     return compare([read_run(path.parent) for path in paths])
 
 

@@ -1,9 +1,10 @@
 """Locks of files, which end with the process that holds them, however it ends."""
 
 import errno
-import sys
 from pathlib import Path
 from typing import Literal
+
+from .notes import note
 
 try:
     import fcntl
@@ -37,6 +38,6 @@ def try_lock(handle: int) -> Literal["taken", "held", "none"]:
 
 
 def note_no_locks(folder: str | Path) -> None:
-    """Says on standard error that a second process in this folder would not be noticed."""
-    print(f"note: {folder} is where files cannot be locked, so that a second process that writes there would not be "
-          "noticed; start only one", file=sys.stderr, flush=True)  # fmt: skip
+    """Notes that a second process in this folder would not be noticed."""
+    note(f"{folder} is where files cannot be locked, so that a second process that writes there would not be noticed; "
+         "start only one")  # fmt: skip

@@ -321,7 +321,7 @@ def test_folders_that_are_no_run_of_a_recogniser_are_refused(data, finished, tmp
     run = shutil.copytree(finished, tmp_path / "run")
     config = yaml.safe_load((run / "config.yaml").read_text())
     for changed, reason in (
-        ({**config, "model": {"hidden_size": 5}}, "section 'model' describes no speech recogniser ('features')"),
+        ({**config, "model": {"hidden_size": 5}}, "describes no speech recogniser (section 'model'"),
         ({"model": 3}, "has no section 'model'; give a --run of a speech recogniser"),
     ):
         (run / "config.yaml").write_text(yaml.safe_dump(changed))

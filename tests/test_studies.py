@@ -275,16 +275,8 @@ def test_a_run_that_fails_is_named_and_does_not_stop_the_others(run, tmp_path, c
 
 
 def test_an_error_in_an_evaluation_is_named_and_does_not_stop_the_others(run, tmp_path, capsys, monkeypatch):
-    loaded = STUDY.load_program
-
-    def load_broken(path: Path):
-        module = loaded(path)
-        if path.stem == "evaluate":
-            original = module.main
-            module.main = lambda words: 1 / 0 if "none" in words[1] else original(words)
-        return module
-
-    monkeypatch.setattr(STUDY, "load_program", load_broken)
+    whole = STUDY.evaluate
+    monkeypatch.setattr(STUDY, "evaluate", lambda words: 1 / 0 if "none" in words[1] else whole(words))
     assert run("pair") == 1
     said = capsys.readouterr()
     assert "ZeroDivisionError" in said.err and "failed: none/seed0 (evaluation)" in said.err

@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import logging
 import math
 import time
 
@@ -138,6 +139,23 @@ def test_only_the_main_process_speaks(capsys, monkeypatch, stream):
         console.train({"kind": "train", "step": 1, "epoch": 1, "loss": 1.0})
         console.valid({"kind": "valid", "step": 1, "epoch": 1})
     assert silent.getvalue() == capsys.readouterr().out == ""
+
+
+def test_the_logger_silences_progress_and_warnings(tmp_path, capsys, monkeypatch):
+    logger = logging.getLogger("seqssgd")
+    monkeypatch.setattr("sys.stderr", terminal := Terminal())
+    try:
+        logger.setLevel("WARNING")
+        train(tmp_path, settings(), max_steps=4)
+        (tmp_path / "environment.json").write_text("{}")
+        train(tmp_path, settings(), max_steps=6)
+        assert capsys.readouterr().out == ""
+        assert [line.split(":")[0] for line in terminal.getvalue().splitlines()] == ["warning"]  # and no bar
+        logger.setLevel("ERROR")
+        train(tmp_path, settings())
+        assert capsys.readouterr().out == "" and terminal.getvalue().count("\n") == 1
+    finally:
+        logger.setLevel("INFO")
 
 
 # ---- TensorBoard -----------------------------------------------------------------------------------------------------

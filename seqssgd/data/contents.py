@@ -7,12 +7,12 @@ file is read through and its checksum compared.
 
 import hashlib
 import os
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seqssgd.errors import UserError
+from seqssgd.notes import note
 
 if TYPE_CHECKING:
     import numpy as np
@@ -67,10 +67,9 @@ def check_set(folder: Path, name: str, info: Mapping[str, Any]) -> str | None:
         UserError: a file has changed.
     """
     if name not in info.get("content", {}):
-        print(
-            f"note: {folder / name} was prepared without checksums, so whether it has changed since is not known; "
-            "prepare it in a new folder to have them",
-            file=sys.stderr,
+        note(
+            f"{folder / name} was prepared without checksums, so whether it has changed since is not known; "
+            "prepare it in a new folder to have them"
         )
         return None
     from seqssgd.data.progress import ProgressBar  # whose package belongs to an extra

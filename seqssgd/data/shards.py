@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import os
 import signal
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -22,6 +21,7 @@ from seqssgd.data.items import printable, reason_of
 from seqssgd.data.progress import ProgressBar
 from seqssgd.errors import UserError
 from seqssgd.files import atomic_path
+from seqssgd.notes import note
 
 FORMAT = 1  # of the prepared folder; a later, incompatible one gets another number
 SHARD = 1000  # rows
@@ -134,9 +134,7 @@ def write_shards(stage: Path, shards: Sequence[Shard], jobs: int) -> list[dict]:
     if jobs < 1:
         raise UserError(f"jobs={jobs}: there must be at least 1")
     if jobs > (cores := os.cpu_count() or 1):
-        print(
-            f"note: {jobs:,} jobs are more than the {cores} cores of this machine; {cores} are taken", file=sys.stderr
-        )
+        note(f"{jobs:,} jobs are more than the {cores} cores of this machine; {cores} are taken")
         jobs = cores
     results = {i: result for i, shard in enumerate(shards) if (result := _finished(stage, shard))}
     todo = {i: shard for i, shard in enumerate(shards) if i not in results}

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from ..runs.reading import Run
 from .comparison import Comparison
 from .page import Section
 from .plots import COLOURS, new_figure, picture_files
-from .reading import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

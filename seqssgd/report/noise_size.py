@@ -4,8 +4,8 @@ import math
 import statistics
 from typing import Any
 
+from ..runs.reading import Run
 from .grouping import Group
-from .reading import Run
 
 WITHOUT = ("none", "ema", "swa")  # methods that move no weights
 OTHERS = ("covariance", "sam", "asam", "msam", "ivon")  # whose level is no fraction of the weights

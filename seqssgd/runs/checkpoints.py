@@ -4,7 +4,6 @@ import errno
 import hashlib
 import json
 import random
-import sys
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import nn
 
 from ..errors import UserError
 from ..files import atomic_path
+from ..notes import note, warn
 from . import layout
 from .settings import read_config
 
@@ -97,7 +97,7 @@ def load_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
         try:
             return path, load(path)
         except UserError as error:
-            print(f"warning: {error}; going back to the one before", file=sys.stderr)
+            warn(f"{error}; going back to the one before")
     if paths:
         raise UserError(f"{folder}: all {len(paths)} checkpoints are damaged; start again in another directory")
     return None
@@ -189,8 +189,9 @@ def find_checkpoint(run: str | Path, checkpoint: str | Path = "best") -> Path:
         wanted = f"{layout.BEST} or " if checkpoint == "best" else ""
         raise UserError(f"{folder} holds no {wanted}step-*.pt; train first")
     if checkpoint == "best":
-        print(f"note: {run} has no best checkpoint (it was never validated with a finite metric); taking the last, "
-              f"{last.name}", file=sys.stderr, flush=True)  # fmt: skip
+        note(
+            f"{run} has no best checkpoint (it was never validated with a finite metric); taking the last, {last.name}"
+        )
     return last
 
 

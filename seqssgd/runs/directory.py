@@ -6,7 +6,6 @@ import errno
 import json
 import math
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from ..documents import parse_json, read_yaml
 from ..errors import FULL, UserError
 from ..files import atomic_path, is_leftover, make_folder, naming, sync_folder
 from ..locks import note_no_locks, try_lock
+from ..notes import warn
 from ..processes import is_main
 from . import layout
 from .checkpoints import checksums
@@ -100,8 +100,7 @@ class RunDirectory:
             old = parse_json(file.read_bytes())
             warn_of_changes(old, now)
         except (ValueError, AttributeError, TypeError):
-            print(f"warning: {file} is damaged; whether this is the environment that the run began in is not known",
-                  file=sys.stderr)  # fmt: skip
+            warn(f"{file} is damaged; whether this is the environment that the run began in is not known")
             return
         if self.data is not None and old.get("data") != self.data:
             _write(file, json.dumps({**old, "data": self.data}, indent=2))

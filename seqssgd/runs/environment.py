@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from .. import processes
+from ..notes import warn
 
 PACKAGES = ("torch", "numpy", "datasets", "jsonargparse", "sentencepiece", "seqssgd")
 
@@ -64,8 +65,8 @@ def _cpu_name() -> str:
 
 
 def warn_of_changes(old: dict[str, Any], new: dict[str, Any]) -> None:
-    """Says on standard error in what an environment differs from the one that the run began in."""
+    """Warns of what an environment differs from the one that the run began in."""
     keys = ("python", "packages", "commit", "cpu", "threads", "gpu", "processes")
     changed = [f"{key} {old.get(key)} -> {new[key]}" for key in keys if old.get(key) != new[key]]
     if changed:
-        print(f"warning: not the environment this run began in: {'; '.join(changed)}", file=sys.stderr)
+        warn(f"not the environment this run began in: {'; '.join(changed)}")

@@ -51,8 +51,7 @@ def completed(config: Mapping[str, Any], like: Any, settled: bool = True) -> dic
     kind = like if isinstance(like, type) else type(like)
     if len(settings) == len(dataclasses.fields(kind)):  # no sections in it
         found = _settled(settings, config, kind) if settled else {**_defaults(kind), **config}
-    found = plain(found)
-    return {**{key: found.get(key, value) for key, value in config.items()}, **found}  # in the order that it has
+    return {**plain(found), **{key: value for key, value in config.items() if key not in found}}
 
 
 def restored(config: Mapping[str, Any], kind: type) -> Any:

@@ -1,12 +1,12 @@
 """Beam search over recordings of any length, in memory that depends on the beam alone."""
 
 import math
-import sys
 from array import array
 
 import torch
 from torch import Tensor
 
+from ..notes import note
 from .decode import BeamSearch, Hypothesis
 
 KEPT = 500_000  # states (one for each hypothesis and frame) that may wait for a decision
@@ -84,9 +84,9 @@ class BeamStream:
 
     def _say(self, frames: int) -> None:
         if not self._noted:
-            print(f"note: the hypotheses of the beam, {self._search.beam} at most, do not agree on what was said "
-                  f"{frames:,} frames ago; to bound the memory, what is the best by now is taken, which the rest could "
-                  "have changed", file=sys.stderr, flush=True)  # fmt: skip
+            note(f"the hypotheses of the beam, {self._search.beam} at most, do not agree on what was said "
+                 f"{frames:,} frames ago; to bound the memory, what is the best by now is taken, which the rest could "
+                 "have changed")  # fmt: skip
         self._noted = True
 
 

@@ -1,6 +1,5 @@
 """What a run tells the person in front of it: a progress bar on a terminal, plain lines elsewhere."""
 
-import contextlib
 import math
 import sys
 from collections.abc import Callable
@@ -8,21 +7,13 @@ from types import TracebackType
 
 from tqdm import tqdm
 
-from .. import processes
-from ..errors import forget_output
+from .. import notes, processes
 
 
 def say(text: str) -> None:
-    """Prints a line, in the main process. If nobody reads it any more (``… | head``), training goes on unheard."""
-    if not processes.is_main():
-        return
-    try:
-        print(text, flush=True)
-    except OSError as error:
-        forget_output()
-        with contextlib.suppress(OSError):
-            print(f"warning: standard output cannot be written ({error.strerror}); training goes on without it",
-                  file=sys.stderr, flush=True)  # fmt: skip
+    """A line of progress, in the main process."""
+    if processes.is_main():
+        notes.say(text)
 
 
 WIDTH = 80  # columns
@@ -50,7 +41,7 @@ class Console:
     ):
         self._bar: tqdm | None = None
         self._epochs, self._shown, self._loss = epochs, shown, math.nan
-        if total is not None and processes.is_main() and sys.stderr.isatty():
+        if total is not None and processes.is_main() and sys.stderr.isatty() and not notes.is_silent():
             self._bar = tqdm(total=total, initial=step, ncols=WIDTH, smoothing=0.1, bar_format=BAR)
 
     def __enter__(self) -> "Console":
@@ -82,7 +73,7 @@ class Console:
 
     def line(self, text: str) -> None:
         """Prints ``text``, above the bar if there is one."""
-        if self._bar is not None:
+        if self._bar is not None and not notes.is_silent():
             self._bar.write(text)
         else:
             say(text)

@@ -4,7 +4,6 @@ import contextlib
 import itertools
 import math
 import signal
-import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import processes
+from .. import notes, processes
 from ..errors import UserError
 from ..optim import MultiPassOptimizer
 from ..runs import checkpoints, layout
@@ -38,6 +37,8 @@ def fit(
     max_minutes: float | None = None,
 ) -> dict[str, Any]:
     """Trains ``task``, from where ``run`` was left: the same bits as if it had never been interrupted (CPU).
+
+    It speaks through the logger ``seqssgd``; ``logging.getLogger("seqssgd").setLevel("WARNING")`` silences it.
 
     Args:
         task: see :class:`Task`.
@@ -300,8 +301,8 @@ class _Loop:
         if not (reason := result.get("diverged")):
             return 0
         if processes.is_main():
-            print(f"error: {self.run.path}: training diverged ({reason}); lower the learning rate or the noise, set "
-                  "training.clip, or train in fp32, in another directory", file=sys.stderr, flush=True)  # fmt: skip
+            notes.complain(f"{self.run.path}: training diverged ({reason}); lower the learning rate or the noise, set "
+                           "training.clip, or train in fp32, in another directory")  # fmt: skip
         return 2
 
     def diverged(self) -> str | None:
