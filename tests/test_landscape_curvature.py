@@ -271,6 +271,22 @@ def test_a_shorter_last_batch_weighs_less():
     assert parts.loss == pytest.approx(whole.loss, rel=1e-12)
 
 
+def test_graphs_are_kept_where_they_fit(monkeypatch):
+    objective = smooth((7, 3))
+    vector = torch.randn(sum(p.numel() for p in objective.params), dtype=torch.double)
+    kept = CurvatureOperator(objective)
+    assert kept.keep_graph and "graphs kept" in repr(kept)
+    inputs, hidden = 3 * 5, 3 * 6  # numbers of the smaller batch that the graph holds at least
+    assert 8 * (inputs + hidden) < kept._probed_bytes < 100 * 8 * (inputs + hidden)
+    monkeypatch.setattr("seqssgd.landscape.curvature.GRAPHS", 100)
+    thrown = CurvatureOperator(objective)
+    assert not thrown.keep_graph and not thrown._graphs
+    products = [operator.matvec(vector) for operator in (kept, kept, thrown)]
+    assert len(kept._graphs) == 2 and not thrown._graphs
+    for other in products[1:]:
+        torch.testing.assert_close(other, products[0], rtol=1e-12, atol=1e-14)
+
+
 def test_a_layers_block_is_a_block_of_the_whole():
     objective = smooth()
     wanted = dense(objective)

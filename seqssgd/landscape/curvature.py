@@ -1,7 +1,8 @@
 """Products of the Hessian of a loss, or of its Gauss-Newton part, with vectors."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ METHODS = ("auto", "exact", "differences")
 # The step of central differences over the norm of the weights, where rounding and curvature of the third order are in
 # balance for smooth networks. An absolute step would be spread over millions of weights.
 STEP = {torch.float64: 1e-5, torch.float32: 3e-3}
+GRAPHS = 2e9
 # Functions whose slope jumps: between two points there are kinks, and differences see them while derivatives do not.
 _KINKED = re.compile(
     r"(Relu|LeakyRelu|Prelu|Rrelu|Threshold|Hardtanh|Hardswish|Hardsigmoid|Hardshrink|Softshrink|Abs|Clamp|Maximum|"
@@ -37,8 +39,9 @@ class CurvatureOperator:
         method: ``"exact"``: by differentiating twice. ``"differences"``: (∇L(w + εv) - ∇L(w - εv)) / 2ε with ε from
             :data:`STEP`, for smooth networks. ``"auto"``: exact, or else, if the network is smooth, differences.
         keep_graph: whether the graphs of the gradients stay in memory, so that a product costs one backward pass in
-            place of two and a forward pass; None: if there is a single batch. Then the weights must not be written to
-            while the operator is in use.
+            place of two and a forward pass; None: if there is a single batch, or all graphs take less than
+            :data:`GRAPHS` bytes, going by the smallest batch. Then the weights must not be written to while the
+            operator is in use.
 
     Attributes:
         method: the one in use, ``"exact"`` or ``"differences"``.
@@ -67,11 +70,16 @@ class CurvatureOperator:
             raise ValueError("the Gauss-Newton matrix is not to be had by differences of gradients; use exact")
         self.objective, self.kind = objective, kind
         self.params = objective.params if params is None else list(params)
-        self.keep_graph = len(objective.batches) == 1 if keep_graph is None else keep_graph
+        single = len(objective.batches) == 1
+        self.keep_graph = single if keep_graph is None else keep_graph
         self.size = sum(p.numel() for p in self.params)
         self.dtype, self.device = self.params[0].dtype, self.params[0].device
         self.products, self.reason, self._graphs = 0, None, {}
+        self._probed_bytes = 0
         self.method = method if method == "differences" else self._probe(method)
+        if keep_graph is None and not single and self.method == "exact":
+            shares = [_numbers(batch) for batch in objective.batches]
+            self.keep_graph = self._probed_bytes * sum(shares) < GRAPHS * min(shares)
 
     def __repr__(self) -> str:
         graphs = ", graphs kept" if self.method == "exact" and self.keep_graph else ""
@@ -174,7 +182,13 @@ class CurvatureOperator:
         try:
             with self.objective.frozen():
                 self._check_differentiable(batch)
-                trial._product(0, [torch.ones_like(p) for p in self.params])
+                ones = [torch.ones_like(p) for p in self.params]
+                if trial is self:
+                    trial._product(0, ones)
+                else:
+                    with _saved_bytes() as saved:
+                        trial._product(0, ones)
+                    self._probed_bytes = sum(saved.values())
             return "exact"
         except torch.OutOfMemoryError:
             raise
@@ -206,6 +220,19 @@ class CurvatureOperator:
             loss = self.objective.losses(self.objective.outputs(batch), batch).sum()
         found = [_KINKED.match(node.name()) for node in _nodes([loss])]
         return ", ".join(sorted({match[0] for match in found if match}))
+
+
+@contextmanager
+def _saved_bytes() -> Iterator[dict[int, int]]:
+    """How many bytes graphs that are built inside hold, by address."""
+    found: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor.detach()  # no cycle of an output with its own node
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield found
 
 
 def _nodes(tensors: Sequence[Tensor | None]) -> set[Any]:
