@@ -48,7 +48,7 @@ def main() -> None:
     runs = [out / name for name in METHODS]
     for path in runs:
         run(TRAIN, "--config", HERE / "small.yaml", "--data", out / "data", "--out", path, *METHODS[path.name])
-    run("-m", "seqssgd.cli", "compare", *runs, "--out", out / "report")
+    run("-m", "seqssgd", "compare", *runs, "--out", out / "report")
     print("\nThis was a demonstration. README.md has the library in three lines, and recipes/ the real experiments.")
 
 
