@@ -2,6 +2,8 @@
 
 import asyncio
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,3 +63,18 @@ def test_compute_is_equal():
         per_step = 2 if settings["--optim.method"] == "ssgd" and "--optim.signs" not in settings else 1
         passes[name] = per_step * int(settings.get("--training.epochs", epochs))
     assert len(set(passes.values())) == 1, passes
+
+
+def test_every_module_that_it_runs_is_a_program(tmp_path, monkeypatch):
+    spec = importlib.util.spec_from_file_location("run", DEMO / "run.py")
+    run = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(run)
+    commands = []
+    monkeypatch.setattr(run, "run", lambda *words: commands.append([str(word) for word in words]))
+    monkeypatch.setattr("sys.argv", ["run.py", "--out", str(tmp_path)])
+    run.main()
+    modules = [words[:3] for words in commands if words[0] == "-m"]
+    assert len(modules) == 1
+    for words in modules:
+        found = subprocess.run([sys.executable, *words, "--help"], capture_output=True, text=True)
+        assert found.returncode == 0 and "usage: " in found.stdout, words
