@@ -1,5 +1,6 @@
 """The parts of a gradient's variance on losses for which they are known, and what follows from them."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from seqssgd.landscape.figures import _parts
 from seqssgd.landscape.sharpness import WeightNoise
 from seqssgd.landscape.spectrum import Estimate
 from seqssgd.landscape.variance import VarianceSplit, variance_split
@@ -101,7 +103,8 @@ def test_the_break_even_minibatch_is_where_both_cost_the_same_and_the_advice_fol
     assert 2 * at_edge["pair"] == pytest.approx(at_edge["one-sided"])
     assert edge == pytest.approx(100 / 9.5)
     assert found.recommendation()[0] == "halves"
-    assert "from 11 examples on pays the pair" in str(found)
+    assert str(found).endswith("the pair pays against one-sided noise from 11 examples on")
+    assert str(split(100.0, 120.0, 110.0, 0.3, 0.5)).endswith("against one-sided noise at no minibatch size")
     assert split(100.0, 120.0, 110.0, 0.3, 0.1).recommendation()[0] == "one-sided"
     assert split(100.0, 120.0, 110.0, 0.3, 0.5).break_even == math.inf
     wild = split(100.0, 400.0, 110.0, 10.0, 0.5)  # weight noise adds more data noise than the pair keeps
@@ -109,3 +112,16 @@ def test_the_break_even_minibatch_is_where_both_cost_the_same_and_the_advice_fol
     assert np.isinf(split(1.0, 1.0, 1.0, 0.0, 0.0).break_even)
     with pytest.raises(ValueError, match="too few"):
         variance_split(gradient_of(Cubic()), halves(3, 2, torch.Generator()), 2, WeightNoise(Cubic()), 0.5)
+
+
+def test_the_parts_in_the_picture_add_up_to_the_variance_of_each_method():
+    split = VarianceSplit(0.3, 10, *(Estimate(value, value, value) for value in (20.0, 26.0, 22.0, 3.0, 0.5)))
+    plain = {**dataclasses.asdict(split), "of_step": split.of_step()}
+    for method in ("one-sided", "halves", "pair"):
+        parts = _parts(plain, method)
+        assert sum(parts.values()) == pytest.approx(split.of_step()[method] / split.of_step()["none"])
+    one_sided = {"D/B": 1.0, "M/B": 0.3, "N₁": 1.5, "N₂": 0.25}
+    assert _parts(plain, "one-sided") == pytest.approx(one_sided)
+    assert _parts(plain, "halves") == pytest.approx({**one_sided, "N₁": 0.0})
+    less = {**plain, "of_step": {**split.of_step(), "pair": 0.8 * split.of_step()["none"]}}
+    assert _parts(less, "pair") == pytest.approx({"D/B": 0.55, "M/B": 0.0, "N₁": 0.0, "N₂": 0.25})

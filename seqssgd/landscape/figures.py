@@ -206,7 +206,9 @@ def _contours(surfaces: Mapping[str, Surface], key: str) -> "Figure":
             drawn = _filled(axes, surface, known, levels)
         for label, place in surface.positions.items():
             axes.plot(*place, "o", color="white", markeredgecolor="black", markersize=6)
-            axes.annotate(label, place, (5, 5), textcoords="offset points", fontsize=8, path_effects=halo)
+            right = place[0] > surface.a.mean()  # names stay inside
+            side = {"xytext": (-5 if right else 5, 5), "ha": "right" if right else "left"}
+            axes.annotate(label, place, **side, textcoords="offset points", fontsize=8, path_effects=halo)
         axes.set_aspect("equal")
     if drawn is not None:
         figure.colorbar(drawn, ax=panels, label=_title(key), extend="max")

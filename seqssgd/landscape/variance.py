@@ -93,8 +93,8 @@ class VarianceSplit:
     def __str__(self) -> str:
         method, why = self.recommendation()
         edge = self.break_even
-        above = "no minibatch is large enough for" if math.isinf(edge) else f"from {math.ceil(edge):,} examples on pays"
-        return f"noise level {self.level:g}: take {method}: {why}; {above} the pair rather than one-sided noise"
+        above = "at no minibatch size" if math.isinf(edge) else f"from {max(math.ceil(edge), 1):,} examples on"
+        return f"noise level {self.level:g}: take {method}: {why}; the pair pays against one-sided noise {above}"
 
 
 def variance_split(
