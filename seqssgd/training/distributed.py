@@ -13,6 +13,7 @@ import torch.distributed as dist
 from ..errors import UserError
 from ..processes import rank, world_size
 from .config import OptimConfig, TrainingConfig, check_seed
+from .memory import keep_freed_memory
 
 
 def setup(config: TrainingConfig, seed: int) -> torch.device:
@@ -33,6 +34,8 @@ def setup(config: TrainingConfig, seed: int) -> torch.device:
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("training.device: cuda is not available here; use cpu or auto")
     kind = "cpu" if config.device == "cpu" or not torch.cuda.is_available() else "cuda"
+    if kind == "cpu":
+        keep_freed_memory()
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if kind == "cuda":
         torch.cuda.set_device(local_rank)
