@@ -15,13 +15,18 @@ RUN := $(VENV)/bin/python
 
 venv: $(VENV)/ready
 
-$(VENV)/ready: pyproject.toml constraints.txt
+# what the recipes need, without the tools of the tests
+$(VENV)/recipes: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("seqssgd needs Python 3.11 or newer: make PYTHON=python3.11 …" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[recipes]'
+	touch $@
+
+$(VENV)/ready: $(VENV)/recipes
 	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[recipes,test,benchmark,study]'
 	touch $@
 
-demo: venv
+demo: $(VENV)/recipes
 	$(RUN) recipes/demo/run.py --out demo
 
 beam: venv

@@ -2,9 +2,13 @@
 
 import importlib
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+from programs import load
+
+from seqssgd.training import parse_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -41,6 +45,26 @@ def test_links_lead_somewhere():
         for link in LINK.findall(page.read_text(encoding="utf-8")):
             if "://" not in link:
                 assert (page.parent / link).exists(), f"{page.relative_to(ROOT)}: {link}"
+
+
+def test_commands_name_programs_and_options_that_there_are():
+    tried = 0
+    for page in PAGES:
+        for block in re.findall(r"^```sh\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE):
+            for line in block.replace("\\\n", " ").splitlines():
+                words = shlex.split(line, comments=True)
+                named = [
+                    word for word in words if re.fullmatch(r"(recipes|data_prep|benchmarks)/[\w/]+\.(py|yaml)", word)
+                ]
+                for name in named:
+                    assert (ROOT / name).is_file(), f"{page.name}: {name}"
+                if words[:1] == ["python"] and words[1].endswith("/train.py") and "…" not in words:
+                    program = load(words[1])
+                    words = [str(ROOT / word) if word in named else word for word in words]
+                    words[words.index("--data") + 1] = str(ROOT / "docs")  # any folder that is not empty
+                    assert parse_recipe(program.Config, words[2:]).config.seed == 0
+                    tried += 1
+    assert tried > 2
 
 
 def test_every_page_is_in_the_table_of_contents():

@@ -11,6 +11,7 @@ import contextlib
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -35,21 +36,31 @@ def run(*command: object) -> None:
         sys.exit(process.returncode)
 
 
+def minutes(seconds: float) -> str:
+    """A length of time, as far as anybody wants to know it."""
+    return f"{seconds / 60:.0f} minutes" if seconds > 90 else f"{max(10, round(seconds, -1)):.0f} seconds"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for the text, the runs and the report")
     out = parser.parse_args().out
-    print("A demonstration of the commands, not a result: one seed and a tiny text. About three minutes on two cores.")
+    print("A demonstration of the commands, not a result: one seed, a tiny text, three trainings.")
     print("Equal compute: symmetric noise takes two passes a step, so it gets half the epochs; its halves take one.")
     run(HERE / "docstrings.py", "--out", out / "docstrings.txt", "--sentences", 4400)
     run(
         PREPARE, "--train", out / "docstrings.txt", "--vocab-size", 3000, "--valid-fraction", 0.1, "--out", out / "data"
     )
-    runs = [out / name for name in METHODS]
-    for path in runs:
+    runs, spent = [out / name for name in METHODS], 0.0
+    for number, path in enumerate(runs, 1):
+        left = f"; about {minutes(spent / (number - 1) * (len(runs) - number + 1))} to go" if spent else ""
+        print(f"\n{number} of {len(runs)}: {path.name}{left}")
+        started = time.monotonic()
         run(TRAIN, "--config", HERE / "small.yaml", "--data", out / "data", "--out", path, *METHODS[path.name])
+        spent += time.monotonic() - started
     run("-m", "seqssgd", "compare", *runs, "--out", out / "report")
-    print("\nThis was a demonstration. README.md has the library in three lines, and recipes/ the real experiments.")
+    print(f"\nThe trainings took {minutes(spent)}. This was a demonstration: README.md has the library in three lines,")
+    print("and recipes/ the real experiments.")
 
 
 if __name__ == "__main__":
