@@ -68,7 +68,8 @@ class Networks:
 
     def field(self) -> Any:
         """The field of a dataclass that holds the settings of one of these networks; those of the default."""
-        return field(default_factory=self.section(self.default), metadata={"networks": self})
+        default: Any = self.section(self.default)
+        return field(default_factory=default, metadata={"networks": self})
 
     def settings(self, name: str, **values: Any) -> NetworkSettings:
         """The settings of a network, those that are not given at its defaults."""

@@ -255,7 +255,7 @@ def test_the_commands_refuse_in_one_line(tmp_path, capsys):
         (["perplexity", tmp_path / "good.txt", tmp_path / "latin1.txt"], "latin1.txt is not UTF-8 text"),
         (["perplexity", tmp_path / "words.txt"], "words.txt, line 2: the word 'zebra' is not in the vocabulary"),
         (["perplexity", tmp_path / "absent.txt"], "absent.txt cannot be read"),
-        (["perplexity", "--device", "abacus", tmp_path / "good.txt"], "--device abacus cannot be used here"),
+        (["perplexity", "--device", "abacus", tmp_path / "good.txt"], "the device abacus cannot be used here"),
         (["perplexity", "--checkpoint", tmp_path / "good.txt", tmp_path / "good.txt"], "damaged checkpoint, or none"),
         (["generate", "--count", "0"], "--count 0"),
         (["generate", "--prompt", "zebra"], "the prompt, line 1: the word 'zebra'"),

@@ -84,10 +84,13 @@ def open_task(run: str | Path, folder: str | Path, device: torch.device | str = 
     model = load_classifier(run).to(device)
     recipe, config = read_recipe(run, KIND)
     settings = restored(config, recipe.config_class)
-    encoded = isinstance(settings, EncodedConfig)
-    dataset = load_encoded(folder) if encoded else load_images(folder)
+    if isinstance(settings, EncodedConfig):
+        encoded = load_encoded(folder)
+        check_same_images(run, encoded)
+        return ImageNetTask(model, encoded, settings, torch.device(device))
+    dataset = load_images(folder)
     check_same_images(run, dataset)
-    return (ImageNetTask if encoded else ImageTask)(model, dataset, settings, torch.device(device))
+    return ImageTask(model, dataset, settings, torch.device(device))
 
 
 def load_model(run: str | Path, checkpoint: str | Path = "best") -> nn.Module:

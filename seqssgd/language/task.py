@@ -85,8 +85,9 @@ class LanguageModelTask(Task):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes the carried states back."""
         states = {index: tuple(s.to(self.device) for s in own) for index, own in state["states"].items()}
+        network: Any = self.model
         for own in states.values():
-            if not own or not _fits(own, self.model.zero_state(own[0].shape[1] if own[0].ndim > 1 else 1)):
+            if not own or not _fits(own, network.zero_state(own[0].shape[1] if own[0].ndim > 1 else 1)):
                 raise ValueError("the carried states are not those of this network")
         self.states = states
 

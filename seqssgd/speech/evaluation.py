@@ -8,9 +8,11 @@ import argparse
 import math
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ..data.speech_writer import read_info
 from ..devices import choose_device
@@ -53,10 +55,7 @@ def evaluate(args: argparse.Namespace) -> None:
     decode, decoding = None, "greedy"
     if args.beam is not None:
         search, decoding = choose_search(args, model, tokenizer, clean, device)
-
-        def decode(logits, lengths):
-            return [found.text for found in search(logits, lengths)]
-
+        decode = partial(_texts, search)
     factor = RealTimeFactor()
     texts, _ = transcribe_set(model, data, tokenizer, device, decode=decode, factor=factor)
     references = dict(zip(data.ids, data.texts, strict=True))
@@ -72,6 +71,10 @@ def evaluate(args: argparse.Namespace) -> None:
     if args.save:  # beam search beside greedy decoding, not in its place
         name = args.split if args.beam is None else f"{args.split}_beam"
         record(args.run, name, figures(scores, speakers, factor, decoding) | {"checkpoint": path.name})
+
+
+def _texts(search: BeamSearch, logits: Tensor, lengths: Tensor) -> list[str]:
+    return [found.text for found in search(logits, lengths)]
 
 
 def wsj_text(text: str) -> str:

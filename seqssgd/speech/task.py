@@ -26,6 +26,7 @@ class SpeechTask(Task):
     Front end and augmentation run once for every minibatch: the passes of a step see the same features.
     """
 
+    model: Recognizer
     best = ("valid_wer", "min")
 
     def __init__(self, model: Recognizer, tokenizer: LabelTokenizer, sets: dict, config: Config, device: torch.device):
