@@ -25,7 +25,7 @@ from seqssgd.data.archives import unpacked
 from seqssgd.data.audio import decode, read_pcm
 from seqssgd.data.items import NOWHERE
 from seqssgd.data.lines import split_lines
-from seqssgd.data.parquet_folder import add_arguments, why
+from seqssgd.data.preparing import add_arguments, why
 from seqssgd.data.shards import Rejected
 from seqssgd.data.speech_rows import Utterance
 from seqssgd.data.speech_writer import prepare

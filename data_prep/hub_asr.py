@@ -15,7 +15,7 @@ from functools import partial
 
 from seqssgd.data.audio import read_row
 from seqssgd.data.hub import add_paths_option, as_files, choose_splits, holds_samples, load_hub, own_folders, sources
-from seqssgd.data.parquet_folder import add_arguments
+from seqssgd.data.preparing import add_arguments
 from seqssgd.data.shards import Rejected
 from seqssgd.data.speech_rows import Utterance
 from seqssgd.data.speech_writer import prepare

@@ -23,7 +23,8 @@ from seqssgd.data.hub import add_paths_option, as_files, choose_splits, load_hub
 from seqssgd.data.image_rows import KIND, LabelledImage, check_classes, image_form, read_file, read_row
 from seqssgd.data.items import NOWHERE, printable
 from seqssgd.data.lines import read_lines
-from seqssgd.data.parquet_folder import add_arguments, allowed_share, read_info, rejections, write_sets
+from seqssgd.data.prepared import read_sets
+from seqssgd.data.preparing import add_arguments, allowed_share, rejections, write_sets
 from seqssgd.data.shards import Rejected
 from seqssgd.errors import UserError, run_cli
 
@@ -71,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
 
 def summary(folder: Path) -> str:
     """What a prepared folder holds, one line per set, and what was left out for which reasons."""
-    info = read_info(folder, KIND)
+    info = read_sets(folder, KIND)
     rows = [f"{folder.resolve()}: {info['name']}, {len(info['classes']):,} classes"]
     for name, count in info["sets"].items():
         gigabytes = sum(count["files"].values()) / 1e9

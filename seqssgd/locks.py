@@ -1,9 +1,13 @@
 """Locks of files, which end with the process that holds them, however it ends."""
 
+import contextlib
 import errno
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+from .errors import UserError
 from .notes import note
 
 try:
@@ -37,7 +41,38 @@ def try_lock(handle: int) -> Literal["taken", "held", "none"]:
     return "taken"
 
 
-def note_no_locks(folder: str | Path) -> None:
-    """Notes that a second process in this folder would not be noticed."""
+def take_lock(file: Path, refusal: str) -> int:
+    """Takes the lock that a file is, for as long as the handle that it returns is open.
+
+    Where there are no locks, it is noted that a second process would not be noticed.
+
+    Args:
+        file: made if it is not there. Processes that this one starts do not inherit it.
+        refusal: what is said if another process has the lock.
+
+    Raises:
+        UserError: another process has it.
+    """
+    handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+    answer = try_lock(handle)
+    if answer == "held":
+        os.close(handle)
+        raise UserError(refusal)
+    if answer == "none":
+        _note_no_locks(file.parent)
+    return handle
+
+
+@contextlib.contextmanager
+def alone(file: Path, refusal: str) -> Iterator[None]:
+    """Holds a lock within a block; see :func:`take_lock`."""
+    handle = take_lock(file, refusal)
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def _note_no_locks(folder: Path) -> None:
     note(f"{folder} is where files cannot be locked, so that a second process that writes there would not be noticed; "
          "start only one")  # fmt: skip

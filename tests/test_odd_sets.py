@@ -19,7 +19,7 @@ from test_data_prep_hub_asr import NAMES, encoded, prepare, samples_of, table, w
 
 from seqssgd import locks
 from seqssgd.data.audio import AudioError, decode
-from seqssgd.data.parquet_folder import by_reason, rejections, why
+from seqssgd.data.preparing import by_reason, rejections, why
 from seqssgd.data.shards import Rejected
 from seqssgd.data.speech import load_speech
 from seqssgd.data.speech_rows import Utterance

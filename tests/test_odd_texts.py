@@ -171,7 +171,7 @@ def test_impossible_numbers_of_pieces_are_refused_in_one_line(size, tmp_path, ca
 IN_ASCII = r"""
 import sys
 from pathlib import Path
-from seqssgd.data.parquet_folder import rejections
+from seqssgd.data.preparing import rejections
 from seqssgd.data.shards import Rejected
 sys.path.insert(0, sys.argv[2])
 from test_speech_writer import SETS

@@ -19,6 +19,7 @@ from seqssgd.data.contents import check_set
 from seqssgd.data.images import Normalization, ShuffledBatches
 from seqssgd.data.pictures import ImageError, decode_rgb
 from seqssgd.data.prefetching import prefetch
+from seqssgd.data.prepared import read_sets
 from seqssgd.errors import UserError, require
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ def load_encoded(folder: str | Path) -> EncodedDataset:
     """
     kind = require("seqssgd.data.image_rows").KIND
     folder = Path(folder)
-    info = require("seqssgd.data.parquet_folder").read_info(folder, kind)
+    info = read_sets(folder, kind)
     if info is None or not {"train", "valid"} <= set(info["sets"]) or "classes" not in info:
         what = "does not exist" if not folder.exists() else "holds no prepared images"
         raise UserError(f"{folder} {what}; write it with: python data_prep/imagenet.py --source DIR --out {folder}")

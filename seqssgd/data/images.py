@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from seqssgd.data import prepared
-from seqssgd.errors import UserError
+from seqssgd.errors import UserError, require
 
 if TYPE_CHECKING:
     import numpy as np
@@ -135,7 +135,7 @@ def write_image_dataset(
         for split, (images, labels) in sets.items():
             np.savez(folder / f"{split}.npz", images=images, labels=labels)
 
-    prepared.write_folder(out, info | {"fingerprint": digest.hexdigest()}, fill)
+    require("seqssgd.data.preparing").write_folder(out, info | {"fingerprint": digest.hexdigest()}, fill)
     return True
 
 

@@ -1,19 +1,15 @@
-"""Folders of prepared data: some files, and ``dataset.json`` with what they hold, checksums of all of them, and a
-fingerprint of the source and the settings that they were made from.
+"""Folders of prepared data, read: some files, and ``dataset.json`` with what they hold, checksums of all of them, and a
+fingerprint of the source and the settings that they were made from. :mod:`seqssgd.data.preparing` writes them.
 """
 
-import hashlib
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from seqssgd.data.contents import checksum
 from seqssgd.documents import parse_json
 from seqssgd.errors import UserError
-from seqssgd.files import naming
 
 FORMAT = 1  # of prepared folders; a later, incompatible one gets another number
 # What dataset.json, or its entry for a set, has in one kind of data only; what that kind is, and what writes it.
@@ -76,6 +72,36 @@ def _has(info: Any, entry: str) -> bool:
     return isinstance(first, dict) and entry in first
 
 
+def read_sets(folder: str | Path, kind: str) -> dict | None:
+    """``dataset.json`` of a folder of sets in Parquet files, or ``None`` if there is none; ``kind`` is of its form.
+
+    Raises:
+        UserError: it is damaged, of another kind or version, or a file that it lists is missing or of another size.
+    """
+    path = Path(folder) / "dataset.json"
+    try:
+        info = json.loads(path.read_bytes())
+        if info["format"] != FORMAT or not isinstance(info["fingerprint"], str):
+            raise ValueError
+        files = {file: size for count in info["sets"].values() for file, size in count["files"].items()}
+        if not all(isinstance(info.get(entry, {}), dict) for entry in ("content", "sha256")):
+            raise ValueError
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        check_kind(path, (kind,))
+        raise UserError(
+            f"{path} is damaged, or not of a {kind}; choose another folder, or prepare these data in a new one"
+        ) from None
+    check_kind(path, (kind,))
+    for file, size in files.items():
+        target = Path(folder) / file
+        if not target.is_file() or target.stat().st_size != size:
+            state = "has changed since it was prepared" if target.is_file() else "is missing"
+            raise UserError(f"{target} {state}; remove {folder} and prepare it again")
+    return info
+
+
 def is_prepared(out: Path, fingerprint: str, entries: Iterable[str], kind: str) -> bool:
     """Whether ``out`` already is this data.
 
@@ -83,12 +109,24 @@ def is_prepared(out: Path, fingerprint: str, entries: Iterable[str], kind: str) 
         UserError: it is anything else but an empty or absent folder; ``kind`` says in the message what it is not.
     """
     info = read_info(out, entries)
+    if not is_same(out, info, fingerprint, kind):
+        return False
+    assert info is not None
+    check_files(out, info, info["sha256"])
+    return True
+
+
+def is_same(out: Path, info: Mapping[str, Any] | None, fingerprint: str, kind: str) -> bool:
+    """Whether a folder with that ``dataset.json`` was prepared from what has this fingerprint.
+
+    Raises:
+        UserError: from something else, or it is neither prepared nor empty or absent.
+    """
     if info is not None:
         if info["fingerprint"] != fingerprint:
             raise UserError(
                 f"{out} was prepared from another source or with other settings; remove it, or choose another folder"
             )
-        check_files(out, info, info["sha256"])
         return True
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out} exists and is not {kind}; choose another folder")
@@ -105,43 +143,5 @@ def check_files(folder: Path, info: Mapping[str, Any], names: Iterable[str]) -> 
         path = folder / name
         if not path.is_file():
             raise UserError(f"{path} is missing; remove {folder} and prepare it again")
-        if _checksum(path) != info["sha256"].get(name):
+        if checksum(path) != info["sha256"].get(name):
             raise UserError(f"{path} has changed since it was prepared; remove {folder} and prepare it again")
-
-
-def write_folder(out: Path, info: Mapping[str, Any], fill: Callable[[Path], None]) -> None:
-    """Makes the prepared folder ``out``, which is absent or empty; it is built beside ``out`` and renamed.
-
-    Args:
-        out: an absolute path.
-        info: entries of ``dataset.json``, ``fingerprint`` among them; the checksums are added.
-        fill: writes the files into the folder it is given.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
-    except OSError as error:
-        raise UserError(f"{out} cannot be written ({error.strerror}); choose another folder") from None
-    try:
-        with naming(out):
-            fill(temporary)
-        checksums = {path.name: _checksum(path) for path in sorted(temporary.iterdir())}
-        text = json.dumps({"format": FORMAT, **info, "sha256": checksums}, indent=2)
-        (temporary / "dataset.json").write_text(text + "\n", encoding="utf-8")
-        for path in temporary.iterdir():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o777 & ~mask)  # mkdtemp makes folders private; data are ordinary files
-        os.replace(temporary, out)  # replaces an empty folder, never a full one
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _checksum(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -18,12 +18,12 @@ import pyarrow.parquet as pq
 
 from seqssgd.data.contents import checksum
 from seqssgd.data.items import printable, reason_of
+from seqssgd.data.prepared import FORMAT
 from seqssgd.data.progress import ProgressBar
 from seqssgd.errors import UserError
 from seqssgd.files import atomic_path
 from seqssgd.notes import note
 
-FORMAT = 1  # of the prepared folder; a later, incompatible one gets another number
 SHARD = 1000  # rows
 ROW_GROUP = 100  # rows held in memory at a time
 

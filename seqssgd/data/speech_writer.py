@@ -1,7 +1,7 @@
 """Writes a prepared speech corpus, the same way for every corpus.
 
 Its sets have the columns ``id``, ``audio`` (``bytes``: a lossless FLAC; ``path``: where it came from), ``text``,
-``speaker`` and ``duration`` (seconds); the folder is that of :mod:`seqssgd.data.parquet_folder`.
+``speaker`` and ``duration`` (seconds); the folder is that of :mod:`seqssgd.data.preparing`.
 """
 
 import argparse
@@ -9,17 +9,17 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from seqssgd.data import parquet_folder
-from seqssgd.data.parquet_folder import rejections
+from seqssgd.data import prepared, preparing
+from seqssgd.data.preparing import rejections
 from seqssgd.data.speech_rows import SPEECH, Utterance
 from seqssgd.errors import UserError
 
-read_info = partial(parquet_folder.read_info, kind=SPEECH.kind)
+read_info = partial(prepared.read_sets, kind=SPEECH.kind)
 
 
 def prepare(args: argparse.Namespace, sets: Mapping[str, Sequence[Utterance]], name: str, **options) -> None:
-    """:func:`write_speech_dataset` with the options of ``parquet_folder.add_arguments``; prints what there is then."""
-    limit = parquet_folder.allowed_share(args)
+    """:func:`write_speech_dataset` with the options of ``preparing.add_arguments``; prints what there is then."""
+    limit = preparing.allowed_share(args)
     options["most_rejected"] = 1.0 if getattr(args, "partial", False) else limit  # --partial takes what there is
     if not write_speech_dataset(args.out, sets, name, jobs=args.jobs, **options):
         print(f"{args.out} is already prepared from this source with these settings; nothing to do")
@@ -27,8 +27,8 @@ def prepare(args: argparse.Namespace, sets: Mapping[str, Sequence[Utterance]], n
 
 
 def write_speech_dataset(out: str | Path, sets: Mapping[str, Sequence[Utterance]], name: str, *args, **options) -> bool:
-    """:func:`seqssgd.data.parquet_folder.write_sets` for utterances."""
-    return parquet_folder.write_sets(out, sets, SPEECH, name, *args, **options)
+    """:func:`seqssgd.data.preparing.write_sets` for utterances."""
+    return preparing.write_sets(out, sets, SPEECH, name, *args, **options)
 
 
 def summary(folder: str | Path) -> str:

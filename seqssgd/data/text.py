@@ -12,7 +12,7 @@ from torch import Tensor
 from seqssgd.data import prepared
 from seqssgd.data.lines import read_lines as read_lines
 from seqssgd.data.tokenizers import EOS, TOKENIZERS, UNK, Tokenizer, WordTokenizer, load_tokenizer, sentences
-from seqssgd.errors import UserError
+from seqssgd.errors import UserError, require
 
 SPLITS = ("train", "valid", "test")
 ENTRIES = ("splits", "level")  # of dataset.json
@@ -106,7 +106,7 @@ def write_text_dataset(
             (folder / f"{split}.txt").write_bytes(text.encode())
         tokenizer.save(folder)
 
-    prepared.write_folder(out, info, fill)
+    require("seqssgd.data.preparing").write_folder(out, info, fill)
     return True
 
 

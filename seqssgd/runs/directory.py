@@ -15,7 +15,7 @@ import yaml
 from ..documents import parse_json, read_yaml
 from ..errors import FULL, UserError
 from ..files import atomic_path, is_leftover, make_folder, naming, sync_folder
-from ..locks import note_no_locks, try_lock
+from ..locks import take_lock, try_lock
 from ..notes import warn
 from ..processes import is_main
 from . import layout
@@ -82,7 +82,8 @@ class RunDirectory:
             raise UserError(f"{self.path}: not empty, and not a run (no {layout.CONFIG}); choose another directory")
         if not os.access(self.path, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        self._take_lock()
+        busy = f"{self.path}: another process is training there; wait for it or stop it"
+        self._lock = take_lock(self.path / layout.LOCK, busy)
         for leftover in filter(is_leftover, self.path.rglob(".*")):
             leftover.unlink(missing_ok=True)
         if not known.is_file():  # first of all: from here on the directory is a run, wherever a kill may hit
@@ -119,15 +120,6 @@ class RunDirectory:
         if self._checksums is None:
             self._checksums = checksums(self.path)
         return self._checksums
-
-    def _take_lock(self) -> None:
-        """A lock that ends with this process, however it ends, and that worker processes do not inherit."""
-        self._lock = os.open(self.path / layout.LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-        answer = try_lock(self._lock)
-        if answer == "none":
-            note_no_locks(self.path)
-        if answer == "held":
-            raise UserError(f"{self.path}: another process is training there; wait for it or stop it")
 
     # ---- metrics ---------------------------------------------------------------------------------------------------
 

@@ -1,27 +1,28 @@
-"""Writes prepared folders of Parquet files, the same way for every kind of data that has too much for one file.
+"""Writes prepared folders: whole, of what fits into memory, or of Parquet files, the same way for all larger data.
 
-The folder holds, for each set, ``SET.parquet`` or a folder ``SET/`` of shards; ``rejected.jsonl``, one line for
+A folder of sets holds, for each, ``SET.parquet`` or a folder ``SET/`` of shards; ``rejected.jsonl``, one line for
 everything that was left out and why; and ``dataset.json`` with the counts. It appears complete or not at all: shards
 are collected in ``.NAME.partial`` beside it, where a later call finds those that an interrupted one finished.
 """
 
 import argparse
-import contextlib
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from seqssgd.data.contents import as_text, seal
-from seqssgd.data.prepared import check_kind
-from seqssgd.data.shards import FORMAT, Form, Item, Rejected, Shard, cut, merge, write_shards
+from seqssgd.data.contents import as_text, checksum, seal
+from seqssgd.data.prepared import FORMAT, is_same, read_sets
+from seqssgd.data.shards import Form, Item, Rejected, Shard, cut, merge, write_shards
 from seqssgd.errors import UserError
 from seqssgd.files import atomic_path, naming
-from seqssgd.locks import note_no_locks, try_lock
+from seqssgd.locks import alone
 
 SHOWN = 5  # items, or reasons, that a summary names
 
@@ -86,7 +87,7 @@ def write_sets(
     shards = cut(sets, form)
     plan = [info, [asdict(item) for item in rejected], [shard.fingerprint for shard in shards]]
     fingerprint = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
-    if _is_prepared(out, fingerprint, form.kind):
+    if is_same(out, read_sets(out, form.kind), fingerprint, f"a prepared {form.kind}"):
         return False
     stage = out.parent / f".{out.name}.partial"
     try:
@@ -94,7 +95,8 @@ def write_sets(
             folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error.strerror}); choose another folder") from None
-    with _alone(stage), naming(out):
+    busy = f"another process is writing {stage}; wait for it, or choose another folder"
+    with alone(stage / ".lock", busy), naming(out):
         results = write_shards(stage, shards, jobs)
         rejected += [Rejected(**item) for result in results for item in result["rejected"]]
         _write_report(stage, rejected)
@@ -105,34 +107,37 @@ def write_sets(
     return True
 
 
-def read_info(folder: str | Path, kind: str) -> dict | None:
-    """``dataset.json`` of a prepared folder, or ``None`` if there is none; ``kind`` is that of its form.
+def write_folder(out: Path, info: Mapping[str, Any], fill: Callable[[Path], None]) -> None:
+    """Makes the prepared folder ``out``, which is absent or empty; it is built beside ``out`` and renamed.
+
+    Args:
+        out: an absolute path.
+        info: entries of ``dataset.json``, ``fingerprint`` among them; the checksums are added.
+        fill: writes the files into the folder it is given.
 
     Raises:
-        UserError: it is damaged, of another kind or version, or a file that it lists is missing or of another size.
+        UserError: it cannot be written.
     """
-    path = Path(folder) / "dataset.json"
     try:
-        info = json.loads(path.read_bytes())
-        if info["format"] != FORMAT or not isinstance(info["fingerprint"], str):
-            raise ValueError
-        files = {file: size for count in info["sets"].values() for file, size in count["files"].items()}
-        if not all(isinstance(info.get(entry, {}), dict) for entry in ("content", "sha256")):
-            raise ValueError
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        check_kind(path, (kind,))
-        raise UserError(
-            f"{path} is damaged, or not of a {kind}; choose another folder, or prepare these data in a new one"
-        ) from None
-    check_kind(path, (kind,))
-    for file, size in files.items():
-        target = Path(folder) / file
-        if not target.is_file() or target.stat().st_size != size:
-            state = "has changed since it was prepared" if target.is_file() else "is missing"
-            raise UserError(f"{target} {state}; remove {folder} and prepare it again")
-    return info
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
+    except OSError as error:
+        raise UserError(f"{out} cannot be written ({error.strerror}); choose another folder") from None
+    try:
+        with naming(out):
+            fill(temporary)
+        checksums = {path.name: checksum(path) for path in sorted(temporary.iterdir())}
+        text = json.dumps({"format": FORMAT, **info, "sha256": checksums}, indent=2)
+        (temporary / "dataset.json").write_text(text + "\n", encoding="utf-8")
+        for path in temporary.iterdir():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o777 & ~mask)  # mkdtemp makes folders private; data are ordinary files
+        os.replace(temporary, out)  # replaces an empty folder, never a full one
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def rejections(folder: str | Path) -> str:
@@ -169,18 +174,6 @@ def why(rejected: Sequence[Rejected], report: Path | None = None) -> str:
     if len(rejected) > SHOWN:
         text += "; by reason: " + ", ".join(f"{count:,} × {reason}" for reason, count, _ in by_reason(rejected)[:3])
     return text
-
-
-@contextlib.contextmanager
-def _alone(stage: Path) -> Iterator[None]:
-    """Keeps a second process out of ``stage``; the lock ends with the process, however that ends."""
-    with open(stage / ".lock", "wb") as lock:
-        answer = try_lock(lock.fileno())
-        if answer == "held":
-            raise UserError(f"another process is writing {stage}; wait for it, or choose another folder")
-        if answer == "none":
-            note_no_locks(stage)
-        yield
 
 
 def _without_repeated_ids(
@@ -274,17 +267,3 @@ def _finish(stage: Path, shards: list[Shard], info: dict) -> None:
         text = json.dumps(info, indent=2, ensure_ascii=False) + "\n"
         path.write_text(text, encoding="utf-8", errors="backslashreplace")
     seal(stage, [file for count in info["sets"].values() for file in count["files"]])
-
-
-def _is_prepared(out: Path, fingerprint: str, kind: str) -> bool:
-    """Whether ``out`` already is this data; an error if it is anything else but an empty or absent folder."""
-    info = read_info(out, kind)
-    if info is not None:
-        if info["fingerprint"] != fingerprint:
-            raise UserError(
-                f"{out} was prepared from another source or with other settings; remove it, or choose another folder"
-            )
-        return True
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"{out} exists and is not a prepared {kind}; choose another folder")
-    return False
