@@ -387,7 +387,7 @@ def test_what_cannot_be_compared_is_named(tmp_path, capsys):
         ([tmp_path / "nowhere"], f"{tmp_path}/nowhere: not a run directory (no config.yaml)"),
         ([tmp_path / "empty"], f"{tmp_path}/empty: not a run directory (no config.yaml)"),
         ([wer / "config.yaml"], "not a run directory"),
-        ([wer, "--out", wer / "config.yaml"], f"--out {wer}/config.yaml: cannot write there"),
+        ([wer, "--out", wer / "config.yaml"], f"{wer}/config.yaml: cannot write there"),
     ):
         assert message in refused(capsys, main, "compare", *arguments)
 
