@@ -5,7 +5,8 @@
 A sub-folder holds the run directories of one comparison, without their checkpoints; ``reports`` has the tables and
 curves of each. ``benchmarks`` holds what the benchmarks wrote with ``--json``, ``noise_finder`` the curves that
 ``seqssgd noise-finder`` wrote for RECIPE/CONFIGURATION@STEPS of warm-up, ``escape`` what the study of escape wrote,
-``diagonal.json`` what that of the Hessian's diagonal did. The place of each table in a README file is marked by
+``diagonal.json`` what that of the Hessian's diagonal did, ``landscape`` what ``seqssgd landscape`` wrote about some
+runs, without surfaces and page. The place of each table in a README file is marked by
 ``<!-- results/NAME: begin -->`` and ``<!-- results/NAME: end -->``.
 """
 
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from seqssgd.documents import read_yaml
 from seqssgd.errors import run_cli
+from seqssgd.landscape.section import section
 from seqssgd.optim.finder import BEARABLE, NoiseCurve, Point
 from seqssgd.report import Comparison, compare, read_run, summary, write_between, write_report
 from seqssgd.report.baselines import EQUAL_PASSES
@@ -186,6 +188,13 @@ def escape_tables() -> str:
     return program.markdown(json.loads((RESULTS / "escape/escape.json").read_text()))
 
 
+def landscape_tables(folder: Path) -> str:
+    """What ``seqssgd landscape`` has measured of some runs, in tables: as the page that it writes."""
+    found = section(folder, pictures=False)
+    tables = [f"{heading}:\n\n{table.markdown()}" for heading, table in found.tables.items()]
+    return "\n\n".join([*tables, "\n".join(f"- {note}" for note in found.notes)])
+
+
 def diagonal_tables() -> str:
     """The tables of the study of the Hessian's diagonal, as the study itself writes them."""
     program = load_program(RESULTS.parent / "recipes/studies/diagonal.py")
@@ -226,6 +235,8 @@ def tables(compared: dict[str, Comparison]) -> dict[str, tuple[Path, str]]:
     shown["noise_finder"] = (root / "recipes/studies/README.md", noise_table())
     shown["escape"] = (root / "recipes/studies/README.md", escape_tables())
     shown["diagonal"] = (root / "recipes/studies/README.md", diagonal_tables())
+    for folder in sorted(path.parent for path in (RESULTS / "landscape").glob("*/landscape.json")):
+        shown[f"landscape/{folder.name}"] = (root / "docs/landscape.md", landscape_tables(folder))
     measured = {name: readme for name, readme in BENCHMARKS.items() if (RESULTS / f"{name}.json").is_file()}
     return shown | {name: (root / readme, benchmark_table(name)) for name, readme in measured.items()}
 

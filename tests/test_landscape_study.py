@@ -178,6 +178,8 @@ def test_it_writes_figures_surfaces_and_a_section_of_the_comparison(measured, la
         wanted = open_run(run).figures(("train", "test"), 60)
         index = abs(line.a - place).argmin()
         assert {name: values[index, 0] for name, values in line.values.items()} == pytest.approx(wanted, rel=1e-4)
+    words = section(measured, pictures=False)
+    assert not words.pictures and not words.parts and words.tables == section(measured).tables
     page = (measured / "landscape.html").read_text()
     for word in ("λ_max", "Relative trace by layer", "Barriers", "<svg"):
         assert word in page

@@ -42,19 +42,25 @@ _PARTS = {
 }
 
 
-def section(folder: str | Path) -> Section:
+def section(folder: str | Path, pictures: bool = True) -> Section:
     """The section about what ``seqssgd landscape`` has left in a folder.
+
+    Args:
+        folder: with its landscape.json.
+        pictures: whether to draw, for which the surfaces must be there.
 
     Raises:
         UserError: there is no landscape, or it is damaged.
     """
     folder = Path(folder)
     found = read(folder / FILE)
-    surfaces = surfaces_of(found, folder)
-    pictures = {f"landscape_{name}": files for name, files in draw(found, surfaces).items()}
+    drawn: dict[str, dict[str, bytes]] = {}
+    if pictures:
+        made = draw(found, surfaces_of(found, folder))
+        drawn = {f"landscape_{name}": files for name, files in made.items()}
     parts = {}
     for heading, (caption, start) in _PARTS.items():
-        shown = {name: _shows(name) for name in pictures if name.startswith(f"landscape_{start}")}
+        shown = {name: _shows(name) for name in drawn if name.startswith(f"landscape_{start}")}
         if shown:
             parts[heading] = caption, shown
     tables = {"Curvature and sharpness": curvature_table(found)}
@@ -64,7 +70,7 @@ def section(folder: str | Path) -> Section:
         tables["Variance of a step's gradient, in that of plain steps"] = variance_table(found)
     if any("barriers" in surface for surface in found["surfaces"].values()):
         tables["Barriers"] = barrier_table(found)
-    return Section("Landscape", tables, notes(found), parts, pictures)
+    return Section("Landscape", tables, notes(found), parts, drawn)
 
 
 def surfaces_of(found: Mapping[str, Any], folder: Path) -> dict[str, Surface]:
@@ -158,10 +164,13 @@ def notes(found: Mapping[str, Any]) -> list[str]:
         "R = Σ ‖w‖²/N · tr H over the layers that noise may perturb: noise of level c raises the loss by ½c²R, to "
         "second order. ± is half of a 95 % interval. Keskar: the largest rise within |Δw| ≤ 0.001 (|w| + 1), in "
         "percent of 1 + L. SAM: the rise at a distance of 0.05 along the gradient.",
-        "ρ: Spearman's rank correlation over the runs, with the 95 % interval of ranks like those of a bivariate "
-        "normal; runs that are checkpoints of one training are not independent, and the interval then too narrow.",
         "Checkpoints: " + "; ".join(f"{name}: {run['checkpoint']}" for name, run in runs.items()) + ".",
     ]
+    if order_table(found).rows:
+        said.append(
+            "ρ: Spearman's rank correlation over the runs, with the 95 % interval of ranks like those of a bivariate "
+            "normal; checkpoints of one training are not independent, and the interval is then too narrow."
+        )
     for name, run in runs.items():
         for stage, result in run.items():
             if isinstance(result, dict) and (why := result.get("left_out")):
