@@ -286,5 +286,7 @@ def damage_noticed(folder: str | Path, mend: str) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise UserError(f"{error.filename} is missing: {folder} does not hold a tokenizer") from None
-    except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError):
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         raise UserError(f"the tokenizer in {folder} is damaged ({SETTINGS}); {mend}") from None

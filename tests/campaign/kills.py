@@ -5,119 +5,93 @@ import os
 import random
 import shutil
 import signal
-import socket
 import time
+from collections import Counter
 from pathlib import Path
 
-from .processes import Child, child
+from programs import ROOT
+
+from .processes import Child, Started, alive, learn, learning
 from .trainings import Training, Trainings, result_of
 
 SIGNALS = [signal.SIGKILL] * 3 + [signal.SIGTERM, signal.SIGINT]
+KILLED = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, 128 + signal.SIGTERM, 128 + signal.SIGINT}
+MOST = 8  # kills of one training
+STARTED = 0.05  # share of the trials in which Python starts anew, so that kills hit its imports, too
 LONGEST = 240.0  # seconds of an attempt; more is a hang
 
 
 class Kills:
-    """One trial: a training, killed up to five times; and what it ended with."""
+    """One trial: a training, killed up to eight times; and what it ended with."""
 
     name = "kills"
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.trainings = folder, Trainings(folder)
+        self.folder, self.trainings, self.log = folder, Trainings(folder), folder / "log"
         self.whole: dict[str, tuple[list, float]] = {}
+        self.start = 0.0  # seconds in which Python and all imports are there
 
-    def trial(self, chance: random.Random) -> dict[str, int | str]:
-        training = self.trainings.any(chance)
+    def trial(self, chance: random.Random) -> dict:
+        training, anew = self.trainings.any(chance), chance.random() < STARTED
         expected, seconds = self.reference(training)
-        out, log = self.folder / "killed", self.folder / "log"
-        shutil.rmtree(out, ignore_errors=True)
-        log.unlink(missing_ok=True)
-        count = {"trials": 1, "kills": 0, training.name.split()[0]: 1}
-        for _ in range(chance.randint(1, 5)):
-            with child(lambda: training.run(out), log) as process:
-                process.wait(chance.uniform(0, 0.9) * seconds)
-                process.kill(chance.choice(SIGNALS))
-                status = process.wait(LONGEST)
-            if status is None:
-                return count | {"failed": 1, "note": f"{training.name}: hangs after a signal"}
-            if status == 70:
-                return count | {"failed": 1, "note": f"{training.name}: {last_line(log)}"}
-            count["kills"] += status in (-9, -15, -2, 143, 130)
-        with child(lambda: training.run(out), log) as process:
-            status = process.wait(LONGEST)
-        if status != 0 or result_of(out) != expected:
-            return count | {"failed": 1, "note": f"{training.name}: status {status}, {last_line(log)}"}
-        left = [path for path in out.rglob(".*.tmp")]
-        return count | ({"failed": 1, "note": f"{training.name}: left {left[0].name}"} if left else {})
-
-    def reference(self, training: Training) -> tuple[list, float]:
-        """What the training ends with uninterrupted, and how long it takes."""
-        if training.name not in self.whole:
-            out, begin = self.folder / "whole", time.monotonic()
-            shutil.rmtree(out, ignore_errors=True)
-            with child(lambda: training.run(out), self.folder / "log") as process:
-                status = process.wait(LONGEST)
-            if status != 0:
-                raise RuntimeError(f"{training.name} ends with {status}: {last_line(self.folder / 'log')}")
-            self.whole[training.name] = result_of(out), time.monotonic() - begin
-        return self.whole[training.name]
-
-
-class Ranks(Kills):
-    """One trial: two data-parallel processes, one of which is killed; both are started again."""
-
-    name = "ranks"
-
-    def trial(self, chance: random.Random) -> dict[str, int | str]:
-        sign = chance.choice(["ranks", "batch", "halves"])
-        training = self.trainings.recipe("ptb_lstm", "ssgd", "--optim.signs", sign)
-        training = Training(f"{training.name} {sign}", training.main, training.arguments)
-        if training.name not in self.whole:
-            out, begin = self.folder / "whole", time.monotonic()
-            shutil.rmtree(out, ignore_errors=True)
-            if self.both(training, out, None, chance) != [0, 0]:
-                raise RuntimeError(f"{training.name}: {last_line(self.folder / 'log')}")
-            self.whole[training.name] = result_of(out), time.monotonic() - begin
-        expected, seconds = self.whole[training.name]
+        if anew:
+            seconds += self.seconds_of_a_start()
         out = self.folder / "killed"
         shutil.rmtree(out, ignore_errors=True)
-        count = {"trials": 1, "kills": 0}
-        for _ in range(chance.randint(1, 2)):
-            statuses = self.both(training, out, chance.uniform(0.1, 0.9) * seconds, chance)
-            count["kills"] += -9 in statuses
-        statuses = self.both(training, out, None, chance)
-        if statuses != [0, 0] or result_of(out) != expected:
-            return count | {"failed": 1, "note": f"{training.name}: {statuses}, {last_line(self.folder / 'log')}"}
-        return count
+        self.log.unlink(missing_ok=True)
+        count: dict = {"trials": 1, "kills": 0, "of": Counter()}
+        for _ in range(chance.randint(1, MOST)):
+            with alive(self.attempt(training, out, anew)) as process:
+                process.wait(chance.uniform(0, seconds))
+                process.kill(chance.choice(SIGNALS))
+                status = process.wait(LONGEST)
+            if status in KILLED:
+                count["kills"] += 1
+                count["of"][training.name] += 1
+            if status == 0:
+                break
+            if status not in KILLED and not (anew and self.is_pythons_own()):
+                return count | self.failure(training, "hangs after a signal" if status is None else f"status {status}")
+        with alive(self.attempt(training, out, anew)) as process:
+            status = process.wait(LONGEST)
+        if status != 0 or result_of(out) != expected:
+            return count | self.failure(training, f"status {status} in the end")
+        left = [path.name for path in out.rglob(".*.tmp")]
+        return count | (self.failure(training, f"left {left[0]}") if left else {})
 
-    def both(self, training: Training, out: Path, after: float | None, chance: random.Random) -> list[int | None]:
-        """Trains with two ranks over the loopback; kills one ``after`` so many seconds, then both."""
+    def attempt(self, training: Training, out: Path, anew: bool) -> Child | Started:
+        return Started(training.command(out), self.log) if anew else Child(lambda: training.run(out), self.log)
 
-        def rank() -> int:
-            from seqssgd.training import cleanup
+    def reference(self, training: Training) -> tuple[list, float]:
+        """What the training ends with uninterrupted, and how many seconds it takes."""
+        if training.name not in self.whole:
+            out, modules = self.folder / "whole", self.folder / "modules"
+            for _ in range(1 if modules.exists() else 2):  # the first one also imports
+                shutil.rmtree(out, ignore_errors=True)
+                begin = time.monotonic()
+                with alive(Child(learning(lambda: training.run(out), modules), self.log)) as process:
+                    if (status := process.wait(LONGEST)) != 0:
+                        raise RuntimeError(f"{training.name} ends with {status}: {last_line(self.log)}")
+                self.whole[training.name] = result_of(out), time.monotonic() - begin
+                learn(modules)
+        return self.whole[training.name]
 
-            try:
-                return training.run(out)
-            finally:
-                cleanup()
+    def seconds_of_a_start(self) -> float:
+        if not self.start:
+            begin = time.monotonic()
+            with alive(Started([*self.trainings.recipe("ptb_lstm", "none").command(self.folder)[:2], "--help"],
+                               self.log)) as process:  # fmt: skip
+                process.wait(LONGEST)
+            self.start = time.monotonic() - begin
+        return self.start
 
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "GLOO_SOCKET_IFNAME": "lo"}
-        logs = [self.folder / "log", self.folder / "log1"]
-        ranks = [Child(rank, log, {**common, "RANK": str(i), "LOCAL_RANK": str(i)}) for i, log in enumerate(logs)]
-        try:
-            if after is not None:
-                time.sleep(after)
-                ranks[chance.randrange(2)].kill()
-                for process in ranks:
-                    process.wait(0.5)
-                    process.kill()
-            return [process.wait(LONGEST) for process in ranks]
-        finally:
-            for process in ranks:
-                process.kill()
-                process.wait(10)
+    def is_pythons_own(self) -> bool:
+        """Whether Ctrl-C came before the first line of a program, where Python itself shows a traceback."""
+        text = self.log.read_text(errors="replace")
+        return "KeyboardInterrupt" in text and str(ROOT) not in text
+
+    def failure(self, training: Training, what: str) -> dict:
+        return {"failed": 1, "note": f"{training.name}: {what}, {last_line(self.log)}"}
 
 
 def last_line(log: Path) -> str:

@@ -1,6 +1,7 @@
 """What is trained in the campaign: every recipe with every method, tiny, and the runner of studies."""
 
 import random
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +13,8 @@ from programs import ROOT, coloured_images, generated_lines, load, outcome
 from seqssgd.data.text import write_text_dataset
 from seqssgd.errors import run_cli
 from seqssgd.training.methods import METHODS
+
+from .processes import child
 
 # What a method needs beside its name to do something in a tiny training.
 NEEDS = {"ivon": ["--optim.ess", 100], "msam": ["--optim.rho", 0.1, "--optim.momentum", 0.9]}
@@ -31,21 +34,35 @@ TINY = {
     ],
     "imagenet_resnet": [
         *("--corpus.size", 16, "--batch_size", 8, "--training.accumulate", 1, "--bn_images", 16),
-        *("--optim.lr", 0.01, "--optim.lr_warmup", 1, "--optim.lr_milestones", "[1]"),
+        *("--training.epochs", 1),
+        *("--optim.lr", 0.01, "--optim.lr_warmup", 1, "--optim.lr_milestones", "[]"),
     ],
 }
 
 
 @dataclass(frozen=True)
 class Training:
-    """A command that trains into a folder, and that goes on where it was left."""
+    """A command that trains into a folder, and that goes on where it was left.
+
+    Attributes:
+        name: the recipe's and the method's, or ``studies``.
+        program: from the repository's root.
+        arguments: in which ``OUT`` stands for the folder.
+    """
 
     name: str
-    main: Callable[[list[str]], int | None]
+    program: str
     arguments: tuple[str, ...]
 
     def run(self, out: Path) -> int:
-        return run_cli(lambda: self.main([word.replace("OUT", str(out)) for word in self.arguments]))
+        """Trains in this process; returns the exit status that the command would have."""
+        return run_cli(lambda: load(self.program).main(self._words(out)))
+
+    def command(self, out: Path) -> list[str]:
+        return [sys.executable, str(ROOT / self.program), *self._words(out)]
+
+    def _words(self, out: Path) -> list[str]:
+        return [word.replace("OUT", str(out)) for word in self.arguments]
 
 
 def result_of(out: Path) -> list:
@@ -62,49 +79,52 @@ class Trainings:
 
     @cached_property
     def text(self) -> Path:
-        out = self.folder / "text"
         sizes = {"train": 120, "valid": 30, "test": 25}
-        write_text_dataset(out, {name: generated_lines(size, seed=size) for name, size in sizes.items()}, "words")
-        return out
+        lines = {name: generated_lines(size, seed=size) for name, size in sizes.items()}
+        return self.made("text", lambda out: write_text_dataset(out, lines, "words"))
 
     @cached_property
     def images(self) -> Path:
-        out = self.folder / "images"
-        return out if out.exists() else coloured_images(out)
+        return self.made("images", coloured_images)
 
     @cached_property
     def speech(self) -> Path:
         import tones
 
-        return tones.prepare(self.folder / "speech", sizes={"train": 16, "valid": 4, "test": 4})
+        return self.made("speech", lambda out: tones.prepare(out, sizes={"train": 16, "valid": 4, "test": 4}))
 
     @cached_property
     def photos(self) -> Path:
-        folder = self.folder / "photos"
-        if not (folder / "out").exists():
-            folder.mkdir()
-            prepared_tree(folder)
-        return folder / "out"
+        return self.made("photos", lambda out: (out.mkdir(), prepared_tree(out))) / "out"
+
+    def made(self, name: str, make: Callable[[Path], object]) -> Path:
+        """A folder that is made in another process: packages that write data leave threads behind."""
+        out, log = self.folder / name, self.folder / "log"
+        if not out.exists():
+            with child(lambda: 0 * bool(make(out)), log) as process:
+                if process.wait(300) != 0:
+                    raise RuntimeError(f"{name} cannot be made: {log.read_text()}")
+        return out
 
     def recipe(self, recipe: str, method: str, *more: object) -> Training:
         data = dict(zip(RECIPES, ("text", "images", "speech", "photos"), strict=True))[recipe]
         file = ROOT / "recipes" / recipe / RECIPES[recipe]
-        words = ["--config", file, "--data", getattr(self, data), "--out", "OUT", *TINY[recipe]]
-        words += ["--training.threads", 1, "--training.precision", "fp32", "--training.epochs", 2]
+        words = ["--config", file, "--data", getattr(self, data), "--out", "OUT", "--training.epochs", 2, *TINY[recipe]]
+        words += ["--training.threads", 1, "--training.precision", "fp32"]
         words += ["--training.log_every", 2, "--training.checkpoint_every", 3, "--optim.method", method, *more]
         words += ["--optim.noise", 0.2 if "noise" in METHODS[method].settings else 0, *NEEDS.get(method, [])]
         name = f"{recipe} {method}"
-        return Training(name, load(f"recipes/{recipe}/train.py").main, tuple(map(str, words)))
+        return Training(name, f"recipes/{recipe}/train.py", tuple(map(str, words)))
 
     def study(self) -> Training:
         words = ["--study", "price", "--recipe", "ptb", "--data", self.text, "--out", "OUT", "--"]
         words += [*TINY["ptb_lstm"][:2], "--batch_size", 4, "--sequence_length", 24, "--training.threads", 1]
         words += ["--training.epochs", 4, "--training.checkpoint_every", 3, "--training.precision", "fp32"]
-        return Training("studies", load("recipes/studies/run.py").main, tuple(map(str, words)))
+        return Training("studies", "recipes/studies/run.py", tuple(map(str, words)))
 
     def any(self, chance: random.Random) -> Training:
-        """One of all, evenly over methods and, but for ImageNet's large network, over recipes; the runner of studies is
-        as likely as a recipe in ten."""
+        """One of all, evenly over methods and over recipes, but that ImageNet's large network and the runner of studies
+        are rare."""
         if chance.random() < 0.03:
             return self.study()
-        return self.recipe(*chance.choices(list(RECIPES), (10, 10, 10, 1)), chance.choice(list(METHODS)))
+        return self.recipe(*chance.choices(list(RECIPES), (20, 20, 20, 1)), chance.choice(list(METHODS)))
