@@ -189,7 +189,7 @@ class Sources:
             yield self.file("perplexity", run, name, cli.main, "perplexity", "--run", "COPY", text)
         yield self.file("generate", run, "checkpoints/best.pt", cli.main, "generate", "--run", "COPY", "--length", 9)
         scored = as_file(lambda path: say(cli.main, ["perplexity", "--run", run, path], path.parent))
-        yield Reader("perplexity: a text", "ba ko\ntina ru\n".encode() * 9, scored)
+        yield Reader("perplexity: a text", b"ba ko\ntina ru\n" * 9, scored)
         evaluate = load("recipes/ptb_lstm/evaluate.py").main
         for name in ("dataset.json", "train.txt", "test.txt"):
             words = ["--run", run, "--data", "COPY", "--split", "test"]
