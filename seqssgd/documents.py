@@ -9,6 +9,7 @@ from .errors import UserError
 LARGEST = 1_000_000  # bytes of YAML: a configuration has some thousands
 DEEPEST = 50  # collections within collections
 MOST = 100_000  # values, those counted again that an alias (*name) repeats
+WRONG_VALUE = (AttributeError, IndexError, KeyError, OverflowError, TypeError)  # YAML's own reader, of !!bool x
 
 
 class GivenTwice(ValueError):
@@ -58,6 +59,25 @@ def parse_yaml(content: bytes) -> Any:
         raise ValueError(f"no settings in YAML (not UTF-8: wrong byte at offset {error.start:,})") from None
     except RecursionError:
         raise ValueError("nested too deep") from None
+    except WRONG_VALUE as error:
+        raise ValueError(f"no settings in YAML (a value is not of the kind that its tag says: {error})") from None
+
+
+def check_places(settings: Any) -> None:
+    """Makes sure that no setting is given under a dotted key (``optim.lr``) and in a group (``optim: {lr: …}``), of
+    which one would be lost.
+
+    Raises:
+        GivenTwice: one is.
+    """
+    for key in settings if isinstance(settings, dict) else ():
+        group = str(key)
+        while "." in group:
+            group = group.rpartition(".")[0]
+            if group in settings:
+                raise GivenTwice(f"{key} is a key of {group}, which is there, too: give it in one place")
+    for value in settings.values() if isinstance(settings, dict) else ():
+        check_places(value)
 
 
 def check_keys(text: str) -> None:
@@ -123,8 +143,9 @@ def _loader() -> type:
         def compose_mapping_node(self, anchor: Any) -> Any:
             node, lines = super().compose_mapping_node(anchor), {}
             for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-                name, line = (key.tag, key.value), key.start_mark.line + 1
-                if name in lines:
+                merges = key.tag.endswith(":merge")
+                name, line = key.value if merges else self.construct_object(key), key.start_mark.line + 1
+                if name in lines:  # yes and true, or 1 and 0x1, are one key, too
                     raise GivenTwice(f"{key.value} is given twice, in lines {lines[name]} and {line}: keep one of them")
                 lines[name] = line
             return node

@@ -117,6 +117,9 @@ def test_a_saved_tokenizer_labels_as_before_and_damage_is_noticed(tmp_path, kind
     assert before == {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     for name, content in (
         (tokenizer.file, b"\xff\n"),
+        (tokenizer.file, b""),
+        ("tokenizer.json", b"[" * 100_000),
+        ("tokenizer.json", b"[]"),
         ("tokenizer.json", b"{"),
         ("tokenizer.json", b'{"level": "word", "lowercase": false}'),  # of a language model
         ("tokenizer.json", f'{{"level": "{tokenizer.level}"}}'.encode()),

@@ -448,6 +448,8 @@ def test_more_threads_than_cores_are_refused():
 @pytest.mark.parametrize("yaml, options, said", [
     ("optim: {method: ssgd, noise: 0.3}\nseed: 1\noptim: {lr: 0.01}\n", [], "optim is given twice, in lines 1 and 3"),
     ("optim:\n  lr: 1\n  method: none\n  lr: 2\n", [], "lr is given twice, in lines 2 and 4"),
+    ("optim.lr: 0.5\noptim: {method: none}\n", [], "optim.lr is a key of optim, which is there, too"),
+    ("optim: {method: none}\noptim.lr: 0.5\n", [], "optim.lr is a key of optim, which is there, too"),
     (None, ["--optim", "{lr: 1, lr: 2}"], "lr is given twice"), (None, ["--optim={lr: 1, lr: 2}"], "lr is given twice"),
 ])  # fmt: skip
 def test_a_key_that_is_given_twice_is_refused_in_files_and_in_options(parse, yaml, options, said):

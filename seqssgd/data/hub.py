@@ -1,6 +1,7 @@
 """Data sets of the Hugging Face hub, or in its formats on disk."""
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Collection, Mapping, Sequence
@@ -26,8 +27,7 @@ def load_hub(name: str, config: str | None = None) -> Mapping:
     """
     datasets = require("datasets")
     _check_card(Path(name))
-    if not sys.stderr.isatty():
-        datasets.disable_progress_bars()
+    _quiet()
     try:
         saved = any((Path(name) / file).exists() for file in ("dataset_dict.json", "state.json"))  # by save_to_disk
         loaded = datasets.load_from_disk(name) if saved else datasets.load_dataset(name, config)
@@ -37,6 +37,15 @@ def load_hub(name: str, config: str | None = None) -> Mapping:
         raise UserError(f"the data set {name} could not be loaded: {reason}") from None
     splits = loaded if isinstance(loaded, Mapping) else {"train": loaded}
     return {name: _without_mark(table) for name, table in splits.items()}
+
+
+def _quiet() -> None:
+    """Leaves it to us to say what goes wrong, and to show progress on terminals alone."""
+    import datasets
+
+    datasets.logging.set_verbosity(logging.CRITICAL)
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
 
 
 def _check_card(folder: Path) -> None:
@@ -111,8 +120,7 @@ def open_parquet(title: str, files: Sequence[Path], unit: str) -> "datasets.Data
     import datasets.config
     import pyarrow.parquet
 
-    if not sys.stderr.isatty():
-        datasets.disable_progress_bars()
+    _quiet()
     try:
         if not sum(pyarrow.parquet.read_metadata(file).num_rows for file in files):  # datasets cannot read that
             raise UserError(f"{title} has no {unit}; prepare it again")

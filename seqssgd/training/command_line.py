@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..documents import GivenTwice, check_keys, parse_yaml
+from ..documents import GivenTwice, check_keys, check_places, parse_yaml
 from ..errors import UserError
 from ..networks import choose
 from .config import OptimConfig, is_positive, optim_class, require
@@ -61,7 +61,7 @@ def parse_recipe(config_class: type, argv: Sequence[str] | None = None, descript
     paths = [word.removeprefix("--config=") for word in files if word != "--config"]
     for name in filter(lambda name: Path(name).is_file(), paths):
         try:  # before jsonargparse reads it, which takes a key twice, and as many values as it holds
-            parse_yaml(Path(name).read_bytes())
+            check_places(parse_yaml(Path(name).read_bytes()))
         except ValueError as error:
             raise UserError(f"--config {name}: {error}") from None
     config_class, plain_class = _with_methods(config_class, named_methods(paths, options)), config_class

@@ -20,7 +20,7 @@ TITLES = {
     "kills": "trainings killed by SIGKILL, SIGTERM or SIGINT at random instants and started again",
     "ranks": "two data-parallel processes (gloo), one killed, both started again",
     "power cuts": "trainings whose power fails at syncs, renames and deletions, started again from what the disk held",
-    "inputs": "batches of 100 mutated inputs of one reader",
+    "inputs": "batches of mutated inputs of one reader, a hundred at most",
     "soak": "trainings in tiny steps, watched for growth",
 }
 OF = {"kills": "trainings", "ranks": "trainings", "power cuts": "trainings", "inputs": "kinds of input"}

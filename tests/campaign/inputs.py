@@ -1,5 +1,6 @@
 """Mutated inputs to every reader: refused in its own words or read, never a traceback, a hang, or much memory."""
 
+import itertools
 import json
 import random
 import resource
@@ -13,7 +14,8 @@ from .processes import child, learn, learning
 from .readers import Reader, Sources
 from .trainings import Trainings
 
-BATCH = 100  # inputs of a trial, of one reader
+BATCH = 100  # inputs of a trial, of one reader, at most; and
+SECONDS = 15.0  # of a trial
 SLOW = 20.0  # seconds of one input; more is a hang
 MEMORY = 64 * 2**20  # bytes that a reader may take for any input, and
 MULTIPLE = 50  # times as many as the input has
@@ -22,22 +24,26 @@ ROOM = 8 * 2**30  # bytes of addresses, so that what takes too much does not tak
 
 
 class Inputs:
-    """One trial: a hundred mutations of one good input, in a process that is watched."""
+    """One trial: up to a hundred mutations of one good input, in a process that is watched.
+
+    The reader is the one on which the least time was spent, so that the fast ones read the most.
+    """
 
     name = "inputs"
 
     def __init__(self, folder: Path, keep: Path | None = None) -> None:
         self.folder, self.keep = folder, keep
         self.readers: list[Reader] = []
-        self.number = 0
+        self.spent: list[float] = []
 
     def trial(self, chance: random.Random) -> dict:
         if not self.readers:
             self.readers = Sources(self.folder, Trainings(self.folder)).all()
-            chance.shuffle(self.readers)
-        reader, seed = self.readers[self.number % len(self.readers)], chance.random()
-        self.number += 1
-        return self.batch(reader, seed)
+            self.spent = [chance.random() for _ in self.readers]
+        number, begin = self.spent.index(min(self.spent)), time.monotonic()
+        found = self.batch(self.readers[number], chance.random())
+        self.spent[number] += time.monotonic() - begin
+        return found
 
     def batch(self, reader: Reader, seed: float, size: int = BATCH) -> dict:
         place, report = self.folder / "place", self.folder / "report"
@@ -51,7 +57,8 @@ class Inputs:
             if (outcome := try_one(reader, reader.good, place)) != "read":
                 raise RuntimeError(f"{outcome} is what comes of an input as it should be")
             with open(report, "a", buffering=1, encoding="utf-8") as file:
-                for number in range(size):
+                end = time.monotonic() + SECONDS
+                for number in itertools.takewhile(lambda _: time.monotonic() < end, range(size)):
                     content = mutate(reader.good, random.Random(f"{seed} {number}"), reader.form)
                     (self.folder / "input").write_bytes(content)  # is there if the process dies of it
                     file.write(json.dumps(outcome := try_one(reader, content, place)) + "\n")

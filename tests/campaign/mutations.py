@@ -9,7 +9,7 @@ from typing import Any
 TOKENS = [
     *(b"\x00", b"\xff" * 4, b"\x7f\xff\xff\xff", b"\xff" * 8, b"-1", b"1e999", b"NaN", b"null", b"[" * 200, b"{" * 200),
     *(b'"', b"\n", b"\\", b": ", b"*a", b"&a ", b"!!python/object:os.system ", b"\xef\xbb\xbf", "\u2028".encode()),
-    *(b"=", b"../" * 5, b"%s", b"0" * 50, b" " * 100, b"<<: ", b"\t", b"\r", b"\x1b[2J", b"9" * 30),
+    *(b'{"a":' * 60_000, b"=", b"../" * 5, b"%s", b"0" * 50, b" " * 100, b"<<: ", b"\t", b"\r", b"\x1b[2J", b"9" * 30),
 ]
 ODD = [None, True, False, 0, -1, 2, 0.5, 1e308, float("nan"), float("inf"), 10**30, "", "x" * 60, "1", "\u2028", "é\0",
        [], {}, [[]], [None], {"a": 1}, {"": {}}, "../" * 5, "\ud800"]  # fmt: skip
@@ -21,7 +21,7 @@ def mutate(content: bytes, chance: random.Random, form: str = "bytes") -> bytes:
     ``form`` is what the bytes are: of ``json``, ``rows`` of it, ``yaml`` and a checkpoint (``torch``) half of the
     faults are in the values.
     """
-    if form != "bytes" and chance.random() < 0.5:
+    if form != "bytes" and content and chance.random() < 0.5:
         return _of_values(content, chance, form)
     data = bytearray(content)
     for _ in range(chance.randint(1, 4)):

@@ -1,9 +1,9 @@
 """What is trained in the campaign: every recipe with every method, tiny, and the runner of studies."""
 
+import dataclasses
 import random
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -40,7 +40,7 @@ TINY = {
 }
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Training:
     """A command that trains into a folder, and that goes on where it was left.
 
@@ -60,6 +60,10 @@ class Training:
 
     def command(self, out: Path) -> list[str]:
         return [sys.executable, str(ROOT / self.program), *self._words(out)]
+
+    def until(self, step: int) -> "Training":
+        """The training up to a step."""
+        return dataclasses.replace(self, arguments=(*self.arguments, "--max-steps", str(step)))
 
     def _words(self, out: Path) -> list[str]:
         return [word.replace("OUT", str(out)) for word in self.arguments]
