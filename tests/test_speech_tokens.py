@@ -125,7 +125,9 @@ def test_a_saved_tokenizer_labels_as_before_and_damage_is_noticed(tmp_path, kind
         ("tokenizer.json", f'{{"level": "{tokenizer.level}"}}'.encode()),
     ):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(UserError, match="the tokenizer in .* is damaged|is not a sentencepiece model"):
+        with pytest.raises(
+            UserError, match="the tokenizer in .* is damaged|is not a sentencepiece model|is no model for speech"
+        ):
             load_tokenizer(tmp_path)
         (tmp_path / name).write_bytes(files[name])
     (tmp_path / tokenizer.file).unlink()
