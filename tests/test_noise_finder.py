@@ -193,7 +193,7 @@ def test_wrong_input_is_refused(data, tmp_path, capsys):
         return refused(capsys, cli.main, *command, *options)
 
     assert refusal("--program", "nowhere/train.py") == (
-        "error: nowhere/train.py: no such program; give the path of a recipe's train.py (--program)"
+        "error: nowhere/train.py: no such program; give the path of a recipe's train.py"
     )
     assert "README.md: no such program" in refusal("--program", ROOT / "README.md")
     other = refusal("--program", ROOT / "recipes/wsj_sgcn/ngram.py")
