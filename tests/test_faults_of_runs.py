@@ -347,7 +347,7 @@ def test_a_run_of_another_kind_is_called_what_it_is(tmp_path):
         (tmp_path / "config.yaml").write_text(f"model: {{{model}}}\n")
         for wanted in kinds:
             if wanted != kind:
-                with pytest.raises(UserError, match=f"is a run of {kind}; give a --run of {wanted}"):
+                with pytest.raises(UserError, match=f"is a run of {kind}; give one of {wanted}"):
                     read_section(tmp_path, "model", wanted)
 
 
@@ -374,12 +374,12 @@ def test_a_run_knows_where_its_data_lay(tmp_path):
     assert data_folder(tmp_path / "run", None) == tmp_path / "data"
     assert data_folder(tmp_path / "run", "elsewhere") == Path("elsewhere")
     (tmp_path / "data").rename(tmp_path / "moved")
-    with pytest.raises(UserError, match=r"data, the data of \S+run, is not there any more; give --data"):
+    with pytest.raises(UserError, match=r"data, the data of \S+run, is not there any more; give their folder"):
         data_folder(tmp_path / "run", None)
     RunDirectory(tmp_path / "run", {"seed": 0}, data=tmp_path / "moved").close()
     assert data_folder(tmp_path / "run", None) == tmp_path / "moved"
     (tmp_path / "run/environment.json").write_text("[]")
-    with pytest.raises(UserError, match="does not say where its data lie; give --data"):
+    with pytest.raises(UserError, match="does not say where its data lie; give their folder"):
         data_folder(tmp_path / "run", None)
 
 

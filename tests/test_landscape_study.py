@@ -328,7 +328,7 @@ def test_data_and_splits_that_are_missing_are_refused(refuse, language, images, 
     assert "split 'dev' is missing" in refuse(language[0], "--split", "dev")
     bare = shutil.copytree(language[0], tmp_path / "bare")
     (bare / "environment.json").unlink()
-    assert "give --data" in refuse(bare)
+    assert "give their folder (--data)" in refuse(bare)
     assert "is not the data" in refuse(images, "--data", coloured_images(tmp_path / "other", seed=1))
     unheld = other_run(images, tmp_path / "unheld", lambda c: c["corpus"].update(valid=0))
     assert "corpus.valid: 0" in refuse(unheld, "--split", "valid")

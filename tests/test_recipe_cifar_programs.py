@@ -10,7 +10,7 @@ import yaml
 from programs import ROOT, coloured_images, kill_and_resume, load, outcome, refused, table_of, without_times
 
 from seqssgd import cli
-from seqssgd.cli import evaluate
+from seqssgd.commands.runs import evaluate
 from seqssgd.data.images import AugmentedBatches, Normalization, load_images
 from seqssgd.images.finished import load_classifier
 from seqssgd.optim.batchnorm import recalibrate_bn
@@ -177,7 +177,7 @@ def test_evaluation_refuses_other_images_and_other_runs(data, finished, tmp_path
         ({"model": {"name": "resnet56"}}, "best.pt: weights of another model"),
         ({"model": {"name": "resnet21"}}, "'resnet21' is not one of resnet20, "),
         ({"model": {"hidden_size": 20}}, "describes no image classifier"),
-        ({"data": "cifar"}, "has no section 'data'; give a --run of an image classifier"),
+        ({"data": "cifar"}, "has no section 'data'; give a run of an image classifier"),
     ):
         (run / "config.yaml").write_text(yaml.safe_dump({**settings, **changes}))
         assert reason in refused(capsys, evaluate, "--run", run, "--data", data, "--split", "valid")

@@ -11,7 +11,7 @@ import torch
 from picture_folders import prepared_tree, write_tree
 from programs import ROOT, coloured_images, kill_and_resume, load, outcome, refused, without_times
 
-from seqssgd.cli import evaluate
+from seqssgd.commands.runs import evaluate
 from seqssgd.data.encoded_images import MEAN, STD, load_encoded
 from seqssgd.data.images import Normalization
 from seqssgd.images.config import EncodedCorpusConfig

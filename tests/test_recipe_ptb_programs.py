@@ -10,7 +10,7 @@ import torch
 from programs import ROOT, generated_lines, kill_and_resume, load, outcome, refused, start, without_times
 
 from seqssgd import cli
-from seqssgd.cli import evaluate
+from seqssgd.commands.runs import evaluate
 from seqssgd.data.text import load_text, write_text_dataset
 from seqssgd.errors import run_cli
 from seqssgd.language.finished import load_language_model

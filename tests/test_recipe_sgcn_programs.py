@@ -13,6 +13,7 @@ import yaml
 from programs import ROOT, kill_and_resume, load, outcome, refused, start, table_of, without_times
 
 from seqssgd import cli
+from seqssgd.commands.runs import evaluate as evaluate_run
 from seqssgd.data.audio import decode, encode_flac
 from seqssgd.report import compare, read_run, summary
 from seqssgd.runs import checkpoints
@@ -78,7 +79,7 @@ def test_a_run_is_described(finished, capsys):
 def evaluate(capsys, run: Path, data: Path, *options: object) -> list[str]:
     """The lines that seqssgd evaluate prints."""
     capsys.readouterr()
-    cli.evaluate([str(option) for option in ("--run", run, "--data", data, "--device", "cpu", *options)])
+    evaluate_run([str(option) for option in ("--run", run, "--data", data, "--device", "cpu", *options)])
     return capsys.readouterr().out.splitlines()
 
 
@@ -162,7 +163,7 @@ def test_saved_figures_are_those_of_the_table_and_beam_search_does_not_replace_t
     assert saved["test"]["wer_interval"][0] <= found.rate <= saved["test"]["wer_interval"][1]
     shown = summary(compare([read_run(run)], "valid_wer"))
     assert "| test WER |" in shown and f" {found.rate:.2f} " in shown
-    message = refused(capsys, cli.evaluate, "--run", run, "--data", tones.prepare(tmp_path / "other", "AB"), "--save")
+    message = refused(capsys, evaluate_run, "--run", run, "--data", tones.prepare(tmp_path / "other", "AB"), "--save")
     assert f"other is not the corpus that {run} was trained on; give the folder of that" in message
 
 
@@ -231,7 +232,7 @@ def test_a_network_that_has_heard_a_little_of_an4_hears_more_than_nothing(real_d
 
 def test_data_that_the_model_cannot_use_are_refused(data, finished, tmp_path, capsys):
     def refuse(folder: Path, *options: object) -> str:
-        return refused(capsys, cli.evaluate, "--run", finished, "--data", folder, *options)
+        return refused(capsys, evaluate_run, "--run", finished, "--data", folder, *options)
 
     assert "has no set 'dev'; it has test, train, valid" in refuse(data, "--split", "dev")
     assert "absent does not exist" in refuse(tmp_path / "absent")
@@ -279,9 +280,9 @@ def test_language_models_that_are_none_are_refused(data, finished, tmp_path, cap
         (["--alpha", -1], "--alpha=-1.0 must not be negative"),
     ):
         arguments = ["--run", finished, "--data", data, "--beam", 5, *options]
-        assert reason in refused(capsys, cli.evaluate, *arguments)
+        assert reason in refused(capsys, evaluate_run, *arguments)
     assert "--beam=0: it must be at least 1" in refused(
-        capsys, cli.evaluate, "--run", finished, "--data", data, "--beam", 0
+        capsys, evaluate_run, "--run", finished, "--data", data, "--beam", 0
     )
 
 
@@ -292,14 +293,14 @@ def test_a_tokenizer_or_a_checkpoint_of_another_run_is_refused(data, finished, t
     for other in (labels.replace("A\nB\n", "B\nA\n"), labels + "0\n"):
         assert other != labels
         (run / "tokenizer/labels.txt").write_text(other)
-        message = refused(capsys, cli.evaluate, "--run", run, "--data", data)
+        message = refused(capsys, evaluate_run, "--run", run, "--data", data)
         assert f"{run}/tokenizer is not the tokenizer that {run} was trained with" in message
     (run / "tokenizer/labels.txt").unlink()
-    assert "labels.txt is missing" in refused(capsys, cli.evaluate, "--run", run, "--data", data)
+    assert "labels.txt is missing" in refused(capsys, evaluate_run, "--run", run, "--data", data)
     (run / "tokenizer/labels.txt").write_text(labels)
     train(data, tmp_path / "more", "--tokens.symbols", "0", "--training.epochs", 1, "--model.network.width", 24)
     other = tmp_path / "more/checkpoints/best.pt"
-    message = refused(capsys, cli.evaluate, "--run", run, "--data", data, "--checkpoint", other)
+    message = refused(capsys, evaluate_run, "--run", run, "--data", data, "--checkpoint", other)
     assert f"{other}: weights of another model (size mismatch for network.output.weight" in message
 
 
@@ -322,12 +323,12 @@ def test_folders_that_are_no_run_of_a_recogniser_are_refused(data, finished, tmp
     config = yaml.safe_load((run / "config.yaml").read_text())
     for changed, reason in (
         ({**config, "model": {"hidden_size": 5}}, "describes no speech recogniser (section 'model'"),
-        ({"model": 3}, "has no section 'model'; give a --run of a speech recogniser"),
+        ({"model": 3}, "section 'model' is that of no recipe"),
     ):
         (run / "config.yaml").write_text(yaml.safe_dump(changed))
-        assert reason in refused(capsys, cli.evaluate, "--run", run, "--data", data)
+        assert reason in refused(capsys, evaluate_run, "--run", run, "--data", data)
     (run / "config.yaml").unlink()
-    assert "is not a run directory" in refused(capsys, cli.evaluate, "--run", run, "--data", data)
+    assert "is not a run directory" in refused(capsys, evaluate_run, "--run", run, "--data", data)
 
 
 def test_the_programs_themselves_end_with_one_line_and_a_status(tmp_path):

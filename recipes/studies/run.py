@@ -26,7 +26,7 @@ from typing import Any
 from scaling import in_phases, late, scaled, with_restarts
 
 from seqssgd import documents
-from seqssgd.cli import evaluate
+from seqssgd.commands.runs import evaluate
 from seqssgd.errors import UserError, run_cli
 from seqssgd.report import compare, read_run, summary
 from seqssgd.report.metrics import best_evaluation, lower_is_better, shared_metric

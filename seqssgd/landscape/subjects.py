@@ -4,7 +4,6 @@ A new kind of recipe is one more entry of ``KINDS``.
 """
 
 import itertools
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +15,8 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..optim.batchnorm import recalibrate_bn
-from ..runs import layout
 from ..runs.checkpoints import find_checkpoint
+from ..runs.reading import data_folder
 from ..runs.recipes import recipe_of
 from ..runs.settings import read_config
 from .ctc import ctc_loss
@@ -123,26 +122,6 @@ class Subject:
             recalibrate_bn(self.model, self.bn_batches)
 
 
-def data_folder(run: str | Path) -> Path:
-    """The folder of data that a run was trained on, from the command that began it.
-
-    Raises:
-        UserError: it is not there any more, or not known.
-    """
-    try:
-        words = json.loads((Path(run) / layout.ENVIRONMENT).read_text(encoding="utf-8"))["command"]
-    except (OSError, ValueError, KeyError):
-        words = []
-    found = None
-    for word, following in itertools.pairwise([*words, ""]):
-        if word == "--data" or word.startswith("--data="):
-            found = Path(following if word == "--data" else word.removeprefix("--data="))
-    if found is None or not found.is_dir():
-        where = f"is not said in its {layout.ENVIRONMENT}" if found is None else f"was {found}, which is no folder here"
-        raise UserError(f"{run}: where its data are {where}; give their folder (data)")
-    return found
-
-
 def open_run(
     run: str | Path,
     data: str | Path | None = None,
@@ -154,7 +133,7 @@ def open_run(
 
     Args:
         run: the run directory.
-        data: the prepared data that it was trained on; None: see :func:`data_folder`.
+        data: the prepared data that it was trained on; None: see :func:`seqssgd.runs.reading.data_folder`.
         checkpoint: as in :func:`seqssgd.runs.checkpoints.find_checkpoint`.
         device: to compute on.
         bn_images: training images that batch-norm statistics are taken from, in minibatches as in training.
@@ -163,7 +142,7 @@ def open_run(
         UserError: no run of these recipes, no such checkpoint or one of another model, other data.
     """
     settings, path = read_config(run), find_checkpoint(run, checkpoint)
-    folder = Path(data) if data is not None else data_folder(run)
+    folder = data_folder(run, data)
     recipe = recipe_of(settings)
     build = None if recipe is None else KINDS.get(recipe.name)
     if build is None:

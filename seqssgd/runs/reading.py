@@ -1,6 +1,7 @@
 """What a run directory says about its run, and what an evaluation adds to it."""
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,7 @@ def record(run: str | Path, split: str, figures: dict[str, Any]) -> None:
         raise UserError(f"{path}: cannot be written ({error})") from None
 
 
-def data_folder(run: str | Path, given: str | Path | None, option: str = "--data") -> Path:
+def data_folder(run: str | Path, given: str | Path | None) -> Path:
     """The folder of the data that a run was trained on: the one that is given, or else the one that the run noted.
 
     Raises:
@@ -124,11 +125,21 @@ def data_folder(run: str | Path, given: str | Path | None, option: str = "--data
         return Path(given)
     read_config(run)
     try:
-        noted = parse_json((Path(run) / layout.ENVIRONMENT).read_bytes())["data"]
-    except (OSError, ValueError, KeyError, TypeError):
+        known = parse_json((Path(run) / layout.ENVIRONMENT).read_bytes())
+        noted = known.get("data") or _of_command(known["command"])  # earlier versions noted the command alone
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         noted = None
     if not isinstance(noted, str):
-        raise UserError(f"{run} does not say where its data lie; give {option}")
+        raise UserError(f"{run} does not say where its data lie; give their folder (--data)")
     if not Path(noted).is_dir():
-        raise UserError(f"{noted}, the data of {run}, is not there any more; give {option}")
+        raise UserError(f"{noted}, the data of {run}, is not there any more; give their folder (--data)")
     return Path(noted)
+
+
+def _of_command(words: list[str]) -> str | None:
+    """What a command line gives as ``--data``."""
+    found = None
+    for word, following in itertools.pairwise([*words, ""]):
+        if word == "--data" or word.startswith("--data="):
+            found = following if word == "--data" else word.removeprefix("--data=")
+    return found
