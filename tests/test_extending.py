@@ -1,5 +1,6 @@
 """What the page on extending tells a reader to write and to type, done by the letter in an empty folder."""
 
+import importlib.util
 import json
 import os
 import re
@@ -10,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from programs import load
 
+from seqssgd import cli
 from seqssgd.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,7 +35,9 @@ def folder(tmp_path):
     words = [f"word{(number * number) % 37}" for number in range(4000)]
     lines = [" ".join(words[start : start + 8]) for start in range(0, len(words), 8)]
     (tmp_path / "mine.txt").write_text("\n".join(lines) + "\n")
-    (tmp_path / "my_methods.py").write_text(blocks(section("A method"), "python")[0])
+    for title, name in (("A method", "my_methods"), ("A network", "my_networks"), ("A recipe", "my_recipe")):
+        (tmp_path / f"{name}.py").write_text(blocks(section(title), "python")[0])
+    (tmp_path / "mine.yaml").write_text(blocks(section("A network"), "yaml")[0])
     (tmp_path / "bin").mkdir()
     for name, words in (("python", ""), ("seqssgd", " -m seqssgd")):
         (tmp_path / "bin" / name).write_text(f'#!/bin/sh\nexec {sys.executable}{words} "$@"\n')
@@ -66,24 +69,76 @@ def test_the_method_of_the_page_trains_resumes_and_is_compared_as_it_says(folder
     assert json.loads((folder / "runs/again/result.json").read_text())["final"] == whole["final"]
 
 
-def test_its_settings_are_refused_and_other_bases_step_as_it_says(folder, monkeypatch):
-    """In this process, which has imported everything already."""
+@pytest.fixture
+def here(folder, monkeypatch):
+    """Does a line of the page in this process, which has imported everything already; what it prints is returned."""
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(folder)
-    main = load("recipes/ptb_lstm/train.py").main
-    shell(folder, "python data_prep/text.py --train mine.txt --vocab-size 100 --out data/mine")
-    (program,) = re.findall(r'^TRAIN="python \S+ (.*)"', PAGE, re.MULTILINE)
-    ahead = ["--optim.method", "my_methods:LookAhead", "--optim.noise", "0.2"]
+    for name in ("my_methods", "my_networks", "my_recipe"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+
+    def do(line: str) -> None:
+        program, *words = shlex.split(line)
+        if program == "seqssgd":
+            assert cli.main(words) == 0
+        else:
+            spec = importlib.util.spec_from_file_location(f"page_{Path(words[0]).stem}", words[0])
+            sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+            assert not module.main(words[1:])
+
+    do("python data_prep/text.py --train mine.txt --vocab-size 100 --out data/mine")
+    return do
+
+
+def lines(title: str) -> list[str]:
+    return blocks(section(title), "sh")[0].replace("\\\n", " ").splitlines()
+
+
+def test_its_settings_are_refused_and_other_bases_step_as_it_says(here):
+    (program,) = re.findall(r'^TRAIN="(python .*)"', PAGE, re.MULTILINE)
     for options, said in (
-        ([*ahead, "--optim.memory", "2"], r"optim\.memory: 2\.0 is not a number >= 0 and < 1"),
         (
-            ["--optim.method", "ssgd", "--optim.noise", "0.2", "--optim.memory", "0.5"],
-            r"optim\.memory: no such setting",
+            "--optim.method my_methods:LookAhead --optim.noise 0.2 --optim.memory 2",
+            r"optim\.memory: 2\.0 is not a number >= 0 and < 1",
         ),
+        ("--optim.method ssgd --optim.noise 0.2 --optim.memory 0.5", r"optim\.memory: no such setting"),
     ):
         with pytest.raises(UserError, match=f"^{said}"):
-            main([*shlex.split(program), *options, "--out", "runs/refused"])
-    for line in blocks(section("A base optimizer"), "sh")[0].splitlines():
-        options = shlex.split(line.removeprefix("$TRAIN "))
-        assert main([*shlex.split(program), *options]) == 0
-        assert json.loads(Path(options[1], "result.json").read_text())["epochs"] == 2
+            here(f"{program} {options} --out runs/refused")
+    for line in lines("A base optimizer"):
+        here(line.replace("$TRAIN", program))
+        assert json.loads(Path(line.split()[2], "result.json").read_text())["epochs"] == 2
+
+
+def test_the_network_of_the_page_is_one_like_any_other(here, capsys):
+    for line in lines("A network"):
+        here(line)
+    said = capsys.readouterr().out
+    assert "runs/rnn/checkpoints/best.pt, test: perplexity" in said and "mine.txt: perplexity" in said
+    here("seqssgd describe runs/rnn")
+    assert "rnn" in capsys.readouterr().out
+    result = json.loads(Path("runs/rnn/result.json").read_text())
+    assert result["epochs"] == 2 and result["final"]["valid_perplexity"] < 30  # of 39 words and ends of lines
+    noisy = "--optim.method my_methods:LookAhead --optim.noise 0.1 --optim.memory 0.8"  # both from elsewhere
+    here(lines("A network")[0].replace("runs/rnn", "runs/both") + f" {noisy}")
+    config = yaml.safe_load(Path("runs/both/config.yaml").read_text())
+    assert (config["model"]["dropout"], config["optim"]["memory"]) == (0.1, 0.8)
+
+
+def test_the_recipe_of_the_page_trains_resumes_and_is_compared(here, capsys):
+    Path("data/curve").mkdir()
+    for name, start in (("train", 0), ("valid", 1)):
+        numbers = [x / 50 - 1 for x in range(start, 100, 2)]
+        Path(f"data/curve/{name}.csv").write_text("".join(f"{x},{x * x}\n" for x in numbers))
+    for line in lines("A recipe"):
+        here(line)
+    said = capsys.readouterr().out
+    assert "SGD" in said and "weight noise 0.1" in said and "runs/curve_noise" in said
+    first = lines("A recipe")[0].replace("--out runs/curve", "--out runs/again")
+    here(f"{first} --max-minutes 1e-9")
+    here(first)
+    results = [json.loads(Path(f"runs/{name}/result.json").read_text()) for name in ("curve", "again")]
+    assert results[0]["final"] == results[1]["final"] and results[0]["steps"] == 25
+    assert results[0]["final"]["valid_loss"] < 0.2
+    here(first.replace("runs/again", "runs/halves") + " --optim.method ssgd --optim.noise 0.1 --optim.signs halves")
