@@ -182,6 +182,16 @@ def _form(settings: dict[str, Any]) -> tuple[str, str]:
     return method, "phases" if signs == "batch" and settings["optim.noise_schedule"] else signs
 
 
+def estimates(name: str) -> str:
+    """What noise_sizes.py wrote for a comparison, as one more note."""
+    file = RESULTS / name / "noise_sizes.json"
+    if not file.is_file():
+        return ""
+    found = json.loads(file.read_text(encoding="utf-8"))
+    sizes = "; ".join(f"{label}: {c:.2g}" for label, c in found["c"].items())
+    return f"\n- c of these, estimated at the weights of {found['weights']}: {sizes}."
+
+
 def escape_tables() -> str:
     """The tables of the study of escape, as the study itself writes them."""
     program = load_program(RESULTS.parent / "recipes/studies/escape_tables.py")
@@ -228,7 +238,7 @@ def diagonal_picture() -> "Figure":
 def tables(compared: dict[str, Comparison]) -> dict[str, tuple[Path, str]]:
     """Every table of which there are figures here, by name: the file that shows it, and its text."""
     root = RESULTS.parent
-    shown = {name: (root / RUNS[name], summary(comparison)) for name, comparison in compared.items()}
+    shown = {name: (root / RUNS[name], summary(found) + estimates(name)) for name, found in compared.items()}
     if (RESULTS / "benchmarks/coverage.json").is_file():
         shown["benchmarks/coverage"] = (root / "benchmarks/README.md", coverage_table())
     shown["effects"] = (root / "docs/should_i.md", effects_table(compared))

@@ -68,6 +68,7 @@ COMMANDS = {
     "runs": Subcommand(
         "list the runs of a folder, or find where two of them part", runs.runs_arguments, runs.runs_command
     ),
+    "export": Subcommand("a finished run as a folder to give away", runs.export_arguments, runs.export_command),
     "transcribe": Subcommand(
         "write down what is said in audio files", models.transcribe_arguments, models.transcribe_command
     ),

@@ -100,6 +100,7 @@ def test_every_command_says_in_one_line_what_to_install():
         "compare": ["run"],
         "evaluate": ["--run", "run"],
         "runs": ["list", "."],
+        "export": ["run", "--out", "out"],
         "describe": ["run"],
         "landscape": ["run", "--out", "out"],
         "noise-finder": ["--config", "x.yaml", "--data", "data", "--out", "out"],

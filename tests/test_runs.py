@@ -38,7 +38,7 @@ def test_no_other_module_spells_the_names_in_a_run_directory():
     spelled = {path.relative_to(ROOT).as_posix(): files & strings(path) for path in modules}
     assert {name: found for name, found in spelled.items() if found and name != "seqssgd/runs/layout.py"} == {}
     assert len(modules) > 100 and files == {"config.yaml", "environment.json", "metrics.jsonl", "result.json",
-                                            "evaluation.json", "best.pt"}  # fmt: skip
+                                            "evaluation.json", "best.pt", "model.safetensors"}  # fmt: skip
 
 
 def edit(path: Path, change) -> None:

@@ -85,6 +85,25 @@ def runs_command(args: argparse.Namespace) -> int:
     return 1 if found else 0
 
 
+def export_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="run directory of a recipe")
+    parser.add_argument("--out", required=True, metavar="DIR", help="a new folder, whose name is the model's")
+    parser.add_argument("--checkpoint", default="best", help="best (on validation; default), last, or a file")
+    parser.add_argument("--about", default="", metavar="TEXT", help="for the card: the training data, their licence")
+    parser.add_argument("--record", action="store_true", help="settings, metrics and figures alone, without the model")
+
+
+def export_command(args: argparse.Namespace) -> None:
+    from ..runs.release import export, export_record
+
+    if args.record:
+        found = export_record(args.run, args.out)
+    else:
+        found = export(args.run, args.out, args.checkpoint, args.about)
+    size = sum(path.stat().st_size for path in found.rglob("*") if path.is_file())
+    print(f"{found}: {size / 1000:,.0f} kB")
+
+
 def describe_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "%(prog)s RUN_OR_CONFIG [options] [-- options of train.py]"
     parser.add_argument("what", metavar="RUN_OR_CONFIG", help="a run directory, or a recipe's settings in YAML")

@@ -16,7 +16,7 @@ from torch import nn
 from ..errors import UserError
 from ..files import atomic_path
 from ..notes import note, warn
-from . import layout
+from . import layout, release
 from .settings import read_config
 
 # What the machine says, in place of what a damaged file leads to.
@@ -67,6 +67,8 @@ def load(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
+    if path.suffix == Path(layout.WEIGHTS).suffix:
+        return release.load(path)
     try:
         with zipfile.ZipFile(path) as archive:
             _check_sizes(archive, path.stat().st_size)
@@ -168,9 +170,9 @@ def find_checkpoint(run: str | Path, checkpoint: str | Path = "best") -> Path:
 
     Args:
         run: the run directory.
-        checkpoint: ``"best"`` on validation, ``"last"``, the name of one of the run's checkpoints such as
-            ``step-00001000.pt``, or the path of a file. Of a run that has no best one yet it is the last, which is
-            noted.
+        checkpoint: ``"best"`` on validation (of an exported run the one that it has), ``"last"``, the name of one of
+            the run's checkpoints such as ``step-00001000.pt``, or the path of a file. Of a run that has no best one
+            yet it is the last, which is noted.
 
     Raises:
         UserError: there is no such checkpoint.
@@ -182,8 +184,10 @@ def find_checkpoint(run: str | Path, checkpoint: str | Path = "best") -> Path:
                 return path
         raise UserError(f"{checkpoint} is not a file; give best, last, or the name or path of a checkpoint of {run}")
     best = folder / layout.BEST
-    if checkpoint == "best" and best.is_file():
-        return best
+    exported = Path(run) / layout.WEIGHTS
+    for path in (best, exported) if checkpoint == "best" else ():
+        if path.is_file():
+            return path
     last = next(iter(layout.step_files(folder).values()), None)
     if last is None:
         wanted = f"{layout.BEST} or " if checkpoint == "best" else ""

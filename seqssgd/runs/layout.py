@@ -14,6 +14,7 @@ TOKENIZER = "tokenizer"  # of text and transcripts, so that the model can be use
 LOCK = ".lock"  # held by the process that trains
 
 BEST = "best.pt"  # the checkpoint that was the best in validation: weights alone
+WEIGHTS = "model.safetensors"  # in place of all checkpoints, of a run that was exported
 
 
 def step_name(step: int) -> str:

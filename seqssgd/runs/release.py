@@ -1,0 +1,152 @@
+"""A finished run as a folder to give away: its weights as safetensors, what they depend on, and a card.
+
+The folder takes the place of the run wherever a model is used, scored or evaluated; it cannot be trained further.
+Nothing in it names a folder of the machine that it was trained on, and reading it runs no code.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import __version__
+from ..documents import parse_json
+from ..errors import UserError, require
+from ..files import atomic_path, make_folder
+from . import layout
+from .settings import read_config
+
+CARD = "README.md"
+USES = {  # by the kind of the recipe: what the hub calls it, and how it is used
+    "a language model": ("text-generation", ["perplexity --run {folder} text.txt", "generate --run {folder}"]),
+    "a speech recogniser": ("automatic-speech-recognition", ["transcribe --run {folder} recording.wav"]),
+    "an image classifier": ("image-classification", ["evaluate --run {folder} --data data/images --split test"]),
+}
+LIMITS = (
+    "It knows the data that it was trained on and little else: expect far more errors elsewhere. The figures are those "
+    "of one run, at the checkpoint that was the best on validation."
+)
+
+
+def export(run: str | Path, out: str | Path, checkpoint: str = "best", about: str = "") -> Path:
+    """Writes the folder; returns its path.
+
+    Args:
+        run: the run directory.
+        out: a folder that is not there yet, or empty.
+        checkpoint: as in :func:`seqssgd.runs.checkpoints.find_checkpoint`.
+        about: what the card says of the training data and their licence.
+
+    Raises:
+        UserError: not a run of a recipe, no such checkpoint or a damaged one, or ``out`` holds something.
+    """
+    from .checkpoints import check_files, find_checkpoint, is_finite, load
+    from .recipes import read_recipe
+
+    run, out = Path(run), Path(out)
+    recipe, _ = read_recipe(run)
+    path = find_checkpoint(run, checkpoint)
+    state = load(path)
+    check_files(run, state, path)
+    if not is_finite(state["model"].values()):
+        raise UserError(f"{path}: its weights are not finite; give another --checkpoint")
+    export_record(run, out)
+    if (run / layout.TOKENIZER).is_dir():
+        shutil.copytree(run / layout.TOKENIZER, out / layout.TOKENIZER, ignore=shutil.ignore_patterns(".*"))
+    (out / CARD).write_text(card(run, out.name, recipe.kind, state, about), encoding="utf-8")
+    save(out / layout.WEIGHTS, state)  # last: without it the folder is no model
+    return out
+
+
+def export_record(run: str | Path, out: str | Path) -> Path:
+    """Writes what a run says of itself, without its weights, and without folders of this machine; returns the folder.
+
+    Raises:
+        UserError: not a run directory, or ``out`` holds something.
+    """
+    run, out = Path(run), Path(out)
+    read_config(run)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out {out}: not an empty folder; choose another one")
+    make_folder(out)
+    for name in (layout.CONFIG, layout.METRICS, layout.RESULT, layout.EVALUATION):
+        if (run / name).is_file():
+            shutil.copyfile(run / name, out / name)
+    if (environment := _environment(run)) is not None:
+        (out / layout.ENVIRONMENT).write_text(json.dumps(environment, indent=2) + "\n", encoding="utf-8")
+    return out
+
+
+def save(path: Path, state: Mapping[str, Any]) -> None:
+    """Writes the weights of a checkpoint as safetensors; what else it says goes into the file's metadata."""
+    safetensors = require("safetensors.torch")
+    packed = torch.contiguous_format  # and each by itself: tied ones twice
+    weights = {name: tensor.detach().cpu().clone(memory_format=packed) for name, tensor in state["model"].items()}
+    known = {key: value for key, value in state.items() if key != "model"}
+    with atomic_path(path) as temporary:
+        safetensors.save_file(weights, temporary, metadata={"format": "pt", "checkpoint": json.dumps(known)})
+
+
+def load(path: Path) -> dict[str, Any]:
+    """What :func:`save` wrote, as the checkpoint that it came from.
+
+    Raises:
+        UserError: the file is damaged, or was not written by :func:`save`.
+    """
+    safetensors = require("safetensors")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            known = parse_json((file.metadata() or {})["checkpoint"].encode())
+            return {**known, "model": {name: file.get_tensor(name) for name in file.keys()}}
+    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+        raise UserError(
+            f"{path}: damaged, or not exported by seqssgd ({type(error).__name__}: {error}); take another copy"
+        ) from None
+
+
+def card(run: Path, name: str, kind: str, state: Mapping[str, Any], about: str = "") -> str:
+    """The model card, in Markdown with the hub's metadata."""
+    from ..report import group_runs
+    from .reading import read_run
+
+    of, environment = read_run(run), _environment(run) or {}
+    (group,) = group_runs([of])
+    task, uses = USES.get(kind, ("other", []))
+    count = of.result.get("parameters") or sum(tensor.numel() for tensor in state["model"].values())
+    lines = ["---", "library_name: seqssgd", f"pipeline_tag: {task}", "---", f"# {name}", ""]
+    lines += [f"{kind[0].upper()}{kind[1:]} of {count:,} parameters, trained with {group.label}.", ""]
+    lines += [about, ""] if about else []
+    lines += ["```sh", *(f"seqssgd {use.format(folder=name)}" for use in uses), "```", ""] if uses else []
+    lines += ["## Figures", "", "| data | figure | value |", "| --- | --- | ---: |"]
+    lines += [f"| {data} | {figure} | {value:.2f} |" for data, figure, value in figures(state, of.evaluations)]
+    last = of.rows[-1]
+    made = f"{last['epoch']} epochs, {last['passes']:,.0f} passes, {last['seconds'] / 60:.0f} minutes"
+    files = f"Every setting is in {layout.CONFIG}, every evaluation in {layout.METRICS}."
+    lines += ["", LIMITS, "", "## Training", "", f"{made} on {environment.get('cpu') or 'an unknown machine'}. {files}"]
+    if "command" in environment:
+        commit = f", at commit {str(environment['commit'])[:12]}" if environment.get("commit") else ""
+        lines += ["", f"By seqssgd {environment['packages'].get('seqssgd', __version__)}{commit}:", "", "```sh"]
+        lines += [" ".join(["python", *environment["command"]]), "```"]
+    return "\n".join(lines) + "\n"
+
+
+def figures(state: Mapping[str, Any], evaluations: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str, float]]:
+    """Data, figure and value: of validation those of the checkpoint, of other data those that evaluations saved."""
+    found = [("validation", key.removeprefix("valid_"), value) for key, value in state.get("metrics", {}).items()]
+    for split, known in evaluations.items():
+        found += [(split, key, value) for key, value in known.items() if isinstance(value, float)]
+    return [entry for entry in found if entry[1] != "real_time_factor"]
+
+
+def _environment(run: Path) -> dict[str, Any] | None:
+    """environment.json without folders of the machine: of the data none, in the command their last names."""
+    try:
+        found = parse_json((run / layout.ENVIRONMENT).read_bytes())
+        found.pop("data", None)
+        found["command"] = [Path(word).name if Path(word).is_absolute() else word for word in found["command"]]
+        return found
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None

@@ -1,0 +1,115 @@
+"""Runs to give away: the same model wherever a run is used, nothing of the machine, one line about what is damaged."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from programs import ROOT, generated_lines, load, refused
+
+from seqssgd.cli import main
+from seqssgd.data.text import write_text_dataset
+from seqssgd.errors import UserError
+from seqssgd.runs import layout
+from seqssgd.runs.checkpoints import load as load_checkpoint
+from seqssgd.runs.release import export, save
+
+pytest.importorskip("safetensors")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A finished run of a small language model with tied noise, evaluated."""
+    folder = tmp_path_factory.mktemp("trained")
+    sets = {name: generated_lines(60, 15, seed=i) for i, name in enumerate(("train", "valid", "test"))}
+    write_text_dataset(folder / "data", sets, "15 words")
+    words = ["--config", ROOT / "recipes/ptb_lstm/small_cpu_ssgd.yaml", "--data", folder / "data"]
+    words += ["--out", folder / "run", "--model.hidden_size", 6, "--batch_size", 5, "--sequence_length", 4]
+    words += ["--training.epochs", 2, "--training.threads", 1]
+    assert load("recipes/ptb_lstm/train.py").main([str(word) for word in words]) == 0
+    assert main(["evaluate", "--run", str(folder / "run"), "--split", "test", "--save"]) == 0
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def given(run, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("given") / "small"
+    assert main(["export", str(run), "--out", str(out), "--about", "Words | drawn at random."]) == 0
+    return out
+
+
+def test_the_weights_are_those_of_the_best_checkpoint(run, given):
+    best, found = load_checkpoint(run / "checkpoints/best.pt"), load_checkpoint(given / layout.WEIGHTS)
+    assert {name: t.dtype for name, t in found["model"].items()} == {name: t.dtype for name, t in best["model"].items()}
+    assert all(torch.equal(t, best["model"][name]) for name, t in found["model"].items())
+    assert {**found, "model": None} == {**best, "model": None} and found["step"] > 0
+
+
+@pytest.mark.parametrize("command", ["perplexity", "generate"])
+def test_it_takes_the_place_of_the_run(command, run, given, tmp_path, capsys):
+    (tmp_path / "text").write_text("\n".join(generated_lines(5, 15, seed=9)) + "\n")
+    options = [str(tmp_path / "text")] if command == "perplexity" else ["--length", "20"]
+    said = []
+    for folder in (run, given):
+        assert main([command, "--run", str(folder), *options]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1] != ""
+
+
+def test_the_card_says_what_it_is_how_it_is_used_and_how_it_was_made(run, given):
+    text = (given / "README.md").read_text()
+    best = json.loads((run / "result.json").read_text())
+    test = json.loads((run / "evaluation.json").read_text())["test"]["perplexity"]
+    assert f"of {best['parameters']:,} parameters, trained with S-SGD 0.7." in text and "Words | drawn" in text
+    assert f"| validation | perplexity | {best['best']['valid_perplexity']:.2f} |" in text
+    assert f"| test | perplexity | {test:.2f} |" in text
+    assert "seqssgd perplexity --run small text.txt" in text and "library_name: seqssgd" in text
+
+
+def test_nothing_in_it_names_a_folder_of_the_machine(run, given, tmp_path):
+    root = str(run.parent)
+    assert root in (run / "environment.json").read_text()
+    files = [path for path in given.rglob("*") if path.is_file()]
+    assert files and not [path for path in files if root.encode() in path.read_bytes()]
+    assert main(["export", str(run), "--out", str(tmp_path / "out"), "--record"]) == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "config.yaml", "environment.json", "evaluation.json", "metrics.jsonl", "result.json"
+    }  # fmt: skip
+
+
+def test_tied_and_scalar_weights_survive(tmp_path):
+    weight = torch.arange(6.0).view(2, 3)
+    state = {"model": {"a": weight, "b": weight, "c": weight.t(), "n": torch.tensor(3)}, "step": 7}
+    save(tmp_path / "model.safetensors", state)
+    found = load_checkpoint(tmp_path / "model.safetensors")
+    assert found["step"] == 7 and all(torch.equal(found["model"][name], t) for name, t in state["model"].items())
+
+
+def test_what_cannot_be_exported_or_read_is_one_line(run, given, tmp_path, capsys):
+    assert "not an empty folder" in refused(capsys, main, "export", run, "--out", given)
+    assert "not a run directory" in refused(capsys, main, "export", tmp_path, "--out", tmp_path / "out")
+    with pytest.raises(UserError, match="none.pt is not a file"):
+        export(run, tmp_path / "out", "none.pt")
+    assert not (tmp_path / "out").exists()
+    broken = load_checkpoint(run / "checkpoints/best.pt")
+    broken["model"] = {name: t * float("nan") for name, t in broken["model"].items()}
+    torch.save(broken, tmp_path / "broken.pt")
+    with pytest.raises(UserError, match="its weights are not finite"):
+        export(run, tmp_path / "out", str(tmp_path / "broken.pt"))
+    whole = (given / layout.WEIGHTS).read_bytes()
+    for content in (whole[:-10], whole[:4], b"", b"x" * 100):
+        (tmp_path / "m.safetensors").write_bytes(content)
+        with pytest.raises(UserError, match="m.safetensors: damaged, or not exported by seqssgd"):
+            load_checkpoint(tmp_path / "m.safetensors")
+
+
+def test_files_that_were_exchanged_are_noticed(given, tmp_path, capsys):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(given, copy)
+    config = (copy / "config.yaml").read_text().replace("sequence_length: 4", "sequence_length: 5")
+    (copy / "config.yaml").write_text(config)
+    (tmp_path / "text").write_text("ba ko\n")
+    said = refused(capsys, main, "perplexity", "--run", copy, tmp_path / "text")
+    assert "config.yaml is not the one that" in said
