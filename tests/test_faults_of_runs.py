@@ -312,6 +312,17 @@ def test_the_last_finite_weights_are_kept(tmp_path):
     assert result["exit_code"] == 2 and result["diverged"] == "its weights are not finite"
 
 
+def test_a_checkpoint_too_many_that_a_kill_left_is_deleted_by_the_next_start(tmp_path):
+    """Killed between writing its last checkpoint and deleting an old one, a run has nothing left to save."""
+    config = toy_config(training={"epochs": 2, "keep": 2})
+    train(tmp_path, config, ToyTask)
+    names = sorted(path.name for path in (tmp_path / "checkpoints").glob("step-*"))
+    (tmp_path / "checkpoints/step-00000002.pt").write_bytes((tmp_path / "checkpoints" / names[0]).read_bytes())
+    (tmp_path / "result.json").unlink()
+    train(tmp_path, config, ToyTask)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").glob("step-*")) == names and len(names) == 2
+
+
 # ---- files that belong to a model ------------------------------------------------------------------------------------
 
 

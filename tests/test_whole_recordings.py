@@ -8,6 +8,7 @@ import pytest
 import soundfile
 from sphere_files import speech_like, sphere
 
+from seqssgd.data import audio
 from seqssgd.data.audio import AudioError, Recording, decode, open_audio, resample
 from seqssgd.data.containers import NO_LENGTH
 from seqssgd.data.ogg import checksum
@@ -119,6 +120,26 @@ def test_streams_that_follow_on_each_other_keep_their_scale_and_need_one_rate():
     assert "another SPHERE file" in refusal(FORMS["SPHERE"] + FORMS["SPHERE"])
     header, body = FORMS["VOC"][:26], FORMS["VOC"][26:-1]
     assert "2 blocks of sound" in refusal(header + body + body + b"\0")
+
+
+@pytest.mark.parametrize("second", ["WAV", "AIFF", "FLAC", "Vorbis", "MP3", "SPHERE", "CAF", "AU", "VOC", "W64"])
+@pytest.mark.parametrize("first", ["WAV", "RF64", "W64", "AIFF", "AU", "CAF", "VOC", "Vorbis", "MP3", "FLAC"])
+def test_a_recording_of_another_form_that_follows_is_read_or_refused(first, second):
+    """As of ``cat a.wav b.mp3``; an MP3 in a FLAC alone cannot be seen."""
+    if first == second or (first, second) == ("FLAC", "MP3"):
+        return
+    try:
+        assert len(decode(FORMS[first] + FORMS[second]).samples) == 48_000
+    except AudioError as error:
+        assert any(word in str(error) for word in ("followed", "other rates", "cut off", "damaged", "samples"))
+
+
+def test_a_recording_that_memory_could_not_hold_is_refused(monkeypatch):
+    """Hours of silence are a small FLAC."""
+    monkeypatch.setattr(audio, "MOST", 23_999)
+    assert "holds more than 23,999 samples; cut it into utterances" in refusal(FORMS["FLAC"])
+    with open_audio(FORMS["FLAC"]) as stream:
+        assert sum(map(len, stream.blocks())) == 24_000  # in a stream there is no limit
 
 
 # ---- no length in the header -----------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ import numpy as np
 import soundfile
 
 from seqssgd.data import flac, sphere
-from seqssgd.data.containers import Layout, Part, chunked_layout
+from seqssgd.data.containers import FOLLOWED, Layout, Part, begins_within, check_end, chunked_layout
 from seqssgd.data.hub import why_not_read
 from seqssgd.data.mpeg import is_mpeg, mpeg_streams, skip_tags
 from seqssgd.data.ogg import ogg_links
@@ -31,6 +31,9 @@ from seqssgd.data.views import View, read_at, size_of
 _16_BITS = {"PCM_16", "PCM_S8", "PCM_U8", "ULAW", "ALAW"}
 _LOSSY = {"VORBIS", "OPUS", "MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III"}
 _BLOCK = 1 << 18  # samples of every channel
+MOST = (
+    1 << 28
+)  # samples of all channels that are held in memory: 4.7 hours at 16 kHz, of which silence needs no megabyte
 
 
 class _Fields(NamedTuple):
@@ -176,7 +179,12 @@ def _open(source: str | Path | bytes) -> Iterator[BinaryIO]:
 
 def _decode(file: BinaryIO) -> Recording:
     stream = _stream(file)
-    blocks = list(stream.blocks())
+    blocks, count = [], 0
+    for block in stream.blocks():
+        blocks.append(block)
+        count += block.size
+        if count > MOST:
+            raise AudioError(f"holds more than {MOST:,} samples; cut it into utterances")
     samples = np.concatenate(blocks) if blocks else np.zeros((0, stream.channels), np.int16)
     whole = read_at(file, 0, size_of(file)) if stream.note is None and flac.is_one_flac(file) else None
     return noted(Recording(samples, stream.rate, whole), stream.note)
@@ -204,13 +212,19 @@ def _layout(file: BinaryIO) -> Layout:
     if layout := chunked_layout(file):
         return layout
     if read_at(file, 0, 4) == b"OggS":
-        return Layout([Part(*link) for link in ogg_links(file)])
+        links = ogg_links(file)
+        check_end(file, links[-1][1])
+        return Layout([Part(*link) for link in links])
     begin = skip_tags(file, 0)
     if read_at(file, begin, 4) == b"fLaC":
         starts = [begin, *flac.flacs_after(file, begin)]
+        if begins_within(file, begin):
+            raise AudioError(FOLLOWED)
         return Layout([Part(*pair) for pair in zip(starts, [*starts[1:], size], strict=True)])
     if is_mpeg(file):
-        return Layout([Part(*stream) for stream in mpeg_streams(file)])
+        streams = mpeg_streams(file)
+        check_end(file, streams[-1][1])
+        return Layout([Part(*stream) for stream in streams])
     return Layout([Part(0, size)])
 
 

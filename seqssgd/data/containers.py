@@ -4,12 +4,20 @@ Decoders take a file that ends early for a shorter one, and one that follows in 
 interest. Here the sizes in the headers are held against the file.
 """
 
+import re
 from collections.abc import Callable
 from typing import BinaryIO, Literal, NamedTuple
 
+from seqssgd.data.mpeg import frames_at
 from seqssgd.data.sphere import AudioError
 from seqssgd.data.views import read_at, size_of
 
+# How recordings begin, of the forms whose ends are known.
+_BEGINS = re.compile(
+    rb"(?s)(?:RIFF|RIFX|RF64|BW64)....WAVE|riff\x2e\x91\xcf\x11|FORM....(?:AIF[FC]|8SVX|16SV)|\.snd\x00\x00|dns\.|"
+    rb"caff\x00\x01|Creative Voice File|OggS\x00\x02|fLaC[\x00\x80]\x00\x00\x22|ID3[\x02-\x04]|NIST_1A\n"
+)
+FOLLOWED = "is followed by a recording of another form in the same file; take them apart"
 NO_LENGTH = "does not say how long it is, as a stream or after a crash; read to the end of the file"
 
 
@@ -52,11 +60,37 @@ def chunked_layout(file: BinaryIO) -> Layout | None:
         noted |= found.patches is not None
         parts.append(Part(start, found.end, found.patches or {}))
         start = next((place for place in (found.end, found.end + 1) if _reader(file, place)), found.end)
+    check_end(file, start)
     if not parts:
         return Layout([Part(0, size)]) if start == 0 and _reader(file, 0) else None
     if len(parts) == 1 and read_at(file, 0, 4) in (b"RIFF", b"RIFX", b"FORM") and read_at(file, 8, 3) != b"8SV":
         parts[0] = parts[0]._replace(end=size)  # chunks that follow on the samples
     return Layout(parts, NO_LENGTH if noted else None)
+
+
+def check_end(file: BinaryIO, end: int) -> None:
+    """Makes sure that no recording of another form follows where those of a file end.
+
+    Raises:
+        AudioError: one does.
+    """
+    if end > 0 and any(_begins(file, place) for place in (end, end + 1)):
+        raise AudioError(FOLLOWED)
+
+
+def _begins(file: BinaryIO, place: int) -> bool:
+    return bool(_BEGINS.match(read_at(file, place, 20))) or frames_at(file, place)
+
+
+def begins_within(file: BinaryIO, begin: int) -> bool:
+    """Whether a recording of another form seems to begin after ``begin`` in a FLAC, whose end is not known."""
+    position, size = begin + 4, size_of(file)
+    while position < size:
+        data = read_at(file, position, 1 << 20)
+        if any(len(match[0]) > 5 and match[0][:4] != b"fLaC" for match in _BEGINS.finditer(data)):
+            return True
+        position += max(1, len(data) - 20)
+    return False
 
 
 def _reader(file: BinaryIO, start: int) -> Callable[[BinaryIO, int, int], _Found | None] | None:
@@ -163,7 +197,7 @@ def _caf(file: BinaryIO, start: int, size: int) -> _Found | None:
             if length == -1:
                 return _Found(size, {begin - 8 - start: (size - begin).to_bytes(8)})
             end = begin + length
-            while len(head := read_at(file, end, 12)) == 12 and head[:4] != b"caff":  # chunks that follow
+            while len(head := read_at(file, end, 12)) == 12 and not _begins(file, end):  # chunks that follow
                 after = end + 12 + max(0, int.from_bytes(head[4:], signed=True))
                 if after > size and head[:4] != b"pakt":  # no chunk
                     break

@@ -39,7 +39,7 @@ def read_lines(path: str | Path, content: bytes | None = None) -> list[str]:
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path} is not UTF-8 text: wrong byte 0x{error.object[error.start]:02x} at offset {error.start:,}; "
-            f"convert it, for example with: iconv -f ISO-8859-1 -t UTF-8 OLD > NEW"
+            "convert it from the encoding that it is in, such as ISO-8859-1: iconv -f ISO-8859-1 -t UTF-8 OLD > NEW"
         ) from None
     if "\0" in text:
         raise UserError(f"{path} is no text: it has a zero byte at offset {data.index(0):,}; give a text file in UTF-8")

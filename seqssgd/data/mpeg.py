@@ -32,6 +32,12 @@ def is_mpeg(file: BinaryIO) -> bool:
     return _frame(read_at(file, skip_tags(file, 0), 4)) is not None
 
 
+def frames_at(file: BinaryIO, place: int) -> bool:
+    """Whether two frames of MPEG audio follow on each other from that place on."""
+    frame = _frame(read_at(file, place, 4))
+    return bool(frame and frame.length and _frame(read_at(file, place + frame.length, 4)))
+
+
 def mpeg_streams(file: BinaryIO) -> list[tuple[int, int]]:
     """Beginning and end of the streams that follow on each other in a file of MPEG audio.
 

@@ -28,7 +28,7 @@ def read_info(folder: Path, entries: Iterable[str]) -> dict | None:
         UserError: it is damaged, or lacks some of ``entries``, which its kind of data has.
     """
     try:
-        info = json.loads((folder / "dataset.json").read_bytes())
+        info = parse_json((folder / "dataset.json").read_bytes())
         if info["format"] == FORMAT and all(info[entry] for entry in (*entries, "sha256", "fingerprint")):
             return info
     except (FileNotFoundError, NotADirectoryError):

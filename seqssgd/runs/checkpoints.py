@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import itertools
 import json
 import random
 import zipfile
@@ -39,17 +40,26 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
 def save_step(folder: Path, state: Mapping[str, Any], step: int, keep: int) -> None:
     """Writes ``folder/step-00000200.pt`` and deletes all others of its kind but the ``keep`` - 1 before it.
 
-    Those of later steps go too: they are what a resumed run found damaged. If none that is kept has finite weights, the
-    last one that has them stays as well: a run that diverges must not take with it what was good.
+    Those of later steps go too: they are what a resumed run found damaged.
     """
-    path = folder / layout.step_name(step)
-    save(path, state)
-    files = layout.step_files(folder)
-    earlier = [other for number, other in files.items() if number < step]
-    kept = {path, *earlier[: keep - 1]}
+    save(folder / layout.step_name(step), state)
+    delete_earlier(folder, state, step, keep)
+    for number, other in layout.step_files(folder).items():
+        if number > step:
+            other.unlink()
+
+
+def delete_earlier(folder: Path, state: Mapping[str, Any], step: int, keep: int) -> None:
+    """Deletes the checkpoints before that of ``step``, whose contents are ``state``, but for the last ``keep`` - 1.
+
+    If none that is kept has finite weights, the last one that has them stays as well: a run that diverges must not take
+    with it what was good.
+    """
+    earlier = [other for number, other in layout.step_files(folder).items() if number < step]
+    kept = {*earlier[: keep - 1]}
     if not is_finite(state.get("model", {}).values()):
-        kept.add(next(filter(_has_finite_weights, earlier), path))
-    for other in set(files.values()) - kept:
+        kept.update(itertools.islice(filter(_has_finite_weights, earlier), 1))
+    for other in set(earlier) - kept:
         other.unlink()
 
 

@@ -348,6 +348,8 @@ class _Loop:
         path = processes.from_main(newest and newest[0])
         if path is not None:
             snapshot.give_back(self, newest[1] if newest else checkpoints.load(path), path)
+            if newest:  # a process that was killed at its last checkpoint may have left one too many
+                checkpoints.delete_earlier(self.run.checkpoints, newest[1], self.progress.step, self.config.keep)
         elif processes.rank():
             torch.manual_seed(torch.initial_seed() + processes.rank())
         with _rng_untouched():

@@ -165,9 +165,8 @@ class Sources:
             for name in ("config.yaml", "metrics.jsonl", "result.json", "environment.json"):
                 yield self.file(f"compare {recipe}", run, name, cli.main, "compare", "COPY")
             yield self.again(recipe, training, run, "result.json")
-            evaluate = load(f"recipes/{recipe}/evaluate.py").main
             for name in ("environment.json", "config.yaml", "checkpoints/best.pt"):
-                yield self.file(f"evaluate {recipe}", run, name, evaluate, "--run", "COPY", "--split", "test")
+                yield self.file(f"evaluate {recipe}", run, name, cli.main, "evaluate", "--run", "COPY")
             yield self.file(f"describe {recipe}", run, "config.yaml", cli.main, "describe", "COPY")
         for recipe, (training, run) in self.begun.items():
             step = sorted((run / "checkpoints").glob("step-*.pt"))[-1]
@@ -192,10 +191,9 @@ class Sources:
         yield self.file("generate", run, "checkpoints/best.pt", cli.main, "generate", "--run", "COPY", "--length", 9)
         scored = as_file(lambda path: say(cli.main, ["perplexity", "--run", run, path], path.parent))
         yield Reader("perplexity: a text", b"ba ko\ntina ru\n" * 9, scored)
-        evaluate = load("recipes/ptb_lstm/evaluate.py").main
         for name in ("dataset.json", "train.txt", "test.txt"):
-            words = ["--run", run, "--data", "COPY", "--split", "test"]
-            yield self.file("evaluate ptb_lstm, data", self.trainings.text, name, evaluate, *words)
+            words = ["evaluate", "--run", run, "--data", "COPY"]
+            yield self.file("evaluate ptb_lstm, data", self.trainings.text, name, cli.main, *words)
 
     def speech(self) -> Iterator[Reader]:
         import numpy as np
@@ -232,10 +230,9 @@ class Sources:
         heard = as_file(lambda path: say(cli.main, ["transcribe", "--mix", "--run", run, path], path.parent))
         for kind in ("WAV PCM_16", "FLAC", "OGG OPUS", "MP3", "SPHERE pcm,embedded-shorten-v2.00"):
             yield Reader(f"transcribe: {kind}", files[kind], heard)
-        evaluate = load("recipes/wsj_sgcn/evaluate.py").main
         for name in ("dataset.json", "test.parquet"):
-            words = ["--run", run, "--data", "COPY", "--split", "test"]
-            yield self.file("evaluate wsj_sgcn, data", self.trainings.speech, name, evaluate, *words)
+            words = ["evaluate", "--run", run, "--data", "COPY"]
+            yield self.file("evaluate wsj_sgcn, data", self.trainings.speech, name, cli.main, *words)
         yield from self.beam(run, recording)
 
     def beam(self, run: Path, recording: Path) -> Iterator[Reader]:
@@ -264,6 +261,7 @@ class Sources:
         import numpy as np
         from PIL import Image
 
+        from seqssgd import cli
         from seqssgd.data import pictures
 
         shades = (np.arange(12 * 12 * 3) % 251).astype(np.uint8).reshape(12, 12, 3)
@@ -275,10 +273,9 @@ class Sources:
                 continue
             yield Reader(f"image: {kind}", buffer.getvalue(), lambda c, _: pictures.decode(c), (pictures.ImageError,))
         _, run = self.programs["cifar_cnn"]
-        evaluate = load("recipes/cifar_cnn/evaluate.py").main
         for path in sorted(self.trainings.images.iterdir()):
-            words = ["--run", run, "--data", "COPY", "--split", "test"]
-            yield self.file("evaluate cifar_cnn, data", self.trainings.images, path.name, evaluate, *words)
+            words = ["evaluate", "--run", run, "--data", "COPY"]
+            yield self.file("evaluate cifar_cnn, data", self.trainings.images, path.name, cli.main, *words)
 
     # ---- corpora as their owners ship them -------------------------------------------------------------------------
 
