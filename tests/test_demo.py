@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib.util
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -78,3 +79,18 @@ def test_every_module_that_it_runs_is_a_program(tmp_path, monkeypatch):
     for words in modules:
         found = subprocess.run([sys.executable, *words, "--help"], capture_output=True, text=True)
         assert found.returncode == 0 and "usage: " in found.stdout, words
+
+
+def test_it_says_how_far_it_is_and_how_long_it_takes(monkeypatch, capsys):
+    spec = importlib.util.spec_from_file_location("run", DEMO / "run.py")
+    demo = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(demo)
+    clock = itertools.count(step=40)  # seconds that every training takes
+    monkeypatch.setattr(demo, "run", lambda *command: None)
+    monkeypatch.setattr(demo.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr("sys.argv", ["run.py"])
+    demo.main()
+    said = capsys.readouterr().out
+    for line in ("1 of 3: sgd\n", "2 of 3: ssgd; about 80 seconds to go", "3 of 3: ssgd-halves; about 40 seconds to go",
+                 "The trainings took 2 minutes."):  # fmt: skip
+        assert line in said
