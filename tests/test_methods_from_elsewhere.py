@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import textwrap
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -114,7 +114,12 @@ def test_its_settings_are_keys_and_options_and_come_from_its_signature(parse):
     optimizer = build_optimizer(torch.nn.Linear(2, 2), optim)
     assert type(optimizer).__name__ == "Annealed" and (optimizer.half_life, optimizer.shape) == (4, "exp")
     assert [group["noise"] for group in optimizer.param_groups] == [0.3, 0.0]
-    assert parse("--optim.method", "none", yaml=NAMED).optim.half_life == 4  # the baseline of its file
+    baseline = parse("--optim.method", "none", yaml=NAMED).optim  # of its file
+    assert baseline.half_life == 4
+    assert OptimConfig.restored(asdict(baseline)) == OptimConfig(noise=0.3)
+    assert OptimConfig.restored(asdict(config.optim)) == config.optim
+    with pytest.raises(TypeError, match="half_life"):
+        OptimConfig.restored({"method": "ssgd", "noise": 0.3, "half_life": 4})
 
 
 def test_what_it_does_not_ask_for_it_does_not_get(parse):

@@ -106,8 +106,13 @@ def optim_class(methods: Iterable[str]) -> "type[OptimConfig]":
     Raises:
         UserError: there is no such method.
     """
-    others = {name: find_method(name) for name in methods if is_elsewhere(name)}
-    return with_settings_of(others)(OptimConfig) if others else OptimConfig
+    others = tuple(dict.fromkeys(filter(is_elsewhere, methods)))
+    return _extended(others) if others else OptimConfig
+
+
+@functools.cache  # so that equal configurations are of one class
+def _extended(methods: tuple[str, ...]) -> "type[OptimConfig]":
+    return with_settings_of({name: find_method(name) for name in methods})(OptimConfig)
 
 
 def with_settings_of(methods: Mapping[str, Method]) -> Callable[[type[T]], type[T]]:
@@ -251,7 +256,12 @@ class OptimConfig:
             TypeError: a setting that no method of this version has.
             UserError: an impossible one, or a method from elsewhere that is not there.
         """
-        return optim_class([section.get("method", "none")])(**section)
+        method = section.get("method", "none")
+        kind = optim_class([method])
+        known = {field.name for field in dataclasses.fields(kind)}
+        if method == "none":  # whose file may have had settings of a method from elsewhere, which are left out
+            section = {key: value for key, value in section.items() if key in known}
+        return kind(**section)
 
     def takes(self, key: str) -> bool:
         """Whether a setting that not all methods have is one of the method's."""
