@@ -6,8 +6,8 @@ from pathlib import Path
 ROWS = [  # from those who call to those who are called: (name, what it is for)
     [("data_prep", "a corpus as its owner ships it in, prepared files out"), ("recipes", "train.py, YAML, studies")],
     [("speech", "task, decoding, WER"), ("language", "task, perplexity, text"), ("images", "task, accuracy")],
-    [("training", "one loop for every task"), ("runs", "the run directory"), ("data", "files in, batches out"),
-     ("models", "plain modules")],
+    [("models", "plain modules"), ("data", "files in, batches out"), ("training", "one loop for every task"),
+     ("runs", "the run directory")],
     [("optim", "levels, passes, methods: needs torch alone")],
 ]  # fmt: skip
 READERS = [("report", "tables, pictures"), ("landscape", "curvature, surfaces"), ("cli", "the command seqssgd")]
@@ -38,11 +38,10 @@ def drawing() -> str:
         parts.append(box(WIDTH - SIDE - 10, 10 + number * (HEIGHT + GAP), SIDE, name, about, "#f0f0f0"))
     height = 20 + len(ROWS) * (HEIGHT + GAP) - GAP
     y = 10 + 2.5 * HEIGHT + 2 * GAP
-    parts.append(f"<path d='M{WIDTH - SIDE - 12} {y:.0f} h-15' stroke='#444' stroke-width='2' stroke-dasharray='5 4' "
+    parts.append(f"<path d='M{WIDTH - SIDE - 12} {y:.0f} h-15' stroke='#444' stroke-width='2' "
                  "marker-end='url(#head)'/>")  # fmt: skip
-    parts.append(f"<text x='{WIDTH - SIDE / 2 - 10:.0f}' y='{height - 40}' {STYLE} font-size='11.5'>these read finished"
-                 f"</text><text x='{WIDTH - SIDE / 2 - 10:.0f}' y='{height - 24}' {STYLE} font-size='11.5'>runs: dashed"
-                 "</text>")  # fmt: skip
+    for line, text in ((height - 40, "these read"), (height - 24, "finished runs")):
+        parts.append(f"<text x='{WIDTH - SIDE / 2 - 10:.0f}' y='{line}' {STYLE} font-size='11.5'>{text}</text>")
     head = "<defs><marker id='head' viewBox='0 0 8 8' refX='7' refY='4' markerWidth='7' markerHeight='7' orient='auto'>"
     head += "<path d='M0 0 L8 4 L0 8 z' fill='#444'/></marker></defs>"
     head += f"<rect width='{WIDTH}' height='{height}' fill='white'/>"

@@ -1,5 +1,6 @@
 """The pages of the documentation: their code runs, their links lead somewhere, every public name is in them."""
 
+import ast
 import importlib
 import re
 import shlex
@@ -85,3 +86,28 @@ def test_public_names_are_documented_and_have_docstrings():
         for public in getattr(module, "__all__", []):
             thing = getattr(module, public)
             assert getattr(thing, "__doc__", None) or not callable(thing), f"{name}.{public} has no docstring"
+
+
+def test_the_picture_of_the_architecture_is_drawn_and_true():
+    """It is what its program draws, and no package of the picture imports one from a row above."""
+    program = load("docs/architecture.py")
+    assert (DOCS / "architecture.svg").read_text(encoding="utf-8") == program.drawing()
+    rows = {name: number for number, row in enumerate(program.ROWS) for name, _ in row}
+    for package in (name for name in rows if (ROOT / "seqssgd" / name).is_dir()):
+        for path in (ROOT / "seqssgd" / package).rglob("*.py"):
+            for imported in imports(path):
+                below = rows.get(imported, len(rows)) >= rows[package]
+                assert below or imported not in rows, f"{path.relative_to(ROOT)} imports seqssgd.{imported}"
+
+
+def imports(path: Path) -> set[str]:
+    """The packages of seqssgd that a module imports, anywhere in it."""
+    found, here = set(), path.relative_to(ROOT).parent.parts
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            start = here[: len(here) + 1 - node.level] if node.level else ()
+            module = ".".join([*start, *([node.module] if node.module else [])])
+            found |= {f"{module}.{alias.name}" for alias in node.names}
+    return {name.split(".")[1] for name in found if name.startswith("seqssgd.")}

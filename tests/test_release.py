@@ -10,8 +10,11 @@ from programs import ROOT, generated_lines, load, refused
 from seqssgd.cli import main
 from seqssgd.data.text import write_text_dataset
 from seqssgd.errors import UserError
+from seqssgd.language.finished import load_language_model
+from seqssgd.language.scoring import perplexity
 from seqssgd.runs import layout
 from seqssgd.runs.checkpoints import load as load_checkpoint
+from seqssgd.runs.recipes import LANGUAGE_MODEL, read_recipe
 from seqssgd.runs.release import export, save
 
 pytest.importorskip("safetensors")
@@ -54,6 +57,21 @@ def test_it_takes_the_place_of_the_run(command, run, given, tmp_path, capsys):
         assert main([command, "--run", str(folder), *options]) == 0
         said.append(capsys.readouterr().out)
     assert said[0] == said[1] != ""
+
+
+def test_half_precision_takes_half_the_space_and_changes_next_to_nothing(run, given, tmp_path, capsys):
+    assert main(["export", str(run), "--out", str(tmp_path / "half"), "--half"]) == 0
+    whole, half = (load_checkpoint(folder / layout.WEIGHTS)["model"] for folder in (given, tmp_path / "half"))
+    assert {t.dtype for t in half.values()} == {torch.float16}
+    assert all(torch.equal(t, whole[name].half()) for name, t in half.items())
+    model, _ = load_language_model(tmp_path / "half")
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert "stored in half precision" in (tmp_path / "half/README.md").read_text()
+    state = load_checkpoint(run / "checkpoints/best.pt")
+    state["model"] = {name: t + 1e5 for name, t in state["model"].items()}
+    torch.save(state, tmp_path / "large.pt")
+    with pytest.raises(UserError, match="beyond what half precision can hold"):
+        export(run, tmp_path / "out", str(tmp_path / "large.pt"), half=True)
 
 
 def test_the_card_says_what_it_is_how_it_is_used_and_how_it_was_made(run, given):
@@ -101,6 +119,24 @@ def test_what_cannot_be_exported_or_read_is_one_line(run, given, tmp_path, capsy
         (tmp_path / "m.safetensors").write_bytes(content)
         with pytest.raises(UserError, match="m.safetensors: damaged, or not exported by seqssgd"):
             load_checkpoint(tmp_path / "m.safetensors")
+
+
+SHIPPED = sorted(path.parent for path in ROOT.glob("models/*/config.yaml"))
+
+
+@pytest.mark.parametrize("folder", SHIPPED, ids=lambda folder: folder.name)
+def test_models_that_ship_are_small_and_are_what_they_say(folder):
+    content = [path.read_bytes() for path in folder.rglob("*") if path.is_file()]
+    assert sum(map(len, content)) < 10e6 and not any(b"/work/" in part or b"/tmp/" in part for part in content)
+    recipe, _ = read_recipe(folder)
+    model = recipe.module("finished").load_model(folder, "best")
+    assert f"of {sum(p.numel() for p in model.parameters()):,} parameters" in (folder / "README.md").read_text()
+    if recipe.kind == LANGUAGE_MODEL:
+        model, tokenizer = load_language_model(folder)
+        said = "the company said it expects to report a loss for the third quarter".split()
+        forth, back = (tokenizer.encode([" ".join(words)], "text") for words in (said, said[::-1]))
+        values = [perplexity(model, stream, torch.device("cpu")).perplexity for stream in (forth, back)]
+        assert values[0] < 100 < values[1]
 
 
 def test_files_that_were_exchanged_are_noticed(given, tmp_path, capsys):

@@ -90,6 +90,7 @@ def export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="DIR", help="a new folder, whose name is the model's")
     parser.add_argument("--checkpoint", default="best", help="best (on validation; default), last, or a file")
     parser.add_argument("--about", default="", metavar="TEXT", help="for the card: the training data, their licence")
+    parser.add_argument("--half", action="store_true", help="weights in half precision: half of the space")
     parser.add_argument("--record", action="store_true", help="settings, metrics and figures alone, without the model")
 
 
@@ -99,7 +100,7 @@ def export_command(args: argparse.Namespace) -> None:
     if args.record:
         found = export_record(args.run, args.out)
     else:
-        found = export(args.run, args.out, args.checkpoint, args.about)
+        found = export(args.run, args.out, args.checkpoint, args.about, args.half)
     size = sum(path.stat().st_size for path in found.rglob("*") if path.is_file())
     print(f"{found}: {size / 1000:,.0f} kB")
 

@@ -31,7 +31,7 @@ LIMITS = (
 )
 
 
-def export(run: str | Path, out: str | Path, checkpoint: str = "best", about: str = "") -> Path:
+def export(run: str | Path, out: str | Path, checkpoint: str = "best", about: str = "", half: bool = False) -> Path:
     """Writes the folder; returns its path.
 
     Args:
@@ -39,6 +39,7 @@ def export(run: str | Path, out: str | Path, checkpoint: str = "best", about: st
         out: a folder that is not there yet, or empty.
         checkpoint: as in :func:`seqssgd.runs.checkpoints.find_checkpoint`.
         about: what the card says of the training data and their licence.
+        half: stores weights in half precision (float16), in half of the space; they are used in float32 all the same.
 
     Raises:
         UserError: not a run of a recipe, no such checkpoint or a damaged one, or ``out`` holds something.
@@ -53,6 +54,8 @@ def export(run: str | Path, out: str | Path, checkpoint: str = "best", about: st
     check_files(run, state, path)
     if not is_finite(state["model"].values()):
         raise UserError(f"{path}: its weights are not finite; give another --checkpoint")
+    if half:
+        state = {**state, "model": {name: _halved(tensor, path) for name, tensor in state["model"].items()}}
     export_record(run, out)
     if (run / layout.TOKENIZER).is_dir():
         shutil.copytree(run / layout.TOKENIZER, out / layout.TOKENIZER, ignore=shutil.ignore_patterns(".*"))
@@ -86,8 +89,9 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
     packed = torch.contiguous_format  # and each by itself: tied ones twice
     weights = {name: tensor.detach().cpu().clone(memory_format=packed) for name, tensor in state["model"].items()}
     known = {key: value for key, value in state.items() if key != "model"}
+    content = safetensors.save(weights, metadata={"format": "pt", "checkpoint": json.dumps(known)})
     with atomic_path(path) as temporary:
-        safetensors.save_file(weights, temporary, metadata={"format": "pt", "checkpoint": json.dumps(known)})
+        temporary.write_bytes(content)
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -125,7 +129,10 @@ def card(run: Path, name: str, kind: str, state: Mapping[str, Any], about: str =
     last = of.rows[-1]
     made = f"{last['epoch']} epochs, {last['passes']:,.0f} passes, {last['seconds'] / 60:.0f} minutes"
     files = f"Every setting is in {layout.CONFIG}, every evaluation in {layout.METRICS}."
-    lines += ["", LIMITS, "", "## Training", "", f"{made} on {environment.get('cpu') or 'an unknown machine'}. {files}"]
+    halved = any(tensor.dtype == torch.float16 for tensor in state["model"].values())
+    stored = "Weights are stored in half precision, figures are of the full one. " if halved else ""
+    place = environment.get("cpu") or "an unknown machine"
+    lines += ["", stored + LIMITS, "", "## Training", "", f"{made} on {place}. {files}"]
     if "command" in environment:
         commit = f", at commit {str(environment['commit'])[:12]}" if environment.get("commit") else ""
         lines += ["", f"By seqssgd {environment['packages'].get('seqssgd', __version__)}{commit}:", "", "```sh"]
@@ -139,6 +146,14 @@ def figures(state: Mapping[str, Any], evaluations: Mapping[str, Mapping[str, Any
     for split, known in evaluations.items():
         found += [(split, key, value) for key, value in known.items() if isinstance(value, float)]
     return [entry for entry in found if entry[1] != "real_time_factor"]
+
+
+def _halved(tensor: torch.Tensor, path: Path) -> torch.Tensor:
+    if tensor.dtype != torch.float32:
+        return tensor
+    if not (found := tensor.half()).isfinite().all():
+        raise UserError(f"{path}: has weights beyond what half precision can hold; export it without --half")
+    return found
 
 
 def _environment(run: Path) -> dict[str, Any] | None:
