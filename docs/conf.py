@@ -30,7 +30,10 @@ html_title = "seqssgd"
 
 
 def files_of_the_repository(app: Any, name: str, text: list[str]) -> None:
-    """Links to files outside of this folder work where the pages are read beside the code; here they become names."""
+    """Links to files outside of this folder work where the pages are read beside the code; here they become names.
+
+    Pictures from there are taken along.
+    """
 
     def named(match: re.Match) -> str:
         path = (ROOT / "docs" / match[2]).resolve()
@@ -38,7 +41,7 @@ def files_of_the_repository(app: Any, name: str, text: list[str]) -> None:
             raise FileNotFoundError(f"docs/{name}.md links to {match[2]}, which is not there")
         return f"{match[1]} (`{path.relative_to(ROOT)}`)"
 
-    text[0] = re.sub(r"\[([^\]]+)\]\((\.\./[^)#]+)[^)]*\)", named, text[0])
+    text[0] = re.sub(r"(?<!!)\[([^\]]+)\]\((\.\./[^)#]+)[^)]*\)", named, text[0])
 
 
 def setup(app: Any) -> None:
