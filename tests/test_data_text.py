@@ -10,7 +10,7 @@ import torch
 from programs import generated_lines
 
 from seqssgd.data.text import Windows, columns, load_text, read_lines, summary, write_text_dataset
-from seqssgd.data.tokenizers import SentencePieceTokenizer, WordTokenizer, load_tokenizer
+from seqssgd.data.tokenizers import CharacterTokenizer, SentencePieceTokenizer, WordTokenizer, load_tokenizer
 from seqssgd.errors import UserError
 
 LINES = ["the cat  sat\ton the mat", "", "a café — naïve\u00a0façade", "   ", "日本語 <unk> the end"]
@@ -313,3 +313,32 @@ def test_windows_longer_than_the_text_are_refused():
         Windows(data, 5)
     with pytest.raises(UserError, match="windows of 0 time steps"):
         Windows(data, 0)
+
+
+# ---- characters ------------------------------------------------------------------------------------------------------
+
+
+def test_a_text_of_characters_is_every_character_of_it_and_the_ends_of_its_lines(tmp_path):
+    assert write_text_dataset(tmp_path / "text", SPLITS, "made up", level="character")
+    dataset = load_text(tmp_path / "text")
+    lines = [" ".join(line.split()) for line in SPLITS["train"] if line.strip()]
+    stream = dataset.split("train")
+    assert len(stream) == sum(len(line) + 1 for line in lines)
+    assert dataset.tokenizer.decode(stream.tolist()) == "\n".join(lines) + "\n"
+    assert set(dataset.tokenizer.words) == {"<eos>"} | set("".join(lines))
+    assert type(load_tokenizer(tmp_path / "text")) is CharacterTokenizer
+    assert ", character level, vocabulary" in summary(dataset)
+    assert not write_text_dataset(tmp_path / "text", SPLITS, "made up", level="character")  # nothing to do
+
+
+def test_a_character_that_training_lacks_is_unknown_where_rare_ones_stand_for_it(tmp_path):
+    splits = {"train": ["aab b", "a\u00e9"], "valid": ["ab\u00fc"], "test": ["b a"]}
+    write_text_dataset(tmp_path / "text", splits, "made up", level="character")
+    dataset = load_text(tmp_path / "text")
+    assert dataset.tokenizer.words == ["<eos>", "<unk>", "a", "b"]  # the space and the é are there but once
+    assert dataset.split("valid").tolist() == [2, 3, 1, 0] and dataset.info["splits"]["train"]["unknown"] == 2
+    known = CharacterTokenizer.train(["ab"], None, False, "text")
+    with pytest.raises(UserError, match="line 1: the character 'c' is not in the vocabulary"):
+        known.encode(["abc"])
+    with pytest.raises(UserError, match="a character vocabulary needs at least <eos>, <unk> and one character"):
+        CharacterTokenizer.train(["ab"], 2, False, "text")
