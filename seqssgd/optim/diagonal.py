@@ -42,18 +42,11 @@ class DiagonalEstimate:
                 self._sums[number] = torch.where(size > 0, self._sums[number] * ratio, 0.0)
                 self._marks[number] = gradient, gradient._version, size
 
-    def take(self, part: Pass, entries: list[Entry], scales: list[Tensor] | None) -> None:
-        """After a pass, while the weights are still moved.
-
-        Args:
-            scales: after the last pass, what to multiply the sum over the passes with: one for each weight.
-        """
-        found = self.products.take(part, entries)
-        for entry, scale in zip(entries, scales or (), strict=bool(scales)):
-            if (product := found.get(entry.number)) is not None:
-                product.mul_(scale)
-                before = self._sums.get(entry.number)
-                self._sums[entry.number] = product if before is None else before.add_(product)
+    def add(self, sums: dict[int, Tensor]) -> None:
+        """After a loop's last pass: what it adds to the estimates, by the numbers of the weights."""
+        for number, found in sums.items():
+            before = self._sums.get(number)
+            self._sums[number] = found if before is None else before.add_(found)
 
     def note(self, entries: list[Entry]) -> None:
         """After a loop: what the gradients are now."""
@@ -82,8 +75,8 @@ class EstimatesDiagonal(RandomNoise):
     diagonal: DiagonalEstimate
     average_over: AverageOver
 
-    def inverse_variances(self, entries: list[Entry]) -> list[Tensor]:
-        """1/E[n∘n] of every weight, called while they are moved by n."""
+    def over_variances(self, entries: list[Entry], products: list[Tensor]) -> None:
+        """Divides the Σ n∘g of weights by E[n∘n] in place; called while they are moved by n."""
         raise NotImplementedError
 
     def before_loop(self, entries: list[Entry]) -> None:
@@ -96,7 +89,11 @@ class EstimatesDiagonal(RandomNoise):
 
     def after_pass(self, part: Pass, entries: list[Entry]) -> None:
         super().after_pass(part, entries)
-        self.diagonal.take(part, entries, self.inverse_variances(entries) if part.last else None)
+        found = self.diagonal.products.take(part, entries)
+        if part.last:
+            with_gradient = [entry for entry in entries if entry.number in found]
+            self.over_variances(with_gradient, [found[entry.number] for entry in with_gradient])
+            self.diagonal.add(found)
 
     def after_loop(self, entries: list[Entry]) -> None:
         super().after_loop(entries)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .batchnorm import BNStats
+from .chunks import pieces
 from .diagonal import AverageOver, DiagonalEstimate, EstimatesDiagonal
 from .entry import Entry
 from .halves import Halves, Reduction
@@ -34,10 +35,14 @@ class NaturalStep(Optimizer):
         super().__init__(params, defaults)
         self.estimates: dict[int, Tensor] = {}  # ĥ by the parameter's id, for the next step
 
+    def hess(self, group: dict[str, Any], p: Tensor) -> Tensor:
+        """h of a parameter."""
+        state = self.state.get(p, {})
+        return state["hess"] if "hess" in state else torch.full_like(p, group["hess_init"])
+
     def curvature(self, group: dict[str, Any], p: Tensor) -> Tensor:
         """h + δ of a parameter: λ times it is the posterior's precision."""
-        state = self.state.get(p, {})
-        return (state["hess"] if "hess" in state else torch.full_like(p, group["hess_init"])) + group["weight_decay"]
+        return self.hess(group, p) + group["weight_decay"]
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -59,25 +64,28 @@ class NaturalStep(Optimizer):
 
 def _update_hess(hess: Tensor, estimate: Tensor, beta: float, decay: float) -> None:
     """h ← β₂h + (1-β₂)ĥ + ½(1-β₂)²(h-ĥ)²/(h+δ), in place; the last term keeps h+δ above 0, whatever ĥ is."""
-    change, precision = torch.sub(estimate, hess).mul_(1 - beta), hess + decay
-    hess.add_(change).addcdiv_(change.square_(), precision, value=0.5)
-    hess.clamp_(min=1e-6 * decay - decay if decay else torch.finfo(hess.dtype).tiny)  # as rounding does not
+    for _, ((h,), (found,)) in pieces([hess], [estimate]):
+        change, precision = torch.sub(found, h).mul_(1 - beta), h + decay
+        h.add_(change).addcdiv_(change.square_(), precision, value=0.5)
+        h.clamp_(min=1e-6 * decay - decay if decay else torch.finfo(h.dtype).tiny)  # as rounding does not
 
 
 def _update(group: dict[str, Any], params: list[Tensor], states: list[dict[str, Any]]) -> None:
     """m ← β₁m + (1-β₁)g and w ← w - η(h₀+δ) clip((m̂+δw)/(h+δ))."""
     beta, decay, radius = group["betas"][0], group["weight_decay"], group["clip_radius"]
-    momenta = [state["momentum"] for state in states]
-    gradients = [p.grad for p in params if p.grad is not None]  # all of them: the others were left out before
-    torch._foreach_lerp_(momenta, gradients, 1 - beta)
-    updates = torch._foreach_div(momenta, [1 - beta ** float(state["step"]) for state in states])
-    if decay:
-        torch._foreach_add_(updates, params, alpha=decay)
-    torch._foreach_div_(updates, torch._foreach_add([state["hess"] for state in states], decay))
-    if math.isfinite(radius):
-        torch._foreach_clamp_min_(updates, -radius)
-        torch._foreach_clamp_max_(updates, radius)
-    torch._foreach_add_(params, updates, alpha=-group["lr"] * (group["hess_init"] + decay))
+    all_momenta, all_hess = ([state[key] for state in states] for key in ("momentum", "hess"))
+    all_gradients = [p.grad for p in params if p.grad is not None]  # of all: the others were left out before
+    corrections = [1 - beta ** float(state["step"]) for state in states]
+    for places, (momenta, gradients, hess, weights) in pieces(all_momenta, all_gradients, all_hess, params):
+        torch._foreach_lerp_(momenta, gradients, 1 - beta)
+        updates = torch._foreach_div(momenta, [corrections[place] for place in places])
+        if decay:
+            torch._foreach_add_(updates, weights, alpha=decay)
+        torch._foreach_div_(updates, torch._foreach_add(hess, decay))
+        if math.isfinite(radius):
+            torch._foreach_clamp_min_(updates, -radius)
+            torch._foreach_clamp_max_(updates, radius)
+        torch._foreach_add_(weights, updates, alpha=-group["lr"] * (group["hess_init"] + decay))
 
 
 class IVON(EstimatesDiagonal):
@@ -193,17 +201,21 @@ class IVON(EstimatesDiagonal):
 
     def _sample(self, source: NoiseSource, entries: list[Entry], draw: int) -> None:
         """Moves the weights to a draw of the posterior around where they are saved."""
-        pieces = source.fill_([entry.parameter for entry in entries], draw)
-        for entry, z in zip(entries, pieces, strict=True):
-            deviation = self._precision_of(entry).rsqrt_()
-            torch.addcmul(entry.saved, z, deviation, value=entry.level, out=z)
+        noise = source.fill_([entry.parameter for entry in entries], draw)
+        for entry, e in zip(entries, noise, strict=True):
+            for _, ((z,), (h,), (w,)) in pieces([e], [self.base.hess(entry.group, entry.parameter)], [entry.saved]):
+                deviation = self._inverse_variance(h, entry.group).rsqrt_()
+                torch.addcmul(w, z, deviation, value=entry.level, out=z)
 
-    def _precision_of(self, entry: Entry, level: float = 1.0) -> Tensor:
+    def over_variances(self, entries: list[Entry], products: list[Tensor]) -> None:
+        for entry, product in zip(entries, products, strict=True):
+            for _, ((ng,), (h,)) in pieces([product], [self.base.hess(entry.group, entry.parameter)]):
+                ng.mul_(self._inverse_variance(h, entry.group, entry.level))
+
+    @staticmethod
+    def _inverse_variance(h: Tensor, group: dict[str, Any], level: float = 1.0) -> Tensor:
         """λ(h+δ), over the square of ``level``."""
-        return self.base.curvature(entry.group, entry.parameter).mul_(entry.group["ess"] / level**2)
-
-    def inverse_variances(self, entries: list[Entry]) -> list[Tensor]:
-        return [self._precision_of(entry, entry.level) for entry in entries]
+        return (h + group["weight_decay"]).mul_(group["ess"] / level**2)
 
     def after_pass(self, part: Pass, entries: list[Entry]) -> None:
         if self.estimate == "price":

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .chunks import pieces
 from .entry import Entry
 from .part import Pass
 
@@ -41,17 +42,22 @@ class NoiseTimesGradient:
         for entry in entries:
             if (gradient := entry.gradient) is None:
                 continue
-            product = entry.weight - entry.saved
-            product.mul_(gradient if entry.earlier is None else gradient - entry.earlier)
+            product = torch.empty_like(entry.weight)
+            if entry.earlier is not None:
+                gradient = gradient - entry.earlier
+            for _, ((n,), (w,), (g,), (out,)) in pieces([entry.weight], [entry.saved], [gradient], [product]):
+                torch.sub(n, w, out=out).mul_(g)
             found[entry.number] = product if self._reduce is None else self._reduce(product)
         if not part.last:
             self._first = found
             return {}
         if len(part.importance) == 2:
             for number, product in found.items():
-                product.mul_(part.importance[1])
-                if number in first:
-                    product.add_(first.pop(number).mul_(2 * part.importance[0]))
+                if number not in first:
+                    product.mul_(part.importance[1])
+                    continue
+                for _, ((a,), (ns,)) in pieces([first.pop(number)], [product]):
+                    ns.mul_(part.importance[1]).add_(a.mul_(2 * part.importance[0]))
         return found
 
     def __reduce__(self) -> Any:  # in a copy of the optimizer no loop is under way

@@ -90,12 +90,12 @@ class ShapedNoise(EstimatesDiagonal, SymmetricNoise):
     def shapes(self, entries: list[Entry]) -> list[Tensor]:
         return [precision.rsqrt_() for precision in self.shape.precisions(entries)]
 
-    def inverse_variances(self, entries: list[Entry]) -> list[Tensor]:
-        found = self.shape.precisions(entries)  # E[n∘n] = s² / precision
-        for entry, precision in zip(entries, found, strict=True):
-            size = (entry.weight - entry.saved).square().sum() / precision.reciprocal().sum()  # s²
-            precision.div_(size.clamp_min(torch.finfo(size.dtype).tiny))
-        return found
+    def over_variances(self, entries: list[Entry], products: list[Tensor]) -> None:
+        precisions = dict(zip(map(id, self.entries()), self.shape.precisions(self.entries()), strict=True))
+        for entry, product in zip(entries, products, strict=True):  # E[n∘n] = s² / precision
+            precision = precisions[id(entry)]
+            size = (entry.weight - entry.saved).square_().sum() / precision.reciprocal().sum()  # s²
+            product.mul_(precision.div_(size.clamp_min(torch.finfo(size.dtype).tiny)))
 
     def before_step(self) -> None:
         super().before_step()

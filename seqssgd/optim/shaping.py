@@ -25,20 +25,23 @@ class CurvatureShape:
 
     def precisions(self, entries: list[Entry]) -> list[Tensor]:
         """(max(h, 0) + δ) over the mean of max(h, 0) in the layer, for each weight; ones where h is not known."""
-        found: list[Tensor] = [torch.ones_like(entry.weight) for entry in entries]
-        for i, h, size in self._known(entries):
-            found[i] = torch.where(size > 0, h / torch.where(size > 0, size, 1.0) + self.damping, 1.0)
-        return found
+        known = {i: self._precision(h, size) for i, h, size in self._known(entries)}
+        return [known[i] if i in known else torch.ones_like(entry.weight) for i, entry in enumerate(entries)]
 
     def precondition(self, entries: list[Entry]) -> None:
         """Divides the gradients by the precisions, these over what they are for the mean of max(h, 0)."""
         for i, h, size in self._known(entries):
             if (gradient := entries[i].gradient) is not None:
-                relative = (h / torch.where(size > 0, size, 1.0) + self.damping) / (1 + self.damping)
-                gradient.div_(torch.where(size > 0, relative, 1.0))
+                flat = ~(size > 0)
+                gradient.div_(self._precision(h, size).div_(1 + self.damping).masked_fill_(flat, 1.0))
+
+    def _precision(self, h: Tensor, size: Tensor) -> Tensor:
+        """In the place of ``h``; 1 where the layer's ``size`` of it is 0."""
+        flat = ~(size > 0)
+        return h.div_(torch.where(flat, 1.0, size)).add_(self.damping).masked_fill_(flat, 1.0)
 
     def _known(self, entries: list[Entry]) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """The places of weights in layers whose h is known, with max(h, 0) and its mean over the layer."""
+        """The places of weights in layers whose h is known, with a new max(h, 0), and its mean over the layer."""
         for layer in dict.fromkeys(entry.layer for entry in entries):
             mine = [i for i, entry in enumerate(entries) if entry.layer == layer]
             means = [(entries[i], self.means.get(entries[i].number)) for i in mine]
