@@ -3,8 +3,8 @@
     python benchmarks/curvature_overhead.py [--rounds 9] [--models conv1d resnet20] [--threads 2]
 
 For each model, ratios within one run (median, smallest and largest of the rounds), each of a step to its passes
-(forward-backward) and one step of the optimizer inside: SGD, for IVON its own update. Beside them one-sided Gaussian noise,
-which draws as many normal numbers as IVON and measures nothing.
+(forward-backward) and one step of the optimizer inside: SGD, for IVON its own update. Beside them one-sided Gaussian
+noise, which draws as many normal numbers as IVON and measures nothing.
 """
 
 import argparse

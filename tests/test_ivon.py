@@ -12,7 +12,7 @@ from peer_methods import X, Y, bits, losses_of, network, same_bits
 from torch import nn
 from torch.func import functional_call
 
-from seqssgd.optim import IVON, LambdaNoise, noise_groups, schedules
+from seqssgd.optim import IVON, LambdaNoise, chunks, noise_groups, schedules
 from seqssgd.optim.reference import unit_noise
 
 SETTINGS = {"ess": 40.0, "betas": (0.8, 0.9), "weight_decay": 0.03, "hess_init": 0.4}
@@ -118,6 +118,20 @@ def test_it_takes_the_steps_of_its_equations(signs, estimate, radius):
             for a, b in zip(fast, slow, strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
     assert any((state["hess"] - 0.4).abs().max() > 0.01 for state in states)
+
+
+@pytest.mark.parametrize("signs", ["one", "batch", "halves"])
+def test_large_tensors_are_worked_on_in_pieces_to_the_same_bits(signs, monkeypatch):
+    found = []
+    for size in (10**6, 5):
+        monkeypatch.setattr(chunks, "CHUNK", size)
+        model = network(torch.float32)
+        model[2].weight.data = model[2].weight.detach().T.contiguous().T  # one that no pieces are made of
+        optimizer = IVON(model.parameters(), 0.1, **SETTINGS, clip_radius=0.5, signs=signs)
+        for _ in range(3):
+            one_step(model, optimizer)
+        found.append(bits(model) + [optimizer.state[p]["hess"] for p in model.parameters()])
+    assert same_bits(*found)
 
 
 @pytest.mark.parametrize("signs", ["one", "batch", "steps"])
