@@ -23,6 +23,7 @@ from seqssgd.training import (
     setup,
     unused,
 )
+from seqssgd.training.methods import METHODS
 
 PTB_TRAIN = Path(__file__).parents[1] / "recipes/ptb_lstm/train.py"
 
@@ -61,12 +62,12 @@ def parse(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data/train.txt").write_text("…")
 
-    def parse(*options, yaml=None):
+    def parse(*options, yaml=None, of=Config):
         arguments = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "run")]
         if yaml is not None:
             (tmp_path / "c.yaml").write_bytes(yaml if isinstance(yaml, bytes) else yaml.encode())
             arguments += ["--config", str(tmp_path / "c.yaml")]
-        return parse_recipe(Config, [*arguments, *options])
+        return parse_recipe(of, [*arguments, *options])
 
     return parse
 
@@ -424,6 +425,18 @@ def test_a_setting_without_a_value_is_null_or_refused_by_name(tmp_path, recipe):
             for key in path:
                 config = getattr(config, key)
     assert refused > 20
+
+
+@pytest.mark.parametrize("recipe", ["ptb_lstm", "wsj_sgcn", "cifar_cnn", "imagenet_resnet"])
+def test_a_method_that_is_asked_for_by_name_has_its_own_settings_in_every_recipe(parse, recipe):
+    config_class = load(f"recipes/{recipe}/train.py").Config
+    for name, method in METHODS.items():
+        level = {"noise": 0.1} if method.takes_noise else {}
+        options = [word for key, value in level.items() for word in (f"--optim.{key}", str(value))]
+        found = parse("--optim.method", name, *options, of=config_class).config.optim
+        wanted = OptimConfig(method=name, **level)
+        assert {key: getattr(found, key) for key in method.settings} == {k: getattr(wanted, k) for k in method.settings}
+        assert found.betas == wanted.betas
 
 
 def test_a_percentage_where_a_share_is_meant_gets_a_hint():

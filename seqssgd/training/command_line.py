@@ -67,6 +67,8 @@ def parse_recipe(config_class: type, argv: Sequence[str] | None = None, descript
     config_class, plain_class = _with_methods(config_class, named_methods(paths, options)), config_class
     config_class = choose(config_class, lambda key: _given(key, files, options))
     parser.add_class_arguments(config_class, as_group=False)
+    if (left_open := _left_open(config_class)) is not None:
+        parser.set_defaults(left_open)
     try:
         parsed = parser.parse_args(files + options)  # the files first: an option holds wherever it stands
         _check_filled(parsed, config_class, Namespace)
@@ -99,6 +101,15 @@ def _with_methods(config_class: Any, methods: Sequence[str]) -> Any:
     fields = [("optim", optim, dataclasses.field(**default))]
     names = {"__doc__": config_class.__doc__, "__module__": config_class.__module__}
     return dataclasses.make_dataclass(config_class.__name__, fields, bases=(config_class,), namespace=names)
+
+
+def _left_open(config_class: Any) -> dict[str, None] | None:
+    """The settings of methods, null: a section ``optim`` that is not given has those of none, whatever is asked for."""
+    field = next((field for field in dataclasses.fields(config_class) if field.name == "optim"), None)
+    default = None if field is None or field.default_factory is dataclasses.MISSING else field.default_factory()
+    if not isinstance(default, OptimConfig) or default.method != "none":
+        return None
+    return dict.fromkeys(f"optim.{key}" for key in ("betas", *(key for key in default.unset() if key != "noise")))
 
 
 def _strict() -> str:
