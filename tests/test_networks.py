@@ -132,6 +132,18 @@ def test_a_network_of_text_resumes_to_the_same_bits(name, text, tmp_path):
     assert all(torch.equal(value, b["model"][key]) for key, value in a["model"].items())
 
 
+def test_the_noise_that_another_network_bears_is_searched_for(text, tmp_path, capsys):
+    file = tmp_path / "config.yaml"
+    model = {"name": "gru", **TEXT["gru"]}
+    sizes = {"batch_size": 4, "sequence_length": 5, "training": {"epochs": 2, "threads": 1}}
+    file.write_text(yaml.safe_dump({"model": model, **sizes, "optim": {"method": "ssgd", "noise": 0.5, "lr": 0.1}}))
+    out, program = tmp_path / "found", ROOT / "recipes/ptb_lstm/train.py"
+    words = ["--config", file, "--data", text, "--out", out, "--program", program, "--warmup", 10, "--steps", 20]
+    assert "noise" in said(capsys, "noise-finder", *words)
+    for name in ("plain", "noisy"):
+        assert yaml.safe_load((out / name / "config.yaml").read_text())["model"]["name"] == "gru"
+
+
 def test_a_network_in_a_file_of_ones_own_is_trained_evaluated_and_compared(elsewhere, text, tmp_path, capsys):
     runs = [tmp_path / f"bag{seed}" for seed in (0, 1)]
     for seed, run in enumerate(runs):
