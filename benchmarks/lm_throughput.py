@@ -9,9 +9,9 @@ does the same work and also checks for non-finite values, counts, logs and can r
 minibatch to the last, all of that included.
 
 A recipe keeps freed memory for the next step (``seqssgd/training/memory.py``), which is what puts it before the others;
-the bare loop is also timed with that. All train on the same random tokens, in turns, each in a process of its own, and ratios are taken turn by turn. With one
-thread the time is the processor's, with more the clock's. The last line is what bf16 autocast brings on the CPU, where
-it has an LSTM in bf16.
+the bare loop is also timed with that. All train on the same random tokens, in turns, each in a process of its own, and
+ratios are taken turn by turn. With one thread the time is the processor's, with more the clock's. The last line is what
+bf16 autocast brings on the CPU, where it has an LSTM in bf16.
 
 Time on one machine with 2 cores: about 6 minutes for both models.
 """
