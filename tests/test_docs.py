@@ -111,3 +111,16 @@ def imports(path: Path) -> set[str]:
             module = ".".join([*start, *([node.module] if node.module else [])])
             found |= {f"{module}.{alias.name}" for alias in node.names}
     return {name.split(".")[1] for name in found if name.startswith("seqssgd.")}
+
+
+def test_every_method_and_its_settings_are_in_the_table_of_the_recipes():
+    from seqssgd.training.methods import LEVEL, METHODS
+
+    rows = re.findall(r"^\| (`.*?`) \|.*?\| (.*?) \|", (DOCS / "recipes.md").read_text(encoding="utf-8"), re.MULTILINE)
+    told = {name: set(re.findall(r"`(\w+)`", settings)) for names, settings in rows for name in names.split("`")[1::2]}
+    assert set(METHODS) <= set(told)
+    for name, method in METHODS.items():
+        one_of_two = {"copies", "eta", "average_decay"}  # settings of one method of two in a row
+        assert told[name] - one_of_two <= set(method.settings), name
+        named = set(method.settings) - {*LEVEL, "distribution", "granularity"}
+        assert named <= told[name], (name, named)
