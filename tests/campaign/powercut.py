@@ -116,7 +116,7 @@ class PowerCuts(Kills):
     def images(self, training: Training, disk: Path, seed: float, only: int | None = None) -> tuple[list[Path], int]:
         """Trains on a disk; what it may hold at each event, or at that number ``only``, where the training then ends;
         and the exit status, which is 9 there."""
-        images = self.folder / ("again" if only else "images")
+        images = self.folder / ("cut again" if only else "cut")
         shutil.rmtree(images, ignore_errors=True)
         if only is None:
             shutil.rmtree(disk, ignore_errors=True)
