@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -48,6 +49,22 @@ def run(*arguments: object) -> None:
 def small(monkeypatch):
     """Lets small folders pass for LibriSpeech."""
     monkeypatch.setattr(LIBRI, "SIZES", {"train-clean-100": 4, "dev-other": 2})
+
+
+def test_a_recording_that_was_exchanged_for_one_of_its_size_is_noted(small, tmp_path, capsys):
+    folder = write_set(tmp_path / "source/train-clean-100")
+    command = ("--source", tmp_path / "source", "--out", tmp_path / "out")
+    run(*command)
+    run(*command)
+    said = capsys.readouterr()
+    assert "nothing to do" in said.out and said.err == ""
+    file = folder / "19/198/19-198-0000.flac"
+    later = (tmp_path / "out/dataset.json").stat().st_mtime + 10
+    os.utime(file, (later, later))
+    run(*command)
+    said = capsys.readouterr()
+    assert "nothing to do" in said.out
+    assert said.err.startswith(f"note: {file} was written after {tmp_path / 'out'} was prepared")
 
 
 @pytest.mark.parametrize("given", [".", "LibriSpeech", "LibriSpeech/train-clean-100"])

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from seqssgd.errors import UserError
+from seqssgd.speech import language_models
 from seqssgd.speech.decode import BeamSearch, GridPoint, arpa_words, greedy, grid_search, open_search
 from seqssgd.speech.ngram import BEGIN, END, NGram, characters, estimate
 from seqssgd.speech.scoring import score
@@ -243,6 +244,15 @@ def test_the_words_of_an_arpa_file_are_a_lexicon(tokenizer, models, tmp_path):
         BeamSearch(tokenizer, packed, arpa_words(packed)).n_best(logits)
         == BeamSearch(tokenizer, path, WORDS).n_best(logits)
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("filler", ["a", "-1 a\n"], ids=["one line", "lines"])
+def test_a_small_language_model_that_stands_for_much_is_refused_before_all_is_read(tmp_path, monkeypatch, filler):
+    monkeypatch.setattr(language_models, "ROOM", 1_000_000)
+    path = tmp_path / "lm.arpa.gz"
+    path.write_bytes(gzip.compress(b"\\1-grams:\n" + filler.encode() * 1_000_000))
+    with pytest.raises(UserError, match="unpacks to far more than an ARPA file"):
+        arpa_words(path)
 
 
 def test_damaged_and_wrong_language_models_are_named(tokenizer, models, tmp_path):

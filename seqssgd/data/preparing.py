@@ -7,6 +7,7 @@ are collected in ``.NAME.partial`` beside it, where a later call finds those tha
 
 import argparse
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -23,6 +24,7 @@ from seqssgd.data.shards import Form, Item, Rejected, Shard, cut, merge, write_s
 from seqssgd.errors import UserError
 from seqssgd.files import atomic_path, naming
 from seqssgd.locks import alone
+from seqssgd.notes import note
 
 SHOWN = 5  # items, or reasons, that a summary names
 
@@ -44,6 +46,20 @@ def allowed_share(args: argparse.Namespace) -> float:
     if not 0 <= args.most_rejected <= 1:
         raise UserError(f"--most-rejected {args.most_rejected}: a share is a number from 0 to 1")
     return args.most_rejected
+
+
+def note_newer(out: str | Path, args: argparse.Namespace) -> None:
+    """Says if a file of the source, by ``args.source`` or ``args.hub``, was written after ``out`` was prepared: names,
+    texts and sizes are what tells whether a preparation is to be repeated, and another recording may have the same."""
+    given = getattr(args, "source", None) or args.hub
+    prepared = (Path(out) / "dataset.json").stat().st_mtime
+    for source in map(Path, given if isinstance(given, list) else [given]):
+        for path in itertools.chain([source], source.rglob("*") if source.is_dir() else ()):
+            status = path.stat() if path.is_file() else None
+            if status is not None and max(status.st_mtime, status.st_ctime) > prepared:
+                note(f"{path} was written after {out} was prepared, and has the size that it had; if it is another "
+                     f"file, remove {out} and prepare it again")  # fmt: skip
+                return
 
 
 def write_sets(

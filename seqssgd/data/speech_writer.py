@@ -23,6 +23,7 @@ def prepare(args: argparse.Namespace, sets: Mapping[str, Sequence[Utterance]], n
     options["most_rejected"] = 1.0 if getattr(args, "partial", False) else limit  # --partial takes what there is
     if not write_speech_dataset(args.out, sets, name, jobs=args.jobs, **options):
         print(f"{args.out} is already prepared from this source with these settings; nothing to do")
+        preparing.note_newer(args.out, args)
     print(summary(args.out))
 
 

@@ -7,12 +7,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..data.archives import RATIO, ROOM
 from ..data.lines import read_lines
 from ..errors import UserError, require
 from .ngram import SEPARATOR
 from .tokens import LabelTokenizer
 
 LM_FILE = "an ARPA file or a binary of KenLM"
+LONGEST = 1_000_000  # characters of a line
 LEAST = 0.2  # share of the words, or labels, that must be known
 
 
@@ -23,10 +25,13 @@ def arpa_words(path: str | os.PathLike) -> list[str]:
         UserError: there is no such file, or it is no ARPA file.
     """
     path = Path(path)
-    words, inside = [], False
+    words, inside, read = [], False, 0
     try:
+        most = ROOM + RATIO * path.stat().st_size
         with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
-            for line in file:
+            for line in iter(lambda: file.readline(LONGEST), ""):
+                if (read := read + len(line)) > most or len(line) == LONGEST:
+                    raise UserError(f"{path}: unpacks to far more than an ARPA file of its size does")
                 if line.startswith("\\"):
                     if inside:
                         return [word for word in words if word.lower() not in ("<s>", "</s>", "<unk>")]
