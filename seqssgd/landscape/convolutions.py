@@ -31,7 +31,8 @@ def convolution(
     """The convolution, or None if it is of a kind that is left to torch."""
     if isinstance(padding, str) or input.ndim != dimensions + 2:
         return None
-    how = _How(*(_each(value, dimensions) for value in (stride, padding, dilation)), groups)
+    stride, padding, dilation = (_each(value, dimensions) for value in (stride, padding, dilation))
+    how = _How(stride, padding, dilation, groups)
     found = _Output.apply(input, weight, how)
     return found if bias is None else found + bias.view(-1, *[1] * dimensions)
 

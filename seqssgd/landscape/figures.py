@@ -148,13 +148,15 @@ def _variance(runs: Mapping[str, Any]) -> "Figure":
             label = part if not shift else None
             axes.bar(place + 0.27 * (shift - 1), height, 0.25, bottom, color=colour, label=label)
             bottom += height
-        for x, top in zip(place + 0.27 * (shift - 1), bottom, strict=True):
-            axes.annotate(method, (x, top), (0, 2), textcoords="offset points", ha="center", fontsize=7, rotation=90)
+        for x in place + 0.27 * (shift - 1):
+            axes.annotate(method, (x, 0), (0, 4), textcoords="offset points", ha="center", color="white", rotation=90)
     axes.set_xticks(place, list(known), fontsize=8)
-    axes.margins(y=0.2)
     axes.set_ylabel("variance / that of a plain step")
-    axes.axhline(1, color="grey", linestyle=":", linewidth=1)
-    return _finished(figure, [axes])
+    axes.axhline(1, color="black", linestyle=":", linewidth=1)
+    axes.set_axisbelow(True)
+    finished = _finished(figure, [axes])
+    axes.grid(False, axis="x")
+    return finished
 
 
 def _parts(split: Mapping[str, Any], method: str) -> dict[str, float]:
