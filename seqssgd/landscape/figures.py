@@ -198,9 +198,7 @@ def _contours(surfaces: Mapping[str, Surface], key: str) -> "Figure":
         return figure
     low, high = values.min(), np.quantile(values, 0.9)
     levels = np.geomspace(low, high, LEVELS) if 0 < 3 * low < high else np.linspace(*_padded(low, high, 0), LEVELS)
-    from matplotlib.patheffects import withStroke
-
-    drawn, halo = None, [withStroke(linewidth=2, foreground="white")]  # legible on every colour
+    drawn, box = None, {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.85}
     for axes, (name, surface) in zip(panels, surfaces.items(), strict=True):
         known = surface.values.get(key)
         axes.set_title(name, fontsize=9)
@@ -208,9 +206,11 @@ def _contours(surfaces: Mapping[str, Surface], key: str) -> "Figure":
             drawn = _filled(axes, surface, known, levels)
         for label, place in surface.positions.items():
             axes.plot(*place, "o", color="white", markeredgecolor="black", markersize=6)
+            if len(surface.positions) == 1:
+                continue  # the title says whose it is
             right = place[0] > surface.a.mean()  # names stay inside
-            side = {"xytext": (-5 if right else 5, 5), "ha": "right" if right else "left"}
-            axes.annotate(label, place, **side, textcoords="offset points", fontsize=8, path_effects=halo)
+            side = {"xytext": (-6 if right else 6, 6), "ha": "right" if right else "left"}
+            axes.annotate(label, place, **side, textcoords="offset points", fontsize=8, bbox=box)
         axes.set_aspect("equal")
     if drawn is not None:
         figure.colorbar(drawn, ax=panels, label=_title(key), extend="max")
