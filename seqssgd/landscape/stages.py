@@ -25,7 +25,7 @@ from .spectrum import Estimate, NotConverged, layer_traces, spectral_density, to
 from .subjects import Subject, open_run
 from .variance import VarianceSplit, variance_split
 
-UNSTABLE = 0.2  # difference of λ_max between two halves of the data, over their mean, that deserves a warning
+UNSTABLE = 0.2  # largest difference of λ_max among the data and both halves of them, over it, without a warning
 
 
 @dataclass(frozen=True)
@@ -66,12 +66,12 @@ def eigenvalues(subject: Subject, settings: StageSettings) -> dict[str, Any]:
     for half in (0, 1):
         part = CurvatureOperator(subject.objective("train", settings.terms, half))
         halves.append(float(top_eigenvalues(part, 1, 1e-2, found.vectors[:, 0], basis=8).values[0]))
-    spread = abs(halves[0] - halves[1]) / max(abs(sum(halves)) / 2, 1e-30)
+    values = [float(found.values[0]), *halves]
     warning = None
-    if spread > UNSTABLE:
+    if max(values) - min(values) > UNSTABLE * max(abs(values[0]), 1e-30):
         warning = (
-            f"λ_max is {halves[0]:.3g} and {halves[1]:.3g} on two halves of {operator.objective.terms:,} "
-            f"{subject.terms}: too few of them for a stable value; give more terms"
+            f"λ_max is {values[0]:.3g}, and {halves[0]:.3g} and {halves[1]:.3g} on two halves of "
+            f"{operator.objective.terms:,} {subject.terms}: too few of them for a stable value; give more terms"
         )
     return {
         "lambda_max": float(found.values[0]),
