@@ -214,7 +214,7 @@ METHODS = {  # name: how it is made, the equation (None: it has a test of its ow
     "ssgd_shaped": (noisy(ShapedNoise, 0.3), None, 2),
     "ssgd_shaped_halves": (noisy(ShapedNoise, 0.3, signs="halves"), None, 2),
     "ssgd_balanced": (noisy(SymmetricNoise, 0.3, balance=True), None, 2),
-    "ssgd_preconditioned": (noisy(ShapedNoise, 0.3, precondition=True, average_over="row"), None, 2),
+    "ssgd_shaped_step": (noisy(ShapedNoise, 0.3, precondition=True, average_over="row"), None, 2),
     "ivon": (variational(), None, 1),
     "ivon_square": (variational(estimate="square"), None, 1),
     "ivon_batch": (variational(signs="batch"), None, 2),

@@ -27,7 +27,8 @@ class Balance:
     K̄ being the mean of max(K, 0) over the layers. So ‖n‖ over the whole network is what the levels of the groups say,
     their ratios are the measured prices', and no layer has more than ten times the level of one with the mean price.
     For the first steps, while the means are of too few, the levels are those of the groups; and they are if no layer
-    has a price above 0.
+    has a price above 0. The means are in ``state_dict()["perturbation"]``. ``torch.distributed.checkpoint`` drops them,
+    so that after loading from there they begin anew. In data-parallel training they are those of all processes.
 
     Args:
         decay: of the running means.

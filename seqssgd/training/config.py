@@ -67,8 +67,8 @@ class TrainingConfig:
         patience: evaluations without a new best after which training stops; null: never.
         evaluate_every: epochs between evaluations.
         log_every: steps between lines of training metrics.
-        log_curvature: of ssgd with signs batch: log the trace of the Hessian by layer, the relative trace and the
-            sharpness, which the two passes of a step give away; null: do not.
+        log_curvature: of ssgd with signs batch or pairs: log the trace of the Hessian by layer, the relative trace and
+            the sharpness, which the two passes of a step give away; null: do not.
         max_nonfinite: steps skipped in a row, for a loss or gradient that is not finite, after which training stops.
         deterministic: refuse operations that have no deterministic form (torch.use_deterministic_algorithms).
     """
