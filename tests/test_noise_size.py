@@ -69,6 +69,20 @@ def test_a_perturbation_without_a_size_of_its_own_has_none():
     assert relative_noise(build_optimizer(model, OptimConfig(method="sam"))) == 0.0
 
 
+def test_an_optimizer_of_another_kind_has_a_size_where_its_groups_have_levels():
+    """Whatever has ``passes()`` can be trained; of its noise nothing is known."""
+
+    class Own:
+        param_groups = [{"params": list(nn.Linear(3, 2).parameters())}]
+
+        def passes(self):
+            yield None
+
+    assert relative_noise(Own()) == 0.0
+    Own.param_groups[0]["noise"] = 0.5
+    assert relative_noise(Own()) is None
+
+
 def test_every_evaluation_logs_it_and_a_comparison_shows_it(tmp_path):
     run = tmp_path / "run"
     toy_task.train(run, toy_task.toy_config({"method": "nso", "noise": 0.01, "noise_schedule": "1-2S-1"}))

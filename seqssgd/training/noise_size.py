@@ -13,7 +13,7 @@ def relative_noise(optimizer: Any) -> float | None:
     It is the level c of S-SGD, and what the settings of other methods come to, σ of NSO or ρ of SAM, at the weights of
     the moment. 0 without noise; None where the method's perturbation has no size that is known beforehand.
     """
-    key = optimizer.level_key
+    key = getattr(optimizer, "level_key", "noise")
     noisy = [group for group in optimizer.param_groups if group.get(key)]
     weights = [p for group in noisy for p in group["params"] if p.requires_grad]
     if not weights or not (size := norm_of(weights)):
