@@ -102,8 +102,11 @@ class Networks:
             UserError: there is no such network.
             TypeError: it has other settings.
         """
+        name = section.get("name", self.default)
         own = {key: value for key, value in section.items() if key != "name"}
-        return self.section(section.get("name", self.default))(**own)
+        if unknown := own.keys() - {field.name for field in dataclasses.fields(self.section(name))}:
+            raise TypeError(f"{name} has no setting {', '.join(sorted(unknown))}")
+        return self.settings(name, **own)
 
     def fixed(self, name: str) -> Mapping[str, Any]:
         """The arguments of a network that are no settings."""

@@ -308,7 +308,7 @@ def test_runs_that_do_not_fit_are_refused(refuse, language, speech, images, tmp_
     assert "has another model than" in refuse(language[0], speech)
     wide = other_run(language[1], tmp_path / "wide", lambda c: c["model"].update(hidden_size=16))
     assert "weights of another model" in refuse(language[0], wide)
-    strange = other_run(language[1], tmp_path / "strange", lambda c: c.update(model={"depth": 3}))
+    strange = other_run(language[1], tmp_path / "strange", lambda c: c.update(model={"depth": 3}, recipe=None))
     assert "landscapes are for runs of the recipes" in refuse(strange)
     assert "not a run directory" in refuse(tmp_path / "nothing")
     assert "given twice" in refuse(language[0], language[0])

@@ -200,6 +200,9 @@ def test_settings_come_from_the_signature_and_its_documentation(elsewhere):
     assert "width: of an embedding." in section.__doc__ and "scale" not in section.__doc__
     assert networks.settings("bag", width=2).build(vocab_size=3).output.in_features == 2
     assert networks.section("bag") is section and networks.default == "bag"
+    assert networks.restored({"width": 4}) == networks.settings("bag", width=4)
+    with pytest.raises(TypeError, match="bag has no setting depth"):
+        networks.restored({"name": "bag", "depth": 4})
 
 
 # ---- speech and images -----------------------------------------------------------------------------------------------
