@@ -92,6 +92,26 @@ def test_a_program_on_a_full_disk_says_one_line(capsys, tmp_path):
     )
 
 
+def test_a_full_disk_under_tensorboard_is_said_once(tmp_path, monkeypatch):
+    """Its thread would show a traceback, which the suite takes for an error, of what is raised in ours as well."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    run = RunDirectory(tmp_path / "run", {"seed": 0})
+    run.start_metrics(0, 0)
+    monkeypatch.setattr(RecordWriter, "write", full)
+    with pytest.raises(OSError, match="No space left") as raised:
+        for step in range(3):
+            run.write_metrics({"kind": "train", "step": step, "loss": 1.0})
+            run.metrics_length()
+    assert raised.value.filename.endswith("tensorboard")
+    with pytest.raises(OSError, match="No space left"):
+        run.close()
+
+
 def test_a_renamed_file_is_there_after_a_power_cut(tmp_path, monkeypatch):
     """The name of a file is on disk only once its folder was written out, after the renaming."""
     done, real = [], os.fsync

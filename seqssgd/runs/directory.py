@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,7 @@ class RunDirectory:
         except ImportError:
             return
         # TensorBoard forgets all from ``step`` on, of which some belongs to a future that is now trained once more
+        _hush_writers()
         with self._to_tensorboard():
             self._writer = SummaryWriter(self.path / layout.TENSORBOARD, purge_step=step)
         for row in rows:
@@ -228,3 +230,17 @@ def _finite(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _finite(entry) for key, entry in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _hush_writers() -> None:
+    """What TensorBoard's thread raises on a full disk is raised again in ours: it need not be shown there as well."""
+    shown = threading.excepthook
+    if getattr(shown, "hushes", False):
+        return
+
+    def show(args: Any) -> None:
+        if not (isinstance(args.exc_value, OSError) and type(args.thread).__name__ == "_AsyncWriterThread"):
+            shown(args)
+
+    show.hushes = True  # pyright: ignore[reportFunctionMemberAccess]
+    threading.excepthook = show

@@ -21,7 +21,7 @@ class Soak:
 
     def trial(self, chance: random.Random) -> dict[str, float | str]:
         endless = ["--training.epochs", 10**7, "--max-minutes", self.seconds / 60, "--training.log_every", 1000]
-        endless += ["--training.evaluate_every", 20, "--training.checkpoint_every", 50]
+        endless += ["--training.evaluate_every", 2, "--training.checkpoint_every", 50]
         training = self.trainings.recipe("ptb_lstm", "ssgd", *endless)
         out, log = self.folder / "soak", self.folder / "log"
         shutil.rmtree(out, ignore_errors=True)

@@ -70,9 +70,15 @@ class Training:
 
 
 def result_of(out: Path) -> list:
-    """All that is left of a training, or of a study's, apart from times."""
-    runs = sorted(path.parent for path in out.rglob("result.json"))
-    return [(str(run.relative_to(out)), outcome(run)) for run in runs]
+    """All that is left of a training, or of a study's, apart from times, and from checkpoints before the last: a signal
+    saves one where it hits."""
+    found = []
+    for run in sorted(path.parent for path in out.rglob("result.json")):
+        rows, states, result = outcome(run)
+        last = max((name for name in states if name.startswith("step-")), default=None)
+        kept = {name: state for name, state in states.items() if name in ("best.pt", last)}
+        found.append((str(run.relative_to(out)), [rows, kept, result]))
+    return found
 
 
 class Trainings:
