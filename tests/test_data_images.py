@@ -1,5 +1,7 @@
 """Prepared images: the folder and what guards it, augmentation one image at a time, minibatches from anywhere."""
 
+import hashlib
+import json
 import os
 
 import numpy as np
@@ -84,6 +86,24 @@ def test_folders_that_hold_something_else_or_have_changed_are_refused(tmp_path):
     (tmp_path / "data/dataset.json").write_text('{"format": 1, "sha256": {"a": ""}, "fingerprint": "f", "splits": {}}')
     with pytest.raises(UserError, match="damaged or of another version or kind; choose another folder"):
         load_images(tmp_path / "data")
+
+
+@pytest.mark.parametrize("how", ["compressed", "no labels", "floats", "short", "label"])
+def test_a_set_whose_checksum_is_right_and_whose_arrays_are_not_is_refused(tmp_path, how):
+    """As somebody may have made it who wants to fill the memory: a megabyte of zeros, deflated, stands for a thousand."""
+    images, labels = np.zeros((4, 3, 2, 2), np.uint8), np.array([0, 1, 0, 1])
+    write_image_dataset(tmp_path / "out", {"train": (images, labels), "test": (images, labels)}, "toy", ["a", "b"])
+    file, info = tmp_path / "out/test.npz", json.loads((tmp_path / "out/dataset.json").read_text())
+    arrays = {"images": images, "labels": labels}
+    changed = {"floats": {"images": images / 2}, "short": {"labels": labels[:3]}, "label": {"labels": labels + 1}}
+    arrays |= changed.get(how, {})
+    if how == "no labels":
+        del arrays["labels"]
+    (np.savez_compressed if how == "compressed" else np.savez)(file, **arrays)
+    info["sha256"]["test.npz"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    (tmp_path / "out/dataset.json").write_text(json.dumps(info))
+    with pytest.raises(UserError, match=r"test\.npz holds no images with labels \(.+\); prepare them again"):
+        load_images(tmp_path / "out").split("test")
 
 
 def test_held_out_images_are_the_same_in_every_run_and_leave_the_others():

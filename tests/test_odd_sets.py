@@ -213,7 +213,7 @@ def test_bytes_may_be_large_too_for_sounds_and_for_images(tmp_path):
 
 def test_an_audio_column_of_samples_and_their_rate_is_audio(tmp_path):
     samples = [speech_like(800, seed=ord(name))[:, 0] / 32_768 for name in NAMES]
-    cells = [{"array": wave.tolist(), "sampling_rate": 16_000, "path": None} for wave in samples]
+    cells = [{"array": wave.tolist(), "sampling_rate": 16_000.0, "path": None} for wave in samples]
     source = write_parquet(tmp_path / "set", {"train": table(audio=cells)})
     for name, row in zip(NAMES, prepare(source, tmp_path / "out")["train"], strict=True):
         assert np.array_equal(samples_of(row), speech_like(800, seed=ord(name))[:, 0])

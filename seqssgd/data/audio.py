@@ -138,6 +138,7 @@ def read_row(
 def _from_array(samples: object, rate: object) -> Recording:
     """The recording in samples (N,) or (channels, N): in [-1, 1], or whole numbers of 16 bits."""
     array = np.asarray(samples)
+    rate = int(rate) if isinstance(rate, float) and rate.is_integer() else rate  # of a column with empty cells
     if array.ndim not in (1, 2) or array.dtype.kind not in "fiu" or not isinstance(rate, int) or rate < 1:
         raise AudioError("holds no samples with their rate")
     columns = array.reshape(1, -1).T if array.ndim == 1 else array.T

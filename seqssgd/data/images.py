@@ -6,6 +6,7 @@ int64, and ``dataset.json`` with the names of the classes, counts, and mean and 
 
 import hashlib
 import json
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -67,13 +68,17 @@ class ImageDataset:
         """``"train"`` or ``"test"``.
 
         Raises:
-            UserError: the set is missing, or its file is not the one that was prepared.
+            UserError: the set is missing, or its file is not the one that was prepared, or holds something else.
         """
-        import numpy as np
-
         prepared.check_files(self.folder, self.info, [f"{name}.npz"])
-        with np.load(self.folder / f"{name}.npz", allow_pickle=False) as arrays:
-            return ImageSet(torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"]))
+        path = self.folder / f"{name}.npz"
+        try:
+            return _read(path, len(self.classes))
+        except Exception as error:  # numpy and zipfile each raise their own
+            if isinstance(error, (OSError, MemoryError)):
+                raise
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise UserError(f"{path} holds no images with labels ({reason}); prepare them again") from None
 
     def __str__(self) -> str:
         rows = [f"{self.folder}: {self.info['name']}, {len(self.classes)} classes"]
@@ -83,6 +88,21 @@ class ImageDataset:
         for key, title in (("mean", "mean"), ("std", "standard deviation")):
             rows.append(f"  {title} of the channels: {', '.join(f'{value:.4f}' for value in self.info[key])}")
         return "\n".join(rows)
+
+
+def _read(path: Path, classes: int) -> ImageSet:
+    import numpy as np
+
+    with zipfile.ZipFile(path) as archive:  # which takes no more memory than the file has bytes
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise ValueError("its arrays are compressed, as those of no prepared set are")
+    with np.load(path, allow_pickle=False) as arrays:
+        images, labels = arrays["images"], arrays["labels"]
+    if images.dtype != np.uint8 or images.ndim != 4 or labels.dtype != np.int64 or labels.shape != images.shape[:1]:
+        raise ValueError("its arrays are of other types or shapes")
+    if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+        raise ValueError(f"a label is none of {classes} classes")
+    return ImageSet(torch.from_numpy(images), torch.from_numpy(labels))
 
 
 def load_images(folder: str | Path) -> ImageDataset:
