@@ -90,7 +90,7 @@ def test_folders_that_hold_something_else_or_have_changed_are_refused(tmp_path):
 
 @pytest.mark.parametrize("how", ["compressed", "no labels", "floats", "short", "label"])
 def test_a_set_whose_checksum_is_right_and_whose_arrays_are_not_is_refused(tmp_path, how):
-    """As somebody may have made it who wants to fill the memory: a megabyte of zeros, deflated, stands for a thousand."""
+    """As somebody may have made it who wants to fill the memory: deflated zeros stand for a thousand times as many."""
     images, labels = np.zeros((4, 3, 2, 2), np.uint8), np.array([0, 1, 0, 1])
     write_image_dataset(tmp_path / "out", {"train": (images, labels), "test": (images, labels)}, "toy", ["a", "b"])
     file, info = tmp_path / "out/test.npz", json.loads((tmp_path / "out/dataset.json").read_text())
