@@ -150,7 +150,7 @@ def _variance(runs: Mapping[str, Any]) -> "Figure":
             bottom += height
         for x in place + 0.27 * (shift - 1):
             axes.annotate(method, (x, 0), (0, 4), textcoords="offset points", ha="center", color="white", rotation=90)
-    axes.set_xticks(place, list(known), fontsize=8)
+    axes.set_xticks(place, [name.replace("@", "\n@") for name in known], fontsize=7)
     axes.set_ylabel("variance / that of a plain step")
     axes.axhline(1, color="black", linestyle=":", linewidth=1)
     axes.set_axisbelow(True)

@@ -63,7 +63,11 @@ def section(folder: str | Path, pictures: bool = True) -> Section:
         shown = {name: _shows(name) for name in drawn if name.startswith(f"landscape_{start}")}
         if shown:
             parts[heading] = caption, shown
-    tables = {"Curvature and sharpness": curvature_table(found)}
+    tables = {}
+    if any(
+        value is not None for run in found["runs"].values() for value in (*flatness(run).values(), run.get("errors"))
+    ):
+        tables["Curvature and sharpness"] = curvature_table(found)
     if (order := order_table(found)).rows:
         tables["Whether flatness orders the errors"] = order
     if any("of_step" in run.get("variance", {}) for run in found["runs"].values()):
