@@ -40,7 +40,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, help="of the trials (default: the clock)")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="for inputs that made a reader fail")
     parser.add_argument("--figures", type=Path, default=figures.FILE, help="where they are added up")
+    parser.add_argument(
+        "--add", type=Path, metavar="FILE", help="adds the figures of a file of another machine; tries nothing"
+    )
     args = parser.parse_args(argv)
+    if args.add:
+        figures.add_all(figures.read(args.add), args.figures)
+        return finish(args.figures, 0)
     seed = time.time_ns() if args.seed is None else args.seed
     begin, failed = time.monotonic(), 0
     shares = {kind: SHARES[kind] / sum(SHARES[one] for one in args.only) for kind in args.only}
@@ -64,10 +70,15 @@ def main(argv: list[str] | None = None) -> int:
             figures.add(kind, found, args.figures)
             if note := found.get("note"):
                 print(f"failed: {kind}, trial {number} of seed {seed}: {note}", flush=True)
-    all_figures = figures.read(args.figures)
-    if args.figures == figures.FILE:
-        figures.PAGE.write_text(figures.page(all_figures), encoding="utf-8")
-    print(figures.table(all_figures))
+    return finish(args.figures, failed)
+
+
+def finish(file: Path, failed: int) -> int:
+    """Writes the page, if the figures are the repository's, and shows the table; the exit status."""
+    found = figures.read(file)
+    if file == figures.FILE:
+        figures.PAGE.write_text(figures.page(found), encoding="utf-8")
+    print(figures.table(found))
     return 1 if failed else 0
 
 

@@ -28,9 +28,15 @@ OF = {"kills": "trainings", "ranks": "trainings", "power cuts": "trainings", "in
 
 def add(kind: str, found: dict[str, Any], file: Path = FILE) -> None:
     """Adds what one trial counted to the figures of this commit."""
+    add_all({commit(): {kind: found}}, file)
+
+
+def add_all(more: dict[str, Any], file: Path = FILE) -> None:
+    """Adds figures by commit and kind of trial to those of a file."""
     figures = read(file)
-    own = figures.setdefault(commit(), {}).setdefault(kind, {"trials": 0, "failed": 0})
-    _merge(own, found)
+    for name, kinds in more.items():
+        for kind, found in kinds.items():
+            _merge(figures.setdefault(name, {}).setdefault(kind, {"trials": 0, "failed": 0}), found)
     with atomic_path(file) as temporary:
         temporary.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
