@@ -56,10 +56,12 @@ def _curves(runs: dict[str, Run], keys: Sequence[str]) -> "Figure":
             if points:
                 axes.plot(*zip(*points, strict=True), color=COLOURS[index % len(COLOURS)], linewidth=1.2, label=label)
         axes.axhline(0, color="grey", linewidth=0.6)
-        axes.set_title(_TITLES.get(key, f"tr H, {key.removeprefix('trace/')}"), fontsize=9)
+        axes.set_title(_TITLES.get(key, f"tr H, {key.removeprefix('trace/')}"), fontsize=9 if columns < 3 else 7)
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.3)
-    figure.supxlabel("epochs", fontsize=9)
+    for axes in grid[max(0, len(keys) - columns) : len(keys)]:
+        axes.tick_params(labelbottom=True)  # above an empty place too
+        axes.set_xlabel("epochs", fontsize=8)
     handles, labels = grid[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", frameon=False, fontsize=8)
     return figure
