@@ -122,7 +122,7 @@ def page(figures: dict[str, Any]) -> str:
         "the input; or if memory, open files, threads or the disk grow by over 5 %.",
         table(figures),
         of_kills(figures),
-        "Trainings are forked from a process that has imported everything, so that a trial takes a second or two; in "
+        "Trainings are forked from a process that has imported everything, so that a trial takes seconds; in "
         "one of twenty Python starts anew, and kills hit its imports as well. "
         "Power cuts are simulated: of every file and folder is kept what the last `fsync` made certain, and at each "
         "call the rest is lost, in whole or in part (`tests/campaign/powercut.py`). Disks that lie about `fsync` are "

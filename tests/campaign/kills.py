@@ -91,7 +91,8 @@ class Kills:
         return "KeyboardInterrupt" in text and str(ROOT) not in text
 
     def failure(self, training: Training, what: str) -> dict:
-        return {"failed": 1, "note": f"{training.name}: {what}, {last_line(self.log)}"}
+        said = last_line(self.log).replace(f"{self.folder}{os.sep}", "")
+        return {"failed": 1, "note": f"{training.name}: {what}, {said}"}
 
 
 def last_line(log: Path) -> str:
