@@ -227,6 +227,13 @@ def test_a_trained_parameter_in_no_group_is_named():
         p.requires_grad_(False)
     one_step_of(model, optimizer)
     assert not torch.equal(model[0].weight, clean["0.weight"])
+    model[0].bias.requires_grad_(True)  # thawed later on
+    with pytest.raises(ValueError, match=r"not by this optimizer: 0\.bias\. "):
+        one_step_of(model, optimizer)
+    model[0].bias.requires_grad_(False)
+    model[2] = nn.Linear(model[2].in_features, model[2].out_features)  # as many, but others
+    with pytest.raises(ValueError, match=r"not by this optimizer: 2\.weight, 2\.bias\. "):
+        one_step_of(model, optimizer)
     single = SymmetricNoise(
         torch.optim.SGD([{"params": [other[0].weight], "noise": 0.5}], lr=0.1), model=other, signs="steps"
     )

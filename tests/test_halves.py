@@ -239,3 +239,16 @@ def test_counts_that_are_no_numbers_of_items_are_refused(wrong):
     with pytest.raises(ValueError, match="negative, infinite or no number"):
         for part in optimizer.passes():
             part.take(TOKENS, count=torch.tensor([1.0, 2, 3, 4, wrong]))
+
+
+def test_a_count_that_has_not_the_dimension_of_the_examples_is_named():
+    _, optimizer = make()
+    with pytest.raises(
+        ValueError, match=r"take\(dim=1\): count= of shape \(5,\) has no such dimension.*lengths\[None, :\]"
+    ):
+        for part in optimizer.passes():
+            part.take(TOKENS.T, dim=1, count=torch.ones(5))
+    _, optimizer = make()
+    for part in optimizer.passes():
+        half = part.take(TOKENS.T, dim=1, count=torch.ones(5)[None, :])
+        assert half.shape[1] < 5

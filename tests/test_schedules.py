@@ -243,8 +243,7 @@ def test_a_resumed_schedule_goes_on_as_if_nothing_had_been(order, tmp_path):
 
 def test_a_schedule_that_gives_an_impossible_level_is_noticed_before_the_weights_move():
     model, optimizer = regression()
-    noise = LambdaNoise(optimizer, lambda time: 1.0 - 2.0 * time)
-    noise.step()
+    optimizer.param_groups[0]["noise"] = -0.5  # by a schedule of one's own
     clean = [p.detach().clone() for p in model.parameters()]
     with pytest.raises(ValueError, match="noise level of parameter group 0 .* -0.5"):
         train_step(model, optimizer)
@@ -260,3 +259,18 @@ def test_what_is_no_optimizer_no_schedule_or_no_text_is_refused():
     ):
         with pytest.raises((TypeError, ValueError), match=word):
             make()
+
+
+def test_a_noise_schedule_of_an_optimizer_without_levels_is_refused():
+    optimizer = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1)
+    with pytest.raises(ValueError, match=r'no group of the optimizer has a "noise" entry'):
+        LambdaNoise(optimizer, phases("1-2S"))
+    assert "noise" not in optimizer.param_groups[0]
+
+
+@pytest.mark.parametrize("factor", [None, -1.0, math.inf, math.nan])
+def test_a_factor_that_is_none_is_refused(factor):
+    optimizer = torch.optim.SGD(noise_groups(nn.Linear(2, 2), noise=0.4), lr=0.1)
+    with pytest.raises(ValueError, match="at time 0 is .*, not a finite number >= 0"):
+        LambdaNoise(optimizer, lambda time: factor)
+    assert optimizer.param_groups[0]["noise"] == 0.4

@@ -211,6 +211,35 @@ def test_the_hf_trainer_divides_by_all_tokens_of_the_accumulated_minibatches(tmp
     assert ulps(model, hf_twin(twin, seen, 8)) < 50
 
 
+def one_hf_step(folder, model, noise=1e-6, **settings):
+    """How far one step of rate 1 goes, by halves or not, and the loss that the Trainer logs."""
+    from transformers import Trainer, TrainingArguments
+
+    class MultiPassTrainer(MultiPassMixin, Trainer):
+        pass
+
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer = SymmetricNoise(torch.optim.SGD(noise_groups(model, noise=noise), lr=1.0), **settings)
+    arguments = TrainingArguments(
+        str(folder), max_steps=1, per_device_train_batch_size=8, logging_steps=1, max_grad_norm=0, report_to=[],
+        use_cpu=True, save_strategy="no", disable_tqdm=True, lr_scheduler_type="constant",
+    )  # fmt: skip
+    trainer = MultiPassTrainer(model, arguments, train_dataset=padded(), optimizers=(optimizer, None))
+    trainer.train()
+    moved = [p.detach() - q for p, q in zip(model.parameters(), before, strict=True)]
+    return torch.nn.utils.get_total_norm(moved), trainer.state.log_history[0]["loss"]
+
+
+def test_the_hf_trainer_by_halves_has_the_gradient_and_the_loss_of_the_whole_minibatch(tmp_path):
+    model = tiny.gpt2()
+    whole, loss = one_hf_step(tmp_path, copy.deepcopy(model), signs="batch")
+    halves, mean = one_hf_step(tmp_path, copy.deepcopy(model), signs="halves", reduction="sum")
+    torch.testing.assert_close(halves, whole, rtol=1e-3, atol=0)
+    assert mean == pytest.approx(loss, rel=1e-3)
+    with pytest.raises(ValueError, match=r"number in the whole minibatch: .*reduction='sum'"):
+        one_hf_step(tmp_path, model, signs="halves")
+
+
 def test_the_hf_trainer_in_bfloat16(tmp_path):
     model = tiny.gpt2()
     twin = copy.deepcopy(model)

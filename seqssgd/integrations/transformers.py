@@ -23,10 +23,11 @@ class MultiPassMixin(Trainer):
     >>> MultiPassTrainer(model, arguments, optimizers=(optimizer, None))      # doctest: +SKIP
 
     The Trainer's own accumulation, clipping, mixed precision, learning-rate schedule and checkpoints work as always;
-    the loss that it logs is the mean over the passes.
+    the loss that it logs is the mean over the passes (of halves: that of the minibatch).
 
     Raises:
         TypeError: the optimizer has no passes; the mixin comes after the Trainer among the bases of a class.
+        ValueError: in training by halves, the optimizer's ``reduction`` is not that of the Trainer's loss.
     """
 
     def __init_subclass__(cls, **settings: Any):
@@ -45,7 +46,27 @@ class MultiPassMixin(Trainer):
         """The Trainer's ``training_step`` at the weights of each pass."""
         losses = []
         for part in multi_pass(self.optimizer).passes():
+            self._check_reduction(part, num_items_in_batch is not None)
             with nullcontext() if part.last else self.accelerator.no_sync(model):
                 losses.append(super().training_step(model, self.take(part, inputs), num_items_in_batch))
-        mean: Any = sum(losses) / len(losses)
-        return mean
+        shares = [1 / len(losses)] * len(losses) if part.share is None else part.importance
+        loss: Any = sum(share * one for share, one in zip(shares, losses, strict=True))
+        return loss
+
+    def _check_reduction(self, part: Pass, has_items: bool) -> None:
+        """What the Trainer divides by is the whole minibatch's number of tokens, where it gives the model one."""
+        if part.share is None or part.share.reduction is None or _is_own(type(self).compute_loss):
+            return
+        reduction = "sum" if has_items else "mean"
+        if part.share.reduction != reduction:
+            what = "the sum of the tokens' losses, divided by their number in the whole minibatch"
+            what = what if has_items else "the mean over the examples that it is given"
+            raise ValueError(
+                f"the Trainer's loss is {what}: make the optimizer with reduction={reduction!r} (the gradient of two "
+                "halves would be of another size else)"
+            )
+
+
+def _is_own(compute_loss: Any) -> bool:
+    """Whether it is not the Trainer's, so that only its author knows what it gives."""
+    return not (getattr(compute_loss, "__module__", None) or "").startswith("transformers.")

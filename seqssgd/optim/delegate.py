@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .arguments import check_arguments, check_base
+from .base_guard import guard_base
 from .describe import summary_of_groups
 from .groups import check_level
 from .limits import Range
@@ -121,6 +122,7 @@ class DelegatingOptimizer(Optimizer):
             if not hasattr(self.base, name):  # wrappers such as Lookahead never call Optimizer.__init__
                 setattr(self.base, name, OrderedDict())
             setattr(self, name, getattr(self.base, name))
+        guard_base(self.base, self._run, type(self).__name__)
         if self.model is not None:
             guard(self.model, self._run, self._parameters())
 

@@ -49,6 +49,11 @@ class Halves:
         given = count
         if count is not None and not (count := torch.as_tensor(count)).ndim:
             raise ValueError("count= needs an entry for each example, such as their lengths or a mask of their tokens")
+        if count is not None and dim is not None and not -count.ndim <= dim < count.ndim:
+            raise ValueError(
+                f"take(dim={dim}): count= of shape {tuple(count.shape)} has no such dimension; it has the examples "
+                f"where the minibatch has them: lengths[{'None, ' * max(dim, 0)}:], or a mask of its shape"
+            )
         size = _size(batch if count is None else (*batch, count), dim)
         if dim is not None:
             check_parts(batch, size, dim)

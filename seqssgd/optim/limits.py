@@ -67,8 +67,9 @@ def parameters(make: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 def unmet(annotation: Any, value: Any) -> str | None:
     """What ``value`` would have to be, if ``annotation`` excludes it, such as ``a whole number >= 1``; else None.
 
-    Numbers and choices are judged: ``int`` and ``float``, which must be finite and within their :class:`Range`, and
-    ``Literal``, each also with ``| None``. Of everything else any value but None is allowed.
+    Numbers, choices and switches are judged: ``int`` and ``float``, which must be finite and within their
+    :class:`Range`, ``Literal`` and ``bool``, each also with ``| None``. Of everything else any value but None is
+    allowed.
     """
     kinds, limits = _parts(annotation)
     if any(_holds(kind, limits, value) for kind in kinds):
@@ -114,6 +115,8 @@ def _holds(kind: Any, limits: list[Range], value: Any) -> bool:
         return kind in (NoneType, Any) and value is None
     if get_origin(kind) is Literal:
         return any(type(value) is type(choice) and value == choice for choice in get_args(kind))
+    if kind is bool:
+        return isinstance(value, bool)
     if kind not in (int, float):
         return True
     if isinstance(value, bool) or not isinstance(value, Integral if kind is int else Real):
@@ -122,6 +125,8 @@ def _holds(kind: Any, limits: list[Range], value: Any) -> bool:
 
 
 def _wanted(kind: Any, limits: list[Range]) -> str:
+    if kind is bool:
+        return "True or False"
     if kind not in (int, float):
         return f"of type {getattr(kind, '__name__', kind)}"
     number = "whole number" if kind is int else "number" if any(x.bounded for x in limits) else "finite number"

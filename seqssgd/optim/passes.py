@@ -106,8 +106,8 @@ class MultiPassOptimizer(Hooks):
         entries = self._run.entries = self.entries()  # whatever is frozen in the loop
         self._run.gathering = gathering_modules(self.model, [entry.parameter for entry in entries])
         signs = self.pass_signs() if entries else (0,)
-        if len(signs) > 1 and self._run.first_loop and self.model is not None:
-            check_all_in_groups(self.model, self._parameters())
+        if len(signs) > 1 and self.model is not None:
+            self._check_trained(self.model)
         share = self.share() if entries else None
         keeps = bool(entries) and self.bn_stats != "both"
         statistics = RunningStatistics(self.model) if keeps and self.model is not None else None
@@ -146,6 +146,12 @@ class MultiPassOptimizer(Hooks):
         gradients.add(earlier)
         if entries:
             self._end(entries)
+
+    def _check_trained(self, model: nn.Module) -> None:
+        trained = tuple(id(p) for p in model.parameters() if p.requires_grad)
+        if trained != self._run.trained:  # also where parameters thaw, or a part of the model is replaced
+            check_all_in_groups(model, self._parameters())
+            self._run.trained = trained
 
     @torch.no_grad()
     def _begin(self, entries: list[Entry]) -> None:
@@ -256,7 +262,11 @@ class MultiPassOptimizer(Hooks):
         if not empty:
             self._run.watch.check_outside(self._name_of)
             self.before_step()
-        self.base.step()
+        self._run.stepping = True
+        try:
+            self.base.step()
+        finally:
+            self._run.stepping = False
         if self._run.phase == "complete" and any(g.get(self.level_key) for g in self.param_groups):
             self.draws += 1
         self._run.phase, self._run.heard = "idle", False

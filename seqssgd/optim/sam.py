@@ -61,7 +61,7 @@ class SAM(MultiPassOptimizer):
         model: nn.Module | None = None,
         bn_stats: BNStats = "both",
     ):
-        check_settings(SAM, eta=eta)
+        check_settings(SAM, eta=eta, adaptive=adaptive)
         super().__init__(base, model=model, bn_stats=bn_stats)
         for group in (base.defaults, *base.param_groups):  # the defaults are for groups that are added later
             group.setdefault("rho", rho)

@@ -7,6 +7,7 @@ value: for learning rates with ``torch.optim.lr_scheduler.LambdaLR``, for noise 
 import math
 import re
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any
 
 from torch.optim import Optimizer
@@ -24,6 +25,10 @@ class LambdaNoise:
     Args:
         optimizer: its groups' ``"noise"`` entries, as they are now, are the initial levels (``"rho"`` of SAM).
         factor: a function of the number of :meth:`step` calls so far.
+
+    Raises:
+        TypeError: ``optimizer`` or ``factor`` is none.
+        ValueError: no group has a level; the factor is no finite number >= 0.
 
     >>> import torch
     >>> weight = torch.nn.Parameter(torch.ones(2))
@@ -44,6 +49,11 @@ class LambdaNoise:
             raise TypeError(f"the factor must be a function of time, such as phases({factor!r}), not {factor!r}")
         self.optimizer, self.factor = optimizer, factor
         self.key = getattr(optimizer, "level_key", "noise")
+        if not any(self.key in group for group in optimizer.param_groups):
+            raise ValueError(
+                f'no group of the optimizer has a "{self.key}" entry, a level to schedule; make its groups with '
+                "noise_groups(model, noise=...)"
+            )
         self._set(next((group[entry] for group in optimizer.param_groups if (entry := f"{self.key}_time") in group), 0))
 
     @property
@@ -57,6 +67,8 @@ class LambdaNoise:
 
     def _set(self, time: int) -> None:
         factor = self.factor(time)
+        if not isinstance(factor, Real) or not 0 <= factor < math.inf:
+            raise ValueError(f"the factor of the noise level at time {time} is {factor!r}, not a finite number >= 0")
         for group in self.optimizer.param_groups:  # the initial level stays in the group, as LambdaLR's "initial_lr"
             group[self.key] = group.setdefault(f"initial_{self.key}", group.get(self.key, 0.0)) * factor
             group[f"{self.key}_time"] = time

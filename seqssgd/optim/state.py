@@ -24,6 +24,7 @@ class StepState:
         noisy: whether any weights have, had or are going to have a level above 0.
         heard: whether a pass since the last step has had a ``backward()``.
         continues: whether the loop adds to those of other loops of one step.
+        stepping: whether the base is being stepped by the optimizer that wraps it.
         closure: whether the passes under way are those of ``step(closure)``.
         saved: the weights and their copies, while they are moved.
         entries: the weights that are moved, as they were when the loop began; None outside of it.
@@ -32,6 +33,7 @@ class StepState:
         norms: what their norms were then; taken in the first loop only.
         sampling: whether they were moved in order to be evaluated there.
         training: whether the model was in training mode when the loop began.
+        trained: the parameters of the model that were trained when it was last checked that all are in groups.
         buffers: the one extra copy of the weights, reused from step to step.
         watch: knows where the gradients come from.
         zeros: knows which of them are 0.
@@ -46,7 +48,7 @@ class StepState:
 
     def forget(self) -> None:
         """Drops what belongs to this process alone and is made anew in the next pass."""
-        self.closure = self.continues = False
+        self.closure = self.continues = self.stepping = False
         self.watch, self.zeros = GradientWatch(), Zeros()
         self.saved: tuple[list[Tensor], list[Tensor]] = [], []
         self.entries: list[Entry] | None = None
@@ -54,6 +56,7 @@ class StepState:
         self.writes: list[int] = []
         self.norms: list[Tensor] | None = None
         self.first_loop = True
+        self.trained: tuple[int, ...] = ()
         self.buffers: list[Tensor] = []
         self.gathering: list[FSDPModule] = []
 

@@ -100,7 +100,7 @@ class SymmetricNoise(BalancesLevels):
         model: nn.Module | None = None,
         bn_stats: BNStats = "both",
     ):
-        check_settings(SymmetricNoise, signs=signs, reduction=reduction)
+        check_settings(SymmetricNoise, signs=signs, reduction=reduction, balance=balance)
         check_processes(signs)
         if balance and (signs not in ("batch", "pairs") or granularity not in ("layer", "tensor")):
             raise ValueError(
