@@ -85,7 +85,7 @@ class Networks:
         if known is None:
             raise UserError(f"{name!r} is not one of {', '.join(self.known)}, and no module:Class")
         path = known if isinstance(known, str) else known[0]
-        found = load_named("its class", path)
+        found = load_named(None, path)
         if not callable(found):
             raise UserError(f"{name!r}: {path} is not a class")
         return found

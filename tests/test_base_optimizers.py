@@ -76,7 +76,7 @@ def test_what_does_not_fit_is_refused_in_one_line(settings, message):
 
 
 def test_a_base_that_does_not_take_a_networks_parameters_says_so():
-    with pytest.raises(UserError, match="optim.base: torch.optim.Muon: .*2D.*seqssgd.optim:MuonAdamW"):
+    with pytest.raises(UserError, match="^optim.base: torch.optim.Muon: .*2D.*seqssgd.optim:MuonAdamW"):
         build_optimizer(Network(), OptimConfig(base="torch.optim.Muon"))
 
 

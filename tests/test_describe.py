@@ -131,3 +131,8 @@ def test_weights_without_values_have_no_norm():
     with torch.device("meta"):
         network = nn.Linear(3, 3)
     assert "–" in str(describe(noise_groups(network, noise=0.5)))
+
+
+def test_a_model_in_place_of_an_optimizer_is_refused_with_the_mend():
+    with pytest.raises(TypeError, match=r"takes the optimizer, or noise_groups\(model, noise=...\), not the Linear"):
+        describe(nn.Linear(2, 2))

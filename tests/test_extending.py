@@ -1,5 +1,6 @@
 """What the page on extending tells a reader to write and to type, done by the letter in an empty folder."""
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -14,6 +15,8 @@ import yaml
 
 from seqssgd import cli
 from seqssgd.errors import UserError
+from seqssgd.training import OptimConfig
+from seqssgd.training.methods import GIVEN, METHODS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs/extend.md").read_text(encoding="utf-8")
@@ -74,7 +77,7 @@ def here(folder, monkeypatch):
     """Does a line of the page in this process, which has imported everything already; what it prints is returned."""
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(folder)
-    for name in ("my_methods", "my_networks", "my_recipe"):
+    for name in ("my_methods", "my_networks", "my_recipe", "three"):
         monkeypatch.delitem(sys.modules, name, raising=False)
 
     def do(line: str) -> None:
@@ -109,6 +112,19 @@ def test_its_settings_are_refused_and_other_bases_step_as_it_says(here):
     for line in lines("A base optimizer"):
         here(line.replace("$TRAIN", program))
         assert json.loads(Path(line.split()[2], "result.json").read_text())["epochs"] == 2
+
+
+def test_a_method_of_random_noise_sets_an_argument_itself_and_the_taken_names_are_listed(here):
+    Path("three.py").write_text(blocks(section("A method"), "python")[2])
+    (program,) = re.findall(r'^TRAIN="(python .*)"', PAGE, re.MULTILINE)
+    here(f"{program} --max-steps 2 --out runs/three --optim.method three:Three --optim.noise 0.2 --optim.copies 2")
+    optim = yaml.safe_load(Path("runs/three/config.yaml").read_text())["optim"]
+    assert (optim["distribution"], optim["copies"]) == ("gaussian", 2)
+    assert json.loads(Path("runs/three/result.json").read_text())["passes"] == 4
+    listed = re.search(r"has for everyone are taken, and refused: (.*?)\.\n", section("A method"), re.DOTALL)[1]
+    own = {key for method in METHODS.values() for key in method.own}
+    everyone = {field.name for field in dataclasses.fields(OptimConfig)} - own - set(GIVEN)
+    assert set(re.findall(r"`(\w+)`", listed)) == everyone
 
 
 def test_the_network_of_the_page_is_one_like_any_other(here, capsys):

@@ -23,7 +23,7 @@ MODULE = """
     from typing import Annotated, Literal
 
     import torch
-    from seqssgd.optim import OneSidedNoise, SinglePass
+    from seqssgd.optim import MultiPassOptimizer, OneSidedNoise, RandomNoise, SinglePass
     from seqssgd.optim.limits import Range
 
     class Annealed(OneSidedNoise):
@@ -55,6 +55,27 @@ MODULE = """
     class Untold(SinglePass):
         def __init__(self, base, *, wait):
             super().__init__(base)
+
+    class Unmoved(MultiPassOptimizer):
+        def pass_signs(self):
+            return (+1,)
+
+    class Unfinished(MultiPassOptimizer): ...
+
+    class Passless(OneSidedNoise):
+        def pass_signs(self):
+            return ()
+
+    class Twice(RandomNoise):
+        def __init__(self, base, **settings):
+            super().__init__(base, distribution="gaussian", **settings)
+
+        def pass_signs(self):
+            return (+1,)
+
+    class Clashing(SinglePass):
+        def __init__(self, base, *, method: str = "a", **settings):
+            super().__init__(base, **settings)
 
     def some_function(base): ...
 """
@@ -141,6 +162,9 @@ def test_what_it_does_not_ask_for_it_does_not_get(parse):
         ("ssgd --optim.noise 0.3 --optim.half_life 2", "optim.half_life: no such setting"),
         ("elsewhere:Slow --optim.wait 2 --optim.noise 0.2", "optim.noise: elsewhere:Slow has no such setting"),
         ("elsewhere:Untold", "optim.method: elsewhere:Untold does not say of what type its wait is"),
+        ("elsewhere:Unmoved", "optim.method: elsewhere:Unmoved is not finished: it has no perturb; write"),
+        ("elsewhere:Unfinished", "optim.method: .*Unfinished is not finished: it has no pass_signs and no perturb;"),
+        ("elsewhere:Clashing", "optim.method: elsewhere:Clashing: its setting 'method' has the name of one of the"),
         ("elsewhere:Nothing", "optim.method: elsewhere:Nothing: module 'elsewhere' has no attribute 'Nothing'"),
         ("elsewhere:some_function", "optim.method: elsewhere:some_function is no class derived from"),
         ("torch.optim:SGD", "optim.method: torch.optim:SGD is no class derived from .*; it goes to optim.base"),
@@ -154,6 +178,20 @@ def test_what_does_not_fit_is_refused_in_one_line(parse, options, message):
         parse("--optim.method", *options.split())
     with pytest.raises(UserError, match=r"^optim.half_life: 4 does nothing, after --optim.method none"):
         parse("--optim.method", "none", "--optim.half_life", "4", yaml=NAMED.replace("half_life: 4", "half_life: 5"))
+
+
+@pytest.mark.parametrize(
+    "name, options, message",
+    [
+        ("Passless", [], r"optim: Passless.pass_signs\(\) gave \(\); it must give a sign for each pass"),
+        ("Twice", ["--optim.distribution", "gaussian", "--optim.granularity", "layer"],
+         r"optim.method: elsewhere:Twice sets distribution and has it among its \*\*settings too; name it"),
+    ],
+)  # fmt: skip
+def test_what_shows_only_when_it_is_built_is_refused_before_training(parse, name, options, message):
+    optim = parse("--optim.method", f"elsewhere:{name}", "--optim.noise", "0.3", *options).optim
+    with pytest.raises(UserError, match=f"^{message}"):
+        build_optimizer(torch.nn.Linear(2, 2), optim)
 
 
 def test_a_required_setting_is_asked_for(parse):

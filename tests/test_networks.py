@@ -167,7 +167,7 @@ def test_wrong_networks_and_settings_are_refused_with_their_key(elsewhere, text,
     assert "model.name: 'lstn' is not one of lstm, gru, transformer, and no module:Class" in refusal(
         "--model.name", "lstn"
     )
-    assert "model.name: its class: nowhere:Net: " in refusal("--model.name", "nowhere:Net")
+    assert "model.name: nowhere:Net: " in refusal("--model.name", "nowhere:Net")
     assert "bag_of_words:Bug: " in refusal("--model.name", "bag_of_words:Bug")
     assert "model.heads: no such setting" in refusal("--model.name", "gru", "--model.heads", 2)
     assert "model.width: expected int" in refusal("--model.name", elsewhere, "--model.width", "wide")

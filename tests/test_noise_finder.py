@@ -267,9 +267,12 @@ def test_a_search_that_cannot_find_anything_is_refused():
     def search(batches=(batch,), loss_fn=lambda model, batch: model(batch).square().mean(), **settings):
         return noise_finder(model, optimizer, batches, loss_fn, **{"steps": 10, "warmup": 0, **settings})
 
-    for settings in ({"highest": 0.0}, {"highest": math.nan}, {"warmup": -1}, {"steps": 9}):
-        with pytest.raises(ValueError, match="highest must be above 0, warmup at least 0, steps at least 10"):
-            search(**settings)
+    refused = [("highest", 0.0, "a finite number > 0"), ("highest", math.nan, "a finite number > 0")]
+    refused += [("warmup", -1, "a whole number >= 0"), ("steps", 9, "a whole number >= 10")]
+    refused += [("steps", "a", "a whole number >= 10"), ("highest", "1", "a finite number > 0")]
+    for name, value, wanted in refused:
+        with pytest.raises(ValueError, match=f"^{name}={value!r} must be {wanted}$"):
+            search(**{name: value})
     with pytest.raises(ValueError, match="no minibatch left; give a list or a DataLoader"):
         search(iter([batch]))
     with pytest.raises(ValueError, match="the loss without noise is 0, not > 0"):

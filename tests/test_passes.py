@@ -9,7 +9,7 @@ import torch
 from regression import equal, loss_of, regression, weights_of
 from torch import nn
 
-from seqssgd.optim import SymmetricNoise, gradients, guards, passes
+from seqssgd.optim import MultiPassOptimizer, SymmetricNoise, gradients, guards, passes
 
 # ---- where the weights are -------------------------------------------------------------------------------------------
 
@@ -356,3 +356,17 @@ def test_frozen_weights_are_not_moved():
     frozen = model[0].weight.clone()
     for _ in optimizer.passes():
         assert torch.equal(model[0].weight, frozen)
+
+
+@pytest.mark.parametrize("signs", [(), None, 1])
+def test_a_method_without_passes_or_hooks_is_named(signs):
+    class Unfinished(MultiPassOptimizer):
+        def pass_signs(self):
+            return super().pass_signs() if signs is None else signs
+
+    parameter = nn.Parameter(torch.ones(2))
+    optimizer = Unfinished(torch.optim.SGD([{"params": [parameter], "noise": 0.1}], lr=0.1))
+    error = NotImplementedError if signs is None else ValueError
+    with pytest.raises(error, match=r"Unfinished(.pass_signs\(\) gave| has no pass_signs)"):
+        next(optimizer.passes())
+    assert parameter.tolist() == [1.0, 1.0]

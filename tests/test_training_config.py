@@ -88,6 +88,7 @@ optim:
   method: ssgd
   noise: 0.5
   lr: 1e-3  # YAML 1.1 itself takes this for a string
+  base: adam
   betas: [0.8, 0.9]
   only: [recurrent, dense]
   noise_schedule: 75-25S
@@ -103,6 +104,7 @@ def test_a_file_is_read_and_options_go_before_it(parse):
         method="ssgd",
         noise=0.5,
         lr=0.5,
+        base="adam",
         betas=(0.8, 0.9),
         only=["recurrent", "dense"],
         noise_schedule="75-25S",
@@ -132,6 +134,7 @@ def test_an_option_wins_wherever_it_stands(parse, tmp_path):
 # ---- settings that would do nothing ----------------------------------------------------------------------------------
 
 
+NOTHING, NESTING = "does nothing, as optim.base", "optim: {base: adamw, momentum: 0.9}"
 NOISY, PLAIN, UNNAMED = "optim: {method: ssgd, noise: 0.3}", "optim: {method: none}", "optim: {lr: 0.2}"
 
 
@@ -149,6 +152,11 @@ NOISY, PLAIN, UNNAMED = "optim: {method: ssgd, noise: 0.3}", "optim: {method: no
         (PLAIN, ["--optim.method", "ssgd"], "optim.noise: ssgd without a level is sgd alone"),
         (NOISY, ["--optim.noise", "0"], "optim.noise: ssgd without a level is sgd alone"),
         ("optim: {method: covariance}", [], "optim.noise: covariance without a level"),
+        (None, ["--optim.base", "adam", "--optim.momentum", "0.9"], f"optim.momentum: 0.9 {NOTHING} adam has none"),
+        (PLAIN, ["--optim.betas", "[0.8, 0.9]"], f"optim.betas: (0.8, 0.9) {NOTHING} sgd has none; leave it out"),
+        ("optim: {betas: [0.8, 0.9]}", [], f"optim.betas: (0.8, 0.9) {NOTHING} sgd has none"),
+        (NESTING, ["--optim.momentum", "0.5"], f"optim.momentum: 0.5 {NOTHING} adamw has none"),
+        (None, ["--optim.method", "ivon", "--optim.momentum=0.5"], "optim.momentum: 0.5 does nothing, as optim.method"),
     ],
 )
 def test_settings_that_do_nothing_are_refused(parse, yaml, options, message):
@@ -163,6 +171,12 @@ def test_settings_that_do_nothing_are_refused(parse, yaml, options, message):
         (NOISY, ["--optim.method", "none"], {"optim.noise": 0.3}),
         (NOISY, ["--optim.noise", "0.5", "--optim.method=none"], {"optim.noise": 0.5}),
         ("optim: {method: none, noise: 0.3, signs: halves}", [], {"optim.noise": 0.3, "optim.signs": "halves"}),
+        (NESTING, [], {"optim.momentum": 0.9}),
+        ("optim: {momentum: 0.9}", ["--optim.base", "adam"], {"optim.momentum": 0.9}),
+        ("optim: {momentum: 0.9}", ["--optim.method", "ivon"], {"optim.momentum": 0.9}),
+        ("optim: {base: adam, betas: [0.8, 0.9]}", ["--optim.base", "sgd"], {"optim.betas": (0.8, 0.9)}),
+        ("optim: {method: msam, rho: 0.3, momentum: 0.9}", [], {}),
+        ("optim: {base: adam, betas: [0.8, 0.9]}", ["--optim.method", "ivon"], {}),
         (NOISY, ["--optim.method", "sam", "--optim.noise", "0"], {}),
         (PLAIN, ["--optim.noise", "0", "--optim.noise_seed", "3"], {}),
         (PLAIN, ["--optim.method", "ssgd", "--optim.noise", "0.2"], {}),
@@ -170,7 +184,8 @@ def test_settings_that_do_nothing_are_refused(parse, yaml, options, message):
     ],
 )
 def test_no_method_makes_a_file_its_baseline_and_tells_what_that_leaves_out(parse, yaml, options, left_out):
-    assert unused.left_out(parse(*options, yaml=yaml).config.optim) == left_out
+    config = parse(*options, yaml=yaml).config
+    assert {key: value for by in unused.left_out(config.optim).values() for key, value in by.items()} == left_out
 
 
 # ---- what is refused, in one line that names the key -----------------------------------------------------------------
@@ -194,6 +209,7 @@ WRONG_OPTIONS = {  # what is given: how the message begins
     "--optim.momentum=-1": "optim.momentum: -1.0 is not a number >= 0 and < 1",
     "--optim.weight_decay=-1": "optim.weight_decay: -1.0 is not a finite number >= 0",
     "--optim.betas [0.9]": "optim.betas: ",
+    "--optim.base_settings 3": "optim.base_settings: expected a mapping, such as {name: value}, or null, got 3",
     "--optim.betas [0.9,1.0]": "optim.betas: (0.9, 1.0) is not two numbers >= 0 and < 1",
     "--optim.method sgd": "optim.method: 'sgd' is not one of none, ssgd",
     "--optim.base rprop": "optim.base: 'rprop' is not one of sgd, adam, adamw",

@@ -1,4 +1,4 @@
-"""What people give a method in place of one optimizer: each with the mend, where Python would count arguments."""
+"""What people give a method, or write in one: each with the mend, where Python would count arguments."""
 
 import inspect
 from collections.abc import Sequence
@@ -30,6 +30,20 @@ def check_arguments(method: type, args: Sequence[Any]) -> None:
     if len(args) > most:
         settings = ", ".join(f"{p.name}=..." for p in parameters if p.kind is p.KEYWORD_ONLY)
         raise TypeError(f"{name} takes one optimizer and settings by name ({settings}), not {args[most]!r} too")
+
+
+def check_signs(method: type, signs: Any) -> Sequence[int]:
+    """What ``pass_signs`` of ``method`` gave.
+
+    Raises:
+        ValueError: it is no sequence, or one without a pass.
+    """
+    if not isinstance(signs, Sequence) or not signs:
+        raise ValueError(
+            f"{method.__name__}.pass_signs() gave {signs!r}; it must give a sign for each pass of a step, such as "
+            "(+1, -1), and 0 for one at the weights themselves"
+        )
+    return signs
 
 
 def check_base(method: type, base: Any) -> None:

@@ -104,6 +104,9 @@ def describe(optimizer_or_groups: Optimizer | Iterable[dict[str, Any]], model: n
             it on every rank: the norms are summed over all.
         model: tells names and roles where the groups do not, which were made by hand.
 
+    Raises:
+        TypeError: a model in place of an optimizer.
+
     >>> from torch import nn
     >>> from seqssgd.optim import noise_groups
     >>> model = nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 10))
@@ -118,6 +121,11 @@ def describe(optimizer_or_groups: Optimizer | Iterable[dict[str, Any]], model: n
       10  biases, also those of positions and of experts: *.bias
     """
     given: Any = optimizer_or_groups
+    if isinstance(given, nn.Module):
+        raise TypeError(
+            f"describe(optimizer, model) takes the optimizer, or noise_groups(model, noise=...), not the "
+            f"{type(given).__name__} alone: the noise levels are in the groups"
+        )
     groups = list(getattr(given, "param_groups", given))
     key = getattr(optimizer_or_groups, "level_key", "noise")
     known = {} if model is None else kinds(model)

@@ -14,11 +14,12 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from .limits import Range, check_settings
 from .passes import MultiPassOptimizer
 
 BEARABLE = 0.1  # of the loss: what the highest level worth a try costs
@@ -121,9 +122,9 @@ def noise_finder(
     batches: Iterable[Any],
     loss_fn: Callable[[nn.Module, Any], Tensor],
     *,
-    highest: float = 1.5,
-    warmup: int = 200,
-    steps: int = 400,
+    highest: Annotated[float, Range(gt=0)] = 1.5,
+    warmup: Annotated[int, Range(ge=0)] = 200,
+    steps: Annotated[int, Range(ge=POINTS)] = 400,
 ) -> NoiseCurve:
     """Trains copies of ``model`` for ``warmup`` + ``steps`` steps, and finds the noise level that it bears.
 
@@ -155,11 +156,7 @@ def noise_finder(
     >>> 0 < curve.level < 1.5
     True
     """
-    if not (math.isfinite(highest) and highest > 0) or warmup < 0 or steps < POINTS:
-        raise ValueError(
-            f"noise_finder(highest={highest}, warmup={warmup}, steps={steps}): highest must be above 0, warmup at "
-            f"least 0, steps at least {POINTS}"
-        )
+    check_settings(noise_finder, highest=highest, warmup=warmup, steps=steps)
     key = optimizer.level_key
     levels = [group.get(key, 0.0) for group in optimizer.param_groups]
     if not any(levels):

@@ -59,13 +59,13 @@ class Hooks(DelegatingOptimizer):
 
     def pass_signs(self) -> Sequence[int]:
         """The sign of each pass of a step, in order; 0 for one at the weights themselves."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no pass_signs, which says how many passes a step has")
 
     def perturb(self, part: Pass, entries: list[Entry]) -> None:
         """Moves every ``entry.weight`` in place to where ``part`` takes its gradient. They are where the pass before
         had them, and ``entry.gradient`` is the sum of the gradients so far.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no perturb, which moves the weights of a pass")
 
     def pass_weights(self, passes: int, share: Halves | None) -> Sequence[float]:
         """How much each pass counts in the step's gradient, the last one not 0.

@@ -40,9 +40,10 @@ class NoiseSource:
     """
 
     def __init__(self, distribution: Distribution = "rademacher", granularity: Granularity = "layer", seed: int = 0):
-        for value, known in ((distribution, DISTRIBUTIONS), (granularity, GRANULARITIES)):
+        choices = {"distribution": (distribution, DISTRIBUTIONS), "granularity": (granularity, GRANULARITIES)}
+        for name, (value, known) in choices.items():
             if value not in known:
-                raise ValueError(f"{value!r} is not one of {', '.join(known)}")
+                raise ValueError(f"{name}={value!r} is not one of {', '.join(known)}")
         if isinstance(seed, bool) or not hasattr(seed, "__index__"):
             raise ValueError(f"seed={seed!r}: give a whole number")
         self.distribution, self.granularity, self.seed = distribution, granularity, operator.index(seed)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from . import gradients
+from .arguments import check_signs
 from .batchnorm import BNStats, RunningStatistics
 from .entry import Entry
 from .groups import check_trainable
@@ -105,7 +106,7 @@ class MultiPassOptimizer(Hooks):
     def _passes(self) -> Iterator[Pass]:
         entries = self._run.entries = self.entries()  # whatever is frozen in the loop
         self._run.gathering = gathering_modules(self.model, [entry.parameter for entry in entries])
-        signs = self.pass_signs() if entries else (0,)
+        signs = check_signs(type(self), self.pass_signs()) if entries else (0,)
         if len(signs) > 1 and self.model is not None:
             self._check_trained(self.model)
         share = self.share() if entries else None

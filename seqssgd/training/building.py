@@ -1,5 +1,6 @@
 """The optimizer and the schedulers that a configuration describes."""
 
+import re
 from typing import Any
 
 from torch import nn
@@ -8,16 +9,18 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ..errors import UserError
 from ..optim import LambdaNoise, MultiPassOptimizer, SinglePass, noise_groups
+from ..optim.arguments import check_signs
 from .bases import build_base
 from .config import OptimConfig
-from .methods import COMMON, Method, find_method
+from .methods import COMMON, Method, find_method, is_elsewhere
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> MultiPassOptimizer:
     """The optimizer that ``config`` describes, for the parameters of ``model``.
 
     Raises:
-        UserError: the method does not fit the model (no weights with the roles of ``only``), or lacks a setting.
+        UserError: the method does not fit the model (no weights with the roles of ``only``), lacks a setting, or, one
+            from elsewhere, is not finished.
     """
     method = find_method(config.method)
     for key, setting in method.own.items():
@@ -30,9 +33,22 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> MultiPassOptimizer
     try:
         groups = _groups(model, config, method)
         first = groups if method.steps_itself else build_base(groups, config)
-        return method.make(first, **settings)
+        optimizer = method.make(first, **settings)
+        if is_elsewhere(config.method):
+            check_signs(type(optimizer), optimizer.pass_signs())
+        return optimizer
+    except UserError:
+        raise
     except ValueError as error:
         raise UserError(f"optim: {error}") from error
+    except TypeError as error:
+        twice = re.search(r"multiple values for (?:keyword )?argument '(\w+)'", str(error))
+        if twice is None or not is_elsewhere(config.method):
+            raise
+        raise UserError(
+            f"optim.method: {config.method} sets {twice[1]} and has it among its **settings too; name it in its "
+            "own __init__"
+        ) from error
 
 
 def _groups(model: nn.Module, config: OptimConfig, method: Method) -> Any:

@@ -199,7 +199,8 @@ def _one_line(message: str, keys: list[str], files: list[str]) -> str:
     if choices := re.match(r"(\S+: )Does not validate .*?list\[typing\.Literal\[(.*?)\]\].* Given value: (.*)", text):
         return f"{choices[1]}{choices[3]} is no list of {choices[2]}; write it in brackets, such as [recurrent, dense]"
     if union := re.match(r"(\S+: )Does not validate .*?Subtypes: \[(.*?)\] Errors: .* Given value: (.*)", text):
-        kinds = [kind for kind in re.findall(r"<class '(\w+)'>", union[2]) if kind != "NoneType"]
+        found = re.findall(r"<class '(\w+)'>|(dict)\[", union[2])
+        kinds = ["a mapping, such as {name: value}" if dict_ else kind for kind, dict_ in found if kind != "NoneType"]
         if kinds:
             return f"{union[1]}expected {' or '.join(kinds)}, or null, got {union[3]}"
     text = re.sub(r"Expected an? <class '(\w+)'>\. Got value:", r"expected \1, got", text)

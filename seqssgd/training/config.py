@@ -119,13 +119,21 @@ def with_settings_of(methods: Mapping[str, Method]) -> Callable[[type[T]], type[
     """Gives a configuration a field for every setting that some of ``methods`` have of their own, null if left open.
 
     Their types and what ``--help`` says of them come from the signatures and docstrings of the methods.
+
+    Raises:
+        UserError: such a setting has the name of one that the configuration has for all, whose value it would get.
     """
 
     def extend(config: type[T]) -> type[T]:
         known = {field.name for field in dataclasses.fields(config)}  # pyright: ignore[reportArgumentType]
+        shared = {key for method in getattr(config, "methods", {}).values() for key in method.own}
         takers: dict[str, dict[str, Setting]] = {}
         for name, method in methods.items():
             for key, setting in method.own.items():
+                if key in known - shared:
+                    raise UserError(
+                        f"optim.method: {name}: its setting {key!r} has the name of one of the recipe's; rename it"
+                    )
                 takers.setdefault(key, {})[name] = setting
         new = {key: _kind(by_method) for key, by_method in takers.items() if key not in known}
         lines = [f"        {key}: {_help(by_method)}" for key, by_method in takers.items() if key in new]

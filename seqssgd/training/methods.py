@@ -32,6 +32,7 @@ from ..optim import (
     SymmetricNoise,
     WeightAverage,
 )
+from ..optim.hooks import Hooks
 from ..optim.limits import Range, parameters
 
 # What a configuration has for every method, and gives to those whose signature asks for it.
@@ -203,6 +204,9 @@ def find_method(name: str) -> Method:
         is_base = isinstance(found, type) and issubclass(found, Optimizer)
         hint = "it goes to optim.base" if is_base else "it has no passes"
         raise UserError(f"optim.method: {name} is no class derived from seqssgd.optim.MultiPassOptimizer; {hint}")
+    needed = ("pass_signs",) if issubclass(found, SinglePass) else ("pass_signs", "perturb")
+    if lacking := [hook for hook in needed if getattr(found, hook) is getattr(Hooks, hook)]:
+        raise UserError(f"optim.method: {name} is not finished: it has no {' and no '.join(lacking)}; write them")
     method = Method(found)
     for key, setting in method.own.items():
         if setting.annotation is Any:

@@ -45,9 +45,9 @@ def train(command: Command, task: Task, about: Mapping[str, Any], begin: Callabl
     schedulers = build_schedulers(optimizer, config.optim, config.training.epochs)
     run = RunDirectory(command.out, config, about, command.data)
     if is_main():
-        if unused := left_out(config.optim):
+        for by, unused in left_out(config.optim).items():
             settings = ", ".join(f"{key} {value}" for key, value in unused.items())
-            say(f"{run.path}: optim.method none leaves out {settings}")
+            say(f"{run.path}: {by} leaves out {settings}")
         if begin is not None:
             begin(run.path)
     result = fit(

@@ -7,11 +7,34 @@ from typing import Any
 
 from ..documents import parse_yaml
 from ..errors import UserError
+from .bases import BASES
 from .config import OptimConfig
+from .methods import find_method
 
 
-def left_out(optim: OptimConfig) -> dict[str, Any]:
-    """The settings of methods that the base optimizer alone leaves out."""
+def left_out(optim: OptimConfig) -> dict[str, dict[str, Any]]:
+    """What leaves settings out, and which: the base optimizer alone those of methods, a base those of others."""
+    found = {"optim.method none": _of_methods(optim), _stepping(optim): _of_bases(optim)}
+    return {by: settings for by, settings in found.items() if settings}
+
+
+def _stepping(optim: OptimConfig) -> str:
+    """The setting that says what steps."""
+    itself = find_method(optim.method).steps_itself
+    return f"optim.method {optim.method}" if itself else f"optim.base {optim.base}"
+
+
+def _of_bases(optim: OptimConfig) -> dict[str, Any]:
+    method = find_method(optim.method)
+    if not method.steps_itself and optim.base not in BASES:  # whose settings are in base_settings, or refused
+        return {}
+    taken = {*method.parameters, *(() if method.steps_itself else BASES[optim.base].common)}
+    usual = {"momentum": 0.0, "betas": (0.9, 0.999)}
+    values = {key: getattr(optim, key) for key in usual if key not in taken}
+    return {f"optim.{key}": value for key, value in values.items() if value != usual[key]}
+
+
+def _of_methods(optim: OptimConfig) -> dict[str, Any]:
     if optim.method != "none":
         return {}
     values = {key: (getattr(optim, key), unset) for key, unset in optim.unset().items()}
@@ -19,9 +42,11 @@ def left_out(optim: OptimConfig) -> dict[str, Any]:
 
 
 def check_used(optim: OptimConfig, files: Sequence[str], options: Sequence[str]) -> None:
-    """Refuses settings that do nothing: those of a method where none is named, and a method with a level of 0.
+    """Refuses settings that do nothing: those of a method where none is named, those of a base optimizer that is not
+    the one, and a method with a level of 0.
 
-    ``--optim.method none`` makes a configuration the baseline of what its files, and the options before, describe.
+    ``--optim.method none`` makes a configuration the baseline of what its files, and the options before, describe;
+    ``--optim.base`` and the other methods leave out what these say of another base.
 
     Args:
         files: the files of a configuration.
@@ -30,13 +55,17 @@ def check_used(optim: OptimConfig, files: Sequence[str], options: Sequence[str])
     Raises:
         UserError: there are some.
     """
-    unused, named = left_out(optim), _last(options, "optim.method")
+    unused, named = _of_methods(optim), _last(options, "optim.method")
     for key, value in unused.items():
         if _last(options, key) > named:
             where = "after --optim.method none" if named >= 0 else "as optim.method is none"
             raise UserError(f"{key}: {value!r} does nothing, {where}; leave it out, or name a method, such as ssgd")
         if named < 0 and not any("method" in _section(file) for file in files):
             raise UserError(f"{key}: {value!r} does nothing, as there is no optim.method; name one, such as ssgd")
+    chosen = max(named, _last(options, "optim.base"))
+    for key, value in _of_bases(optim).items():
+        if _last(options, key) > chosen or (chosen < 0 and not any("base" in _section(file) for file in files)):
+            raise UserError(f"{key}: {value!r} does nothing, as {_stepping(optim)} has none; leave it out")
     if optim.takes("noise") and not optim.noise:
         raise UserError(
             f"optim.noise: {optim.method} without a level is {optim.base} alone; give a level, such as 0.5, or "
