@@ -11,7 +11,7 @@ from .runs import layout
 from .runs.recipes import read_recipe
 from .runs.settings import restored_section
 from .training import OptimConfig, build_optimizer
-from .training.recipe import build, load_program
+from .training.recipe import build, find_program, load_program
 
 
 def describe_config(config: Path, data: str, program: Path | None = None, options: Sequence[str] = ()) -> str:
@@ -20,13 +20,13 @@ def describe_config(config: Path, data: str, program: Path | None = None, option
     Args:
         config: the recipe's settings, in YAML.
         data: the folder of prepared data, on which the sizes of the model depend.
-        program: the recipe's program; None: train.py beside ``config``.
+        program: the recipe's program; None: see :func:`seqssgd.training.recipe.find_program`.
         options: of the program.
 
     Raises:
-        UserError: there is no such program, it trains no recipe, or it refuses the settings or the data.
+        UserError: there is no such file or program, it trains no recipe, or it refuses the settings or the data.
     """
-    recipe = load_program(config.parent / "train.py" if program is None else program)
+    recipe = load_program(find_program(config, program))
     if not hasattr(recipe, "main"):
         raise UserError(f"{recipe.__file__}: trains no recipe (it has no main); give its train.py")
     settings = ["--config", str(config), "--data", data, *options, "--out", "unused"]

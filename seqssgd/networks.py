@@ -9,7 +9,8 @@ import dataclasses
 import inspect
 import re
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -41,6 +42,11 @@ class NetworkSettings:
         """
         own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return self.networks.find(own.pop("name"))(**given, **self.networks.fixed(self.name), **own)
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether the network lies outside of this package, so that what it gives has to be looked at."""
+        return self.name not in self.networks.known
 
 
 class Networks:
@@ -155,6 +161,48 @@ def _documentation(found: Callable[..., Any], name: str, known: Iterable[str], s
     return "\n".join(
         [title, "", "Attributes:", f"    name: of the network: {', '.join(known)}, or module:Class.", *kept, ""]
     )
+
+
+@contextmanager
+def probing(network: Any) -> Iterator[None]:
+    """For a look at what a network gives: in evaluation mode, without gradients.
+
+    Afterwards its modes, its buffers and the random state are what they were.
+    """
+    import torch
+
+    modes = [(module, module.training) for module in network.modules()]
+    buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
+    devices = {weight.device for weight in network.parameters() if weight.device.type == "cuda"}
+    with torch.no_grad(), torch.random.fork_rng(devices=list(devices)):
+        network.eval()
+        try:
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+            for buffer, value in buffers:
+                buffer.copy_(value)
+
+
+def check_shape(whose: str, what: str, got: Any, wanted: Mapping[str, int]) -> None:
+    """Makes sure that a tensor of a network has its shape.
+
+    Args:
+        whose: the setting that names the network, and its name.
+        what: the tensor is.
+        got: the tensor.
+        wanted: its dimensions, by name.
+
+    Raises:
+        UserError: it has another, or is no tensor.
+    """
+    import torch
+
+    shape = tuple(got.shape) if isinstance(got, torch.Tensor) else None
+    if shape != tuple(wanted.values()):
+        found = f"of type {type(got).__name__}" if shape is None else f"of shape {shape}"
+        raise UserError(f"{whose} gives {what} {found}; wanted ({', '.join(wanted)}), here {tuple(wanted.values())}")
 
 
 def choose(config_class: type, named: Callable[[str], str | None], prefix: str = "") -> type:

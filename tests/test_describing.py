@@ -113,6 +113,17 @@ def test_what_cannot_be_described_is_refused_with_the_mend(text, tmp_path, capsy
     assert "is not a run directory" in refuse(tmp_path)
     assert "are for a configuration" in refuse(tmp_path, "--data", text)
     assert "optim.nois: no such setting" in refuse(PTB, "--data", text, "--", "--optim.nois", "1")
+    words = tmp_path / "words.txt"
+    words.write_text("the cat sat\n")
+    assert f"{words}: no settings in YAML; give a recipe's" in refuse(words, "--data", text)
+    own = tmp_path / "own.yaml"
+    own.write_text("{seed: 1}")  # of any recipe
+    assert f"{own}: there is no train.py beside it, and nothing else tells its recipe; give --program" in refuse(
+        own, "--data", text
+    )
+    own.write_text("{model: {hidden_size: 8}, sequence_length: 5}")  # of one alone
+    assert cli.main(["describe", str(own), "--data", str(text)]) == 0
+    assert "lstm.bias_ih_l*" in capsys.readouterr().out
     program = tmp_path / "other.py"
     program.write_text("def main(argv):\n    return 0\n")
     assert "does not train by seqssgd.training.train" in refuse(PTB, "--data", text, "--program", program)

@@ -195,6 +195,8 @@ def test_wrong_input_is_refused(data, tmp_path, capsys):
     assert refusal("--program", "nowhere/train.py") == (
         "error: nowhere/train.py: no such program; give the path of a recipe's train.py"
     )
+    missing = refused(capsys, cli.main, "noise-finder", "--config", "no.yaml", "--data", data, "--out", tmp_path / "x")
+    assert missing == "error: no.yaml: no such file; give a recipe's settings in YAML"
     assert "README.md: no such program" in refusal("--program", ROOT / "README.md")
     other = refusal("--program", ROOT / "recipes/wsj_sgcn/ngram.py")
     assert "ngram.py: trains no recipe (it has no Config and main); give its train.py" in other

@@ -111,7 +111,10 @@ def describe_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", help="of a run: best (on validation; default), last, or a file")
     parser.add_argument("--data", metavar="DIR", help="of a configuration: the folder of prepared data")
     parser.add_argument(
-        "--program", metavar="FILE", help="of a configuration: the recipe's program (train.py beside it)"
+        "--program",
+        metavar="FILE",
+        help="of a configuration: the recipe's program (train.py beside it, or that of the recipe "
+        "that has its settings)",
     )
     parser.add_argument("options", nargs="*", help=argparse.SUPPRESS)
 

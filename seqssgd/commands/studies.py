@@ -66,7 +66,8 @@ def noise_finder_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, metavar="FILE", help="the recipe's settings, in YAML")
     parser.add_argument("--data", required=True, metavar="DIR", help="the folder of prepared data")
     parser.add_argument("--out", required=True, metavar="DIR", help="for the two runs and what they find")
-    parser.add_argument("--program", metavar="FILE", help="the recipe's program (default: train.py beside --config)")
+    parser.add_argument("--program", metavar="FILE", help="the recipe's program (default: train.py beside --config, or "
+                        "that of the recipe that has these settings)")  # fmt: skip
     parser.add_argument("--highest", type=float, metavar="C",
                         help="noise level at the end (default: three times the recipe's, or 1.5); "
                         "a search that ended at a lower one goes on")  # fmt: skip
@@ -79,9 +80,10 @@ def noise_finder_command(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from ..noise_finder import NoiseFinder
+    from ..training.recipe import find_program
 
     config, out = Path(args.config), Path(args.out)
-    program = config.parent / "train.py" if args.program is None else Path(args.program)
+    program = find_program(config, Path(args.program) if args.program else None)
     options = ["--config", args.config, "--data", args.data, *args.options]
     finder = NoiseFinder(program, options, out, args.highest, args.warmup, args.steps)
     if status := finder.train():

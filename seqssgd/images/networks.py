@@ -5,7 +5,7 @@ from torch import nn
 
 from ..errors import UserError
 from ..models.vgg import VGG
-from ..networks import Networks, NetworkSettings
+from ..networks import Networks, NetworkSettings, check_shape, probing
 
 # A network takes the number of classes, and reads images (B, 3, H, W) to logits (B, classes).
 # Those for 32×32 images:
@@ -37,3 +37,17 @@ def build_classifier(settings: NetworkSettings, num_classes: int) -> nn.Module:
     except ValueError as error:
         raise UserError(f"model.{error}") from error
     return model.to(memory_format=torch.channels_last)
+
+
+def check_network(settings: NetworkSettings, network: nn.Module, size: tuple[int, int], num_classes: int) -> None:
+    """Makes sure that a network from elsewhere gives what is said above, by a look at some black images.
+
+    Raises:
+        UserError: it does not.
+    """
+    if settings.elsewhere:
+        count = 2 if num_classes != 2 else 3
+        device = next((weight.device for weight in network.parameters()), None)
+        with probing(network):
+            logits = network(torch.zeros(count, 3, *size, device=device))
+        check_shape(f"model.name: {settings.name!r}", "logits", logits, {"B": count, "classes": num_classes})

@@ -15,6 +15,7 @@ from ..optim.batchnorm import RunningStatistics
 from ..training import Task, distributed
 from ..training.config import OptimConfig, TrainingConfig
 from .config import Config, EncodedConfig
+from .networks import check_network
 from .scoring import recalibrate, score
 
 
@@ -98,6 +99,8 @@ class ImageTask(ClassificationTask):
             train, normalization, config.batch_size, corpus.pad, corpus.flip, config.seed, *place
         )
         judged = corpus.valid > 0
+        height, width = train.images.shape[2:]
+        check_network(config.model, model, (height, width), len(dataset.classes))
         super().__init__(model, train, valid, minibatches, config.bn_images, judged, config.optim, config.training)
 
 
@@ -110,6 +113,7 @@ class ImageNetTask(ClassificationTask):
             raise UserError(
                 "training.patience: there is nothing to judge by, as validation images are what is reported"
             )
+        check_network(config.model, model, (corpus.size, corpus.size), len(dataset.classes))
         train, valid = (dataset.split(name, corpus.size, corpus.workers).to(device) for name in ("train", "valid"))
         minibatches = RandomPieces(
             train,

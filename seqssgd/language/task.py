@@ -1,7 +1,7 @@
 """The training of a language model: its data, its loss, its evaluation."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from ..networks import NetworkSettings
 from ..optim import Pass
 from ..training import Task, distributed
 from .config import Config
+from .networks import check_network, fits
 
 
 class LanguageModelTask(Task):
@@ -87,7 +88,7 @@ class LanguageModelTask(Task):
         states = {index: tuple(s.to(self.device) for s in own) for index, own in state["states"].items()}
         network: Any = self.model
         for own in states.values():
-            if not own or not _fits(own, network.zero_state(own[0].shape[1] if own[0].ndim > 1 else 1)):
+            if not own or not fits(own, network.zero_state(own[0].shape[1] if own[0].ndim > 1 else 1)):
                 raise ValueError("the carried states are not those of this network")
         self.states = states
 
@@ -96,17 +97,12 @@ def build_model(settings: NetworkSettings, vocab_size: int) -> nn.Module:
     """The network with these settings.
 
     Raises:
-        UserError: settings that make no sense.
+        UserError: settings that make no sense, or a network from elsewhere that is none for text.
     """
     try:
-        return settings.build(vocab_size=vocab_size)
+        model = settings.build(vocab_size=vocab_size)
     except ValueError as error:
         raise UserError(f"model.{error}") from error
-
-
-def _fits(state: Sequence[Tensor], zero: Sequence[Tensor]) -> bool:
-    """Whether a state has the shapes of the state before the first token; what is of size 0 there grows."""
-    return len(state) == len(zero) and all(
-        own.ndim == its.ndim and all(b in (a, 0) for a, b in zip(own.shape, its.shape, strict=True))
-        for own, its in zip(state, zero, strict=True)
-    )
+    if settings.elsewhere:
+        check_network(settings.name, model, vocab_size)
+    return model

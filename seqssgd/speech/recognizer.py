@@ -15,6 +15,7 @@ from .batching import SpeechBatch, by_length, collate
 from .config import RecognizerConfig
 from .decode import greedy
 from .features import LogMel
+from .networks import check_network
 from .scoring import RealTimeFactor
 from .tokens import LabelTokenizer
 
@@ -29,7 +30,8 @@ class Recognizer(nn.Module):
         vocab_size: labels, the blank included.
 
     Raises:
-        UserError: settings that make no sense; the message begins with their section.
+        UserError: settings that make no sense, or a network from elsewhere that is none for speech; the message begins
+            with their section.
     """
 
     def __init__(self, config: RecognizerConfig, vocab_size: int):
@@ -42,6 +44,8 @@ class Recognizer(nn.Module):
             self.network = config.network.build(input_size=self.features.output_size, output_size=vocab_size)
         except ValueError as error:
             raise UserError(f"model.{section}.{error}") from error
+        if config.network.elsewhere:
+            check_network(config.network.name, self.network, self.features.output_size, vocab_size)
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, T', V) and their lengths, of features (B, T, F) and theirs."""

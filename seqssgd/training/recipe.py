@@ -1,5 +1,6 @@
 """What the program of every recipe ends with, and how other programs call it."""
 
+import dataclasses
 import importlib.util
 import json
 import sys
@@ -9,10 +10,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
+from ..documents import parse_yaml
 from ..errors import UserError, run_cli
 from ..optim import MultiPassOptimizer
 from ..processes import is_main
 from ..runs.directory import RunDirectory
+from ..runs.recipes import RECIPES
 from . import distributed
 from .building import build_optimizer, build_schedulers
 from .command_line import Command
@@ -102,6 +105,46 @@ def load_program(path: Path) -> ModuleType:
     sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sys.modules[name])
     return sys.modules[name]
+
+
+def find_program(config: Path, program: Path | None = None) -> Path:
+    """The program of the recipe that a file of settings is for.
+
+    Args:
+        config: the file.
+        program: the one that is given; None: train.py beside the file, or else that of the one recipe which has all
+            of the file's settings, where this package is in its repository.
+
+    Raises:
+        UserError: there is no such file, it is none of settings, or nothing tells its recipe.
+    """
+    if not config.is_file():
+        raise UserError(f"{config}: no such file; give a recipe's settings in YAML")
+    try:
+        content = parse_yaml(config.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{config}: no settings in YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{config}: no settings in YAML; give a recipe's")
+    if program is not None:
+        return program
+    if (beside := config.parent / "train.py").is_file():
+        return beside
+    fitting = [recipe.name for recipe in RECIPES.values() if set(content) <= _settings(recipe.config_class)]
+    known = [path for name in fitting if (path := _REPOSITORY / "recipes" / name / "train.py").is_file()]
+    if len(known) != 1:
+        raise UserError(
+            f"{config}: there is no train.py beside it, and nothing else tells its recipe; give --program, such as "
+            "recipes/ptb_lstm/train.py"
+        )
+    return known[0]
+
+
+_REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def _settings(config_class: Any) -> set[str]:
+    return {field.name for field in dataclasses.fields(config_class)}
 
 
 def as_options(settings: Mapping[str, Any]) -> list[str]:
