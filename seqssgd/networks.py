@@ -134,6 +134,9 @@ class Networks:
         for parameter in parameters:
             if parameter.name in (*self.given, *self.fixed(name)) or parameter.kind in _VARIADIC:
                 continue
+            if parameter.name in _TAKEN:
+                raise UserError(f"{name!r}: its argument {parameter.name} has a name that every network's section has; "
+                                "rename it")  # fmt: skip
             kind = Any if parameter.annotation is parameter.empty else parameter.annotation
             default = parameter.default
             if default is parameter.empty:
@@ -148,6 +151,7 @@ class Networks:
         return dataclasses.make_dataclass(title, fields, bases=(NetworkSettings,), namespace=namespace)
 
 
+_TAKEN = ("name", "networks", "build", "elsewhere")  # what NetworkSettings has
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 

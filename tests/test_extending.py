@@ -125,6 +125,10 @@ def test_a_method_of_random_noise_sets_an_argument_itself_and_the_taken_names_ar
     own = {key for method in METHODS.values() for key in method.own}
     everyone = {field.name for field in dataclasses.fields(OptimConfig)} - own - set(GIVEN)
     assert set(re.findall(r"`(\w+)`", listed)) == everyone
+    listed = re.search(r"what the section itself does: (.*?)\.\n", section("A method"), re.DOTALL)[1]
+    fields = {field.name for field in dataclasses.fields(OptimConfig)}
+    public = {name for name in dir(OptimConfig) if not name.startswith("_")} - fields
+    assert set(re.findall(r"`(\w+)`", listed)) == public
 
 
 def test_the_network_of_the_page_is_one_like_any_other(here, capsys):

@@ -77,6 +77,10 @@ MODULE = """
         def __init__(self, base, *, method: str = "a", **settings):
             super().__init__(base, **settings)
 
+    class Halving(SinglePass):
+        def __init__(self, base, *, halves: bool = False, **settings):
+            super().__init__(base, **settings)
+
     def some_function(base): ...
 """
 
@@ -165,6 +169,7 @@ def test_what_it_does_not_ask_for_it_does_not_get(parse):
         ("elsewhere:Unmoved", "optim.method: elsewhere:Unmoved is not finished: it has no perturb; write"),
         ("elsewhere:Unfinished", "optim.method: .*Unfinished is not finished: it has no pass_signs and no perturb;"),
         ("elsewhere:Clashing", "optim.method: elsewhere:Clashing: its setting 'method' has the name of one of the"),
+        ("elsewhere:Halving", "optim.method: elsewhere:Halving: its setting 'halves' has the name of one of the"),
         ("elsewhere:Nothing", "optim.method: elsewhere:Nothing: module 'elsewhere' has no attribute 'Nothing'"),
         ("elsewhere:some_function", "optim.method: elsewhere:some_function is no class derived from"),
         ("torch.optim:SGD", "optim.method: torch.optim:SGD is no class derived from .*; it goes to optim.base"),

@@ -279,6 +279,15 @@ def test_a_network_of_images_that_gives_something_else_is_refused(tmp_path, caps
     assert main([str(word) for word in words]) == 0
 
 
+@pytest.mark.parametrize("argument", ["name", "build", "networks", "elsewhere"])
+def test_an_argument_with_the_name_of_what_every_section_has_is_refused(argument, monkeypatch):
+    made: dict = {}
+    exec(f"def made(vocab_size: int, {argument}: int = 3): ...", made)
+    monkeypatch.setattr(sys.modules[__name__], "Clashing", made["made"], raising=False)
+    with pytest.raises(UserError, match=f"^'test_networks:Clashing': its argument {argument} has a name that every"):
+        Networks({}, given=("vocab_size",)).section("test_networks:Clashing")
+
+
 def test_the_name_may_stand_in_the_file_before_or_after_and_an_option_wins(text, tmp_path):
     files = [tmp_path / f"{name}.yaml" for name in ("a", "b")]
     files[0].write_text("model: {name: gru, hidden_size: 3}")

@@ -130,7 +130,7 @@ def with_settings_of(methods: Mapping[str, Method]) -> Callable[[type[T]], type[
         takers: dict[str, dict[str, Setting]] = {}
         for name, method in methods.items():
             for key, setting in method.own.items():
-                if key in known - shared:
+                if key not in shared and (key in known or hasattr(config, key)):
                     raise UserError(
                         f"optim.method: {name}: its setting {key!r} has the name of one of the recipe's; rename it"
                     )
