@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 ROOT = Path(__file__).parents[1]
 SOURCES = {"seqssgd", "recipes", "data_prep", "benchmarks", "examples", "docs", "tests"}  # the folders of the sdist
-TEXT = {".py", ".md", ".yaml", ".toml", ".txt", ".cff", ".rst", ".typed", ".sh", ""}
+TEXT = {".svg", ".py", ".md", ".yaml", ".toml", ".txt", ".cff", ".rst", ".typed", ".sh", ""}
 COMMANDS = {
     "perplexity": ["--run", "run", "text.txt"],
     "generate": ["--run", "run"],
