@@ -32,7 +32,7 @@ def check_network(name: str, network: Any, vocab_size: int) -> None:
     whose = f"model.name: {name!r}"
     with probing(network):
         given = network(torch.zeros(steps, columns, dtype=torch.long), None)
-        zero = network.zero_state(columns) if callable(getattr(network, "zero_state", None)) else None
+        zero: Any = network.zero_state(columns) if callable(getattr(network, "zero_state", None)) else None
     if not (isinstance(given, tuple) and len(given) == 2):
         raise UserError(f"{whose} gives a {type(given).__name__}; wanted two things: logits (T, B, V), and the state")
     check_shape(whose, "logits", given[0], {"T": steps, "B": columns, "V": vocab_size})

@@ -206,7 +206,7 @@ def find_method(name: str) -> Method:
         raise UserError(f"optim.method: {name} is no class derived from seqssgd.optim.MultiPassOptimizer; {hint}")
     needed = ("pass_signs",) if issubclass(found, SinglePass) else ("pass_signs", "perturb")
     if lacking := [hook for hook in needed if getattr(found, hook) is getattr(Hooks, hook)]:
-        raise UserError(f"optim.method: {name} is not finished: it has no {' and no '.join(lacking)}; write them")
+        raise UserError(f"optim.method: {name} is not finished: it has no {' and no '.join(lacking)}")
     method = Method(found)
     for key, setting in method.own.items():
         if setting.annotation is Any:
