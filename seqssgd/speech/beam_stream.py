@@ -2,6 +2,8 @@
 
 import math
 from array import array
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,8 +53,8 @@ class BeamStream:
             return self._search.n_best(torch.zeros(0, self._search.tokenizer.vocab_size))[0]
         self._step(self._search.ending())
         self._decoder.decode_end()
-        best = max(self._decoder.get_all_final_hypothesis(), key=lambda one: one.score, default=None)
-        if best is None or best.score == -math.inf:
+        best = max(_possible(self._decoder.get_all_final_hypothesis()), key=lambda one: one.score, default=None)
+        if best is None:
             return Hypothesis("", (), -math.inf)
         tokens, words = [*self._tokens, *best.tokens], [*self._words, *best.words]
         return self._search.hypothesis(tokens, words, best.score + self._score)
@@ -65,8 +67,8 @@ class BeamStream:
     def _decide(self) -> None:
         """Takes out of the search the beginning that all living hypotheses share."""
         living = self._decoder.get_all_final_hypothesis()
-        best = max(living, key=lambda one: one.score, default=None)
-        if best is None or best.score == -math.inf:
+        best = max(_possible(living), key=lambda one: one.score, default=None)
+        if best is None:
             return
         frames = len(best.tokens) - 1
         decided = min(frames, _shared([one.tokens for one in living]))
@@ -88,6 +90,11 @@ class BeamStream:
                  f"{frames:,} frames ago; to bound the memory, what is the best by now is taken, which the rest could "
                  "have changed")  # fmt: skip
         self._noted = True
+
+
+def _possible(found: Sequence[Any]) -> list[Any]:
+    """Those whose score is above -inf; of frames that nothing fits the decoder also makes scores that are no number."""
+    return [one for one in found if one.score > -math.inf]
 
 
 def _shared(paths: list[list[int]]) -> int:
