@@ -8,11 +8,13 @@ from ..options import beam_arguments, check_beam_arguments, run_arguments
 
 
 def perplexity_arguments(parser: argparse.ArgumentParser) -> None:
+    """What ``seqssgd perplexity`` takes."""
     run_arguments(parser, "a language model")
     parser.add_argument("files", nargs="+", metavar="FILE", help="UTF-8 text, one sentence per line")
 
 
 def perplexity_command(args: argparse.Namespace) -> None:
+    """``seqssgd perplexity``: scores each file, all of them read first."""
     from ..data.text import read_lines
     from ..devices import choose_device
     from ..language.finished import load_language_model
@@ -27,6 +29,7 @@ def perplexity_command(args: argparse.Namespace) -> None:
 
 
 def generate_arguments(parser: argparse.ArgumentParser) -> None:
+    """What ``seqssgd generate`` takes."""
     run_arguments(parser, "a language model")
     parser.add_argument("--prompt", default="", help="how the text begins (default: nothing)")
     parser.add_argument("--length", type=int, default=100, help="tokens to add (default 100)")
@@ -36,6 +39,7 @@ def generate_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def generate_command(args: argparse.Namespace) -> None:
+    """``seqssgd generate``: writes texts to standard output, one for each seed."""
     from ..devices import choose_device
     from ..language.finished import load_language_model
     from ..language.generation import generate
@@ -52,6 +56,7 @@ def generate_command(args: argparse.Namespace) -> None:
 
 
 def transcribe_arguments(parser: argparse.ArgumentParser) -> None:
+    """What ``seqssgd transcribe`` takes."""
     run_arguments(parser, "a speech recogniser")
     parser.add_argument("--json", action="store_true", help="one JSON object per line: file, seconds, text")
     parser.add_argument("--mix", action="store_true", help="average the channels of recordings with several")
@@ -62,6 +67,7 @@ def transcribe_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def transcribe_command(args: argparse.Namespace) -> int:
+    """``seqssgd transcribe``: writes what is said in each file to standard output; 2 if one of them failed."""
     import json
 
     from ..data.items import printable, reason_of

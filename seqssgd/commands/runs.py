@@ -8,6 +8,7 @@ from ..options import evaluation_arguments
 
 
 def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    """What ``seqssgd evaluate`` takes."""
     parser.usage = "%(prog)s --run DIR [--data DIR] [--split NAME] [--save] [options of its task: --run DIR --help]"
     parser.epilog = "Each task has further options: seqssgd evaluate --run DIR --help"
     evaluation_arguments(parser)
@@ -15,6 +16,7 @@ def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def evaluate_command(args: argparse.Namespace) -> None:
+    """``seqssgd evaluate``: refuses what names no run; else :func:`evaluate` gets the words themselves."""
     raise UserError("there is nothing to evaluate; give a run directory with --run")
 
 
@@ -39,6 +41,7 @@ def evaluate(words: Sequence[str]) -> None:
 
 
 def compare_arguments(parser: argparse.ArgumentParser) -> None:
+    """What ``seqssgd compare`` takes."""
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run directory of any recipe; all of one task")
     parser.add_argument("--out", metavar="DIR", help="also write a report there: HTML, Markdown, CSV, curves")
     parser.add_argument("--metric", help="of the evaluations (default: the one that all runs have and that is no loss)")
@@ -50,6 +53,7 @@ def compare_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def compare_command(args: argparse.Namespace) -> None:
+    """``seqssgd compare``: writes the report, and its table to standard output."""
     from ..report import compare, read_run, summary, write_report
 
     comparison = compare([read_run(path) for path in args.runs], args.metric, args.baseline, args.partial)
@@ -65,6 +69,7 @@ def compare_command(args: argparse.Namespace) -> None:
 
 
 def runs_arguments(parser: argparse.ArgumentParser) -> None:
+    """What ``seqssgd runs`` takes."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     listing = actions.add_parser("list", help="state, step, metric and minutes of each run in a folder")
     listing.add_argument("folder", metavar="DIR", help="a folder with run directories, at any depth")
@@ -73,6 +78,7 @@ def runs_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def runs_command(args: argparse.Namespace) -> int:
+    """``seqssgd runs``: lists the runs of a folder, or tells two apart; 1 if they differ."""
     if args.action == "list":
         from ..report.listing import list_runs, table
 
@@ -86,6 +92,7 @@ def runs_command(args: argparse.Namespace) -> int:
 
 
 def export_arguments(parser: argparse.ArgumentParser) -> None:
+    """What ``seqssgd export`` takes."""
     parser.add_argument("run", metavar="RUN", help="run directory of a recipe")
     parser.add_argument("--out", required=True, metavar="DIR", help="a new folder, whose name is the model's")
     parser.add_argument("--checkpoint", default="best", help="best (on validation; default), last, or a file")
@@ -95,6 +102,7 @@ def export_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def export_command(args: argparse.Namespace) -> None:
+    """``seqssgd export``: writes the folder to give away."""
     from ..runs.release import export, export_record
 
     if args.record:
@@ -106,6 +114,7 @@ def export_command(args: argparse.Namespace) -> None:
 
 
 def describe_arguments(parser: argparse.ArgumentParser) -> None:
+    """What ``seqssgd describe`` takes."""
     parser.usage = "%(prog)s RUN_OR_CONFIG [options] [-- options of train.py]"
     parser.add_argument("what", metavar="RUN_OR_CONFIG", help="a run directory, or a recipe's settings in YAML")
     parser.add_argument("--checkpoint", help="of a run: best (on validation; default), last, or a file")
@@ -120,6 +129,7 @@ def describe_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def describe_command(args: argparse.Namespace) -> None:
+    """``seqssgd describe``: writes what noise does to each layer to standard output."""
     from pathlib import Path
 
     from ..describing import describe_config, describe_run

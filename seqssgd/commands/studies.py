@@ -6,6 +6,7 @@ from ..errors import UserError
 
 
 def landscape_arguments(parser: argparse.ArgumentParser) -> None:
+    """What ``seqssgd landscape`` takes."""
     parser.add_argument("runs", nargs="+", metavar="RUN[@CHECKPOINT]",
                         help="run directories of one recipe, model and data; runs/a@last, or runs/a@step-00001000.pt, "
                         "for another checkpoint than that of the others")  # fmt: skip
@@ -28,6 +29,7 @@ def landscape_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def landscape_command(args: argparse.Namespace) -> None:
+    """``seqssgd landscape``: measures what is not yet measured, and writes figures and tables."""
     import math
     import time
     from functools import partial
@@ -62,6 +64,7 @@ def landscape_command(args: argparse.Namespace) -> None:
 
 
 def noise_finder_arguments(parser: argparse.ArgumentParser) -> None:
+    """What ``seqssgd noise-finder`` takes."""
     parser.usage = "%(prog)s --config FILE --data DIR --out DIR [options] [-- options of train.py]"
     parser.add_argument("--config", required=True, metavar="FILE", help="the recipe's settings, in YAML")
     parser.add_argument("--data", required=True, metavar="DIR", help="the folder of prepared data")
@@ -77,6 +80,7 @@ def noise_finder_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def noise_finder_command(args: argparse.Namespace) -> int:
+    """``seqssgd noise-finder``: trains without noise and with a rising level, and writes the levels to try."""
     from pathlib import Path
 
     from ..noise_finder import NoiseFinder

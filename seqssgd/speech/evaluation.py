@@ -144,6 +144,11 @@ def confusion_lines(found: ErrorRate) -> list[str]:
 
 
 def write_report(path: Path, lines: list[str], found: ErrorRate) -> None:
+    """Writes ``lines`` and the alignment of every utterance, whole or not at all.
+
+    Raises:
+        UserError: it cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as temporary:
