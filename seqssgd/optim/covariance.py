@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from .batchnorm import BNStats
 from .entry import Entry
 from .halves import Halves
+from .limits import check_settings
 from .noise import NoiseSource
 from .passes import MultiPassOptimizer, Pass
 
@@ -70,6 +71,7 @@ class CovarianceNoise(MultiPassOptimizer):
         for group in (base.defaults, *base.param_groups):  # the defaults are for groups that are added later
             group.setdefault(self.level_key, noise)
         self.check_groups()
+        check_settings(CovarianceNoise, diagonal=diagonal, centred=centred)
         self.diagonal, self.centred = diagonal, centred
         self.signs = NoiseSource("rademacher", seed=seed)
         self.example_weights = ExampleWeights(seed, centred)

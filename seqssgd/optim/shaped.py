@@ -66,6 +66,7 @@ class ShapedNoise(EstimatesDiagonal, SymmetricNoise):
         **settings: Any,
     ):
         check_settings(ShapedNoise, curvature_decay=curvature_decay, damping=damping, average_over=average_over)
+        check_settings(ShapedNoise, precondition=precondition)
         self.shape, self.precondition, self.average_over = (
             CurvatureShape(curvature_decay, damping),
             precondition,
