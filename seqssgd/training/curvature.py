@@ -8,7 +8,7 @@ import torch
 from .. import processes
 from ..errors import UserError
 from ..optim import SymmetricNoise
-from .task import Progress
+from .progress import Progress
 
 
 class CurvatureLog:

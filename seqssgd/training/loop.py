@@ -12,18 +12,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import notes, processes
+from .. import processes
 from ..errors import UserError
 from ..optim import MultiPassOptimizer
 from ..runs import checkpoints, layout
 from ..runs.directory import RunDirectory
-from . import snapshot
+from . import outcome, snapshot
 from .config import TrainingConfig
 from .curvature import CurvatureLog
 from .logs import Console
 from .noise_size import relative_noise
+from .progress import Progress
 from .signals import StopSignals
-from .task import Progress, Task
+from .task import Task
 
 
 def fit(
@@ -62,7 +63,7 @@ def fit(
         result = processes.from_main(run.result())
         if result and (result["stopped_early"] or result["steps"] >= loop.limit):
             loop.say(f"{run.path}: already finished at step {result['steps']}; nothing to do")
-            return {**result, "finished": True, "exit_code": loop.judge(result)}
+            return {**result, "finished": True, "exit_code": outcome.exit_code(result, run.path)}
         loop.resume()
         shown = getattr(task, "shown", "loss {:.4g}".format)
         with loop.signals, Console(loop.limit, loop.progress.step, config.epochs, shown) as loop.console:
@@ -116,14 +117,9 @@ class _Loop:
         self.curvature.note()
         finite = not processes.maximum(not math.isfinite(loss)) and self.update()
         self.optimizer.zero_grad()
-        p.step, p.position, p.passes = p.step + 1, p.position + 1, p.passes + passes
-        p.nonfinite_in_row = 0 if finite else p.nonfinite_in_row + 1
-        p.nonfinite += not finite
-        if math.isfinite(loss):
-            for sums in (p.losses, p.epoch_losses):
-                sums[:] = sums[0] + loss, sums[1] + 1
+        p.step_done(loss, passes, stepped=finite)
         p.training_seconds += time.monotonic() - started
-        self.console.advance(loss, self.epoch_of_step(), p.passes)
+        self.console.advance(loss, p.epoch_of_step, p.passes)
         if p.step % self.config.log_every == 0:
             self.log()
         self.step_schedulers("step")
@@ -177,13 +173,12 @@ class _Loop:
             self.evaluate(scheduled)
             p.stopped_early = self.config.patience is not None and p.worse_in_row >= self.config.patience
         self.step_schedulers("epoch")
-        p.epoch, p.position, p.epoch_losses = p.epoch + 1, 0, [0.0, 0]
+        p.epoch_done()
         self.save()
 
     def evaluate(self, scheduled: bool) -> None:
-        """Evaluates; a new best is kept. Evaluations that are only due to a limit neither try the patience nor renew
-        it: training stops where it would have stopped without them."""
-        p, (name, direction) = self.progress, self.task.best or (None, "")
+        """Evaluates; a new best is kept."""
+        p = self.progress
         averaged = getattr(self.optimizer, "averaged", None)
         model = self.model if averaged is None else averaged
         self.task.model = model.eval()
@@ -193,23 +188,9 @@ class _Loop:
         finally:
             self.task.model = self.model
         model.train()
-        if name is not None and name not in metrics:
-            raise ValueError(f"task.best names {name!r}; evaluate() gave {', '.join(metrics)}")
-        p.final, p.evaluated_step = metrics, p.step
-        sign = 1 if direction == "min" else -1
-
-        def better(than: float | None) -> bool:
-            return name is None or sign * metrics[name] < (math.inf if than is None else sign * than)
-
-        if scheduled:
-            renewed = better(p.patience_best)
-            p.worse_in_row = 0 if renewed else p.worse_in_row + 1
-            p.patience_best = metrics.get(name) if renewed else p.patience_best
-        if better(p.best.get(name)):
-            p.best = {**metrics, "step": p.step, "epoch": self.epoch_of_step()}
-            if processes.is_main():
-                best = {"model": model.state_dict(), "metrics": metrics, "step": p.step, "epoch": p.best["epoch"]}
-                checkpoints.save(self.run.checkpoints / layout.BEST, {**best, "files": self.run.checksums()})
+        if p.evaluated(metrics, self.task.best, scheduled) and processes.is_main():
+            best = {"model": model.state_dict(), "metrics": metrics, "step": p.step, "epoch": p.epoch_of_step}
+            checkpoints.save(self.run.checkpoints / layout.BEST, {**best, "files": self.run.checksums()})
         noise = relative_noise(self.optimizer)
         size = {"relative_noise": noise} if noise else {}
         row = {**self.row("valid"), **size, **metrics, "train_loss": _mean(p.epoch_losses), **self.times()}
@@ -254,11 +235,7 @@ class _Loop:
         p, groups = self.progress, self.optimizer.param_groups
         key = getattr(self.optimizer, "level_key", "noise")
         levels = {"lr": float(groups[0]["lr"]), "noise": max(float(group.get(key, 0)) for group in groups)}
-        return {"kind": kind, "step": p.step, "epoch": self.epoch_of_step(), "passes": p.passes, **levels}
-
-    def epoch_of_step(self) -> int:
-        """The epoch, counted from one, that the last step belongs to."""
-        return self.progress.epoch + (self.progress.position > 0)
+        return {"kind": kind, "step": p.step, "epoch": p.epoch_of_step, "passes": p.passes, **levels}
 
     def times(self) -> dict[str, float]:
         p, now = self.progress, time.monotonic()
@@ -288,47 +265,11 @@ class _Loop:
     def finish(self) -> dict[str, Any]:
         result = self.result()
         self.run.write_result(result)
-        how, more = "finished", ""
-        if result["stopped_early"]:
-            how = "finished early: no better for training.patience evaluations"
-        elif result["steps"] < self.last_step:
-            how, more = "stopped by max_steps", f" of {self.last_step}, and goes on with a higher limit or none"
-        self.say(f"{how} at step {result['steps']}{more}; see {self.run.path / layout.RESULT}")
-        return {**result, "finished": True, "exit_code": self.judge(result)}
-
-    def judge(self, result: dict[str, Any]) -> int:
-        """The exit status of a run at its end: 2, with a message, if it has no model to use."""
-        if not (reason := result.get("diverged")):
-            return 0
-        if processes.is_main():
-            notes.complain(f"{self.run.path}: training diverged ({reason}); lower the learning rate or the noise, set "
-                           "training.clip, or train in fp32, in another directory")  # fmt: skip
-        return 2
-
-    def diverged(self) -> str | None:
-        """What is wrong with the model of a run that has made all its steps; None if nothing is."""
-        p, name = self.progress, self.task.best and self.task.best[0]
-        if p.step < self.last_step and not p.stopped_early:
-            return None
-        if name and not p.best:
-            return f"{name} was never finite, so that there is no best model"
-        return None if checkpoints.is_finite(self.model.parameters()) else "its weights are not finite"
+        self.say(f"{outcome.how_it_ended(result, self.last_step)}; see {self.run.path / layout.RESULT}")
+        return {**result, "finished": True, "exit_code": outcome.exit_code(result, self.run.path)}
 
     def result(self) -> dict[str, Any]:
-        p = self.progress
-        return {
-            "final": p.final,
-            "best": p.best,
-            "steps": p.step,
-            "epochs": p.epoch,
-            "passes": p.passes,
-            "nonfinite": p.nonfinite,
-            "stopped_early": p.stopped_early,
-            "diverged": self.diverged(),
-            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
-            "units": p.units * processes.world_size(),
-            **self.times(),
-        }
+        return {**outcome.result(self.progress, self.task, self.last_step), **self.times()}
 
     def save_is_due(self) -> bool:
         every, minutes = self.config.checkpoint_every, self.config.checkpoint_minutes

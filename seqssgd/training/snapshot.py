@@ -15,7 +15,7 @@ import torch
 from .. import processes
 from ..errors import UserError
 from ..runs import checkpoints
-from .task import Progress
+from .progress import Progress
 
 if TYPE_CHECKING:
     from .loop import _Loop

@@ -1,7 +1,6 @@
-"""What the loop is given, and where it is."""
+"""What the loop is given."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -56,27 +55,3 @@ class Task:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes back what ``state_dict`` gave."""
-
-
-@dataclass
-class Progress:
-    """Where a run is: plain numbers, all in the checkpoint."""
-
-    step: int = 0
-    epoch: int = 0  # whole epochs done
-    position: int = 0  # steps done in the epoch after them
-    passes: float = 0  # forward-backward passes, counted in whole minibatches
-    units: float = 0  # tokens (or the like) of training data read by this process
-    nonfinite: int = 0  # steps skipped
-    nonfinite_in_row: int = 0
-    losses: list = field(default_factory=lambda: [0.0, 0])  # sum and number since the last log line
-    epoch_losses: list = field(default_factory=lambda: [0.0, 0])
-    curvature: dict = field(default_factory=dict)  # by name the sum and number of estimates since the last log line
-    seconds: float = 0.0
-    training_seconds: float = 0.0  # of these, those spent on steps
-    evaluated_step: int = -1
-    final: dict = field(default_factory=dict)  # metrics of the last evaluation
-    best: dict = field(default_factory=dict)  # metrics of the best of all, with its step and epoch
-    patience_best: float | None = None  # the best value of scheduled evaluations, which alone patience is judged by
-    worse_in_row: int = 0  # of these, since the best one
-    stopped_early: bool = False
