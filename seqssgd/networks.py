@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 
 from .errors import UserError
 from .named import load_named
+from .sections import with_section
 
 
 @dataclass
@@ -221,7 +222,7 @@ def choose(config_class: type, named: Callable[[str], str | None], prefix: str =
         UserError: there is no such network; the message begins with the key.
     """
     kinds = typing.get_type_hints(config_class)
-    changed: list[tuple[str, type]] = []
+    made = config_class
     for entry in dataclasses.fields(config_class):
         kind, key = kinds[entry.name], f"{prefix}{entry.name}"
         networks: Networks | None = entry.metadata.get("networks")
@@ -234,14 +235,5 @@ def choose(config_class: type, named: Callable[[str], str | None], prefix: str =
             within = isinstance(kind, type) and dataclasses.is_dataclass(kind)
             chosen = choose(kind, named, f"{key}.") if within else kind
         if chosen is not kind:
-            changed.append((entry.name, chosen))
-    return _with(config_class, tuple(changed)) if changed else config_class
-
-
-@cache  # so that equal configurations are of one class
-def _with(config_class: Any, changed: tuple[tuple[str, type], ...]) -> type:
-    """The dataclass with other sections in place of some of its own."""
-    own = {entry.name: entry.metadata for entry in dataclasses.fields(config_class)}
-    fields = [(name, kind, field(default_factory=kind, metadata=own[name])) for name, kind in changed]
-    namespace = {"__doc__": config_class.__doc__, "__module__": config_class.__module__}
-    return dataclasses.make_dataclass(config_class.__name__, fields, bases=(config_class,), namespace=namespace)
+            made = with_section(made, entry.name, chosen)
+    return made

@@ -14,6 +14,7 @@ from typing import Any
 from ..documents import GivenTwice, check_keys, check_places, parse_yaml
 from ..errors import UserError
 from ..networks import choose
+from ..sections import with_section
 from .config import OptimConfig, is_positive, optim_class, require
 from .methods import is_elsewhere
 from .unused import check_used, named_methods
@@ -94,13 +95,9 @@ def _with_methods(config_class: Any, methods: Sequence[str]) -> Any:
     field = next((field for field in dataclasses.fields(config_class) if field.name == "optim"), None)
     if not others or field is None:
         return config_class
-    optim, make = optim_class(others), field.default_factory
-    default: dict[str, Any] = {}
-    if make is not dataclasses.MISSING:
-        default["default_factory"] = lambda: optim(**dataclasses.asdict(make()))
-    fields = [("optim", optim, dataclasses.field(**default))]
-    names = {"__doc__": config_class.__doc__, "__module__": config_class.__module__}
-    return dataclasses.make_dataclass(config_class.__name__, fields, bases=(config_class,), namespace=names)
+    optim = optim_class(others)
+    make: Any = field.default_factory
+    return with_section(config_class, "optim", optim, lambda: optim(**dataclasses.asdict(make())))
 
 
 def _left_open(config_class: Any) -> dict[str, None] | None:
