@@ -72,24 +72,14 @@ class EncodedCorpusConfig:
 
 
 @dataclass
-class EncodedConfig:
-    """A classifier of images that are decoded while it trains, and its training.
+class EncodedConfig(Config):
+    """A classifier of images that are decoded while it trains: the settings of :class:`Config`, with other defaults.
 
     Attributes:
-        model: the network; its name, and the settings that its class has.
         corpus: how images are read, and what is done to training images.
-        optim: the method and the optimizer.
-        training: the loop. Every one of ``accumulate`` minibatches has batch-norm statistics of its own.
-        batch_size: images in a minibatch, over all processes, each of which has batch-norm statistics of its own.
-        bn_images: training images from which batch-norm statistics are taken anew, at the clean weights, for every
-            validation; 0: those that training left are used.
-        seed: of initial weights, order of images and augmentation.
     """
 
     model: NetworkSettings = ENCODED_NETWORKS.field()
     corpus: EncodedCorpusConfig = field(default_factory=EncodedCorpusConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
     batch_size: int = 256
     bn_images: int = 10_000
-    seed: int = 0
