@@ -5,16 +5,21 @@ the two others, and the derivatives of these are the same three again. Torch wri
 convolutions with groups as a loop over these instead: a quarter of the time of a product for a gated ConvNet.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+OUTPUT, INPUT, WEIGHT = range(3)  # g, x and w
 
-class _How(NamedTuple):
+
+class _How(NamedTuple):  # in the order of torch's arguments
     stride: list[int]
     padding: list[int]
     dilation: list[int]
+    transposed: bool
+    output_padding: list[int]
     groups: int
 
 
@@ -32,8 +37,8 @@ def convolution(
     if isinstance(padding, str) or input.ndim != dimensions + 2:
         return None
     stride, padding, dilation = (_each(value, dimensions) for value in (stride, padding, dilation))
-    how = _How(stride, padding, dilation, groups)
-    found = _Output.apply(input, weight, how)
+    how = _How(stride, padding, dilation, False, [0] * dimensions, groups)
+    found = _Derivative.apply(OUTPUT, how, None, input, weight)
     return found if bias is None else found + bias.view(-1, *[1] * dimensions)
 
 
@@ -42,78 +47,34 @@ def _each(value: Any, dimensions: int) -> list[int]:
     return values * (dimensions // len(values))
 
 
-def _derivative(g: Tensor, x: Tensor, w: Tensor, how: _How, of_weight: bool) -> Tensor:
-    """Of ⟨g, x * w⟩ in x, or in w; whichever it is of is looked at for its shape alone."""
-    return _derivatives(g, x, w, how, [not of_weight, of_weight, False])[of_weight]
+class _Derivative(torch.autograd.Function):
+    """The derivative of ⟨g, x * w⟩ in one of the three, of which that one is looked at for its shape alone.
 
-
-def _derivatives(g: Tensor, x: Tensor, w: Tensor, how: _How, which: list[bool]) -> Any:
-    nothing = [0] * len(how.stride)
-    return torch.ops.aten.convolution_backward(
-        g, x, w, None, how.stride, how.padding, how.dilation, False, nothing, how.groups, which
-    )
-
-
-class _Output(torch.autograd.Function):
-    """x * w."""
+    In g it is x * w.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor, how: _How) -> Tensor:
-        ctx.save_for_backward(x, w)
-        ctx.how = how
-        nothing = [0] * len(how.stride)
-        return torch.convolution(x, w, None, how.stride, how.padding, how.dilation, False, nothing, how.groups)
+    def forward(ctx: Any, which: int, how: _How, *three: Any) -> Tensor:
+        ctx.which, ctx.how = which, how
+        ctx.save_for_backward(*(None if index == which else one for index, one in enumerate(three)))
+        if which == OUTPUT:
+            return torch.convolution(three[INPUT], three[WEIGHT], None, *how)
+        return _of_both(three, how, [which == INPUT, which == WEIGHT])[which - INPUT]
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        x, w = ctx.saved_tensors
-        of_x, of_w, _ = ctx.needs_input_grad
-        if of_x and of_w and not torch.is_grad_enabled():  # both by one call
-            return *_derivatives(g, x, w, ctx.how, [True, True, False])[:2], None
-        return (
-            _Input.apply(g, w, x.detach(), ctx.how) if of_x else None,
-            _Weight.apply(g, x, w.detach(), ctx.how) if of_w else None,
-            None,
-        )
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
+        three, wanted = list(ctx.saved_tensors), ctx.needs_input_grad[2:]
+        three[ctx.which] = v  # ⟨v, the derivative⟩ is the same form, with v in the place of what it is in
+        if wanted[INPUT] and wanted[WEIGHT] and not torch.is_grad_enabled():
+            return None, None, None, *_of_both(three, ctx.how, [True, True])
+        found: list[Any] = [None] * 3
+        for index in (OUTPUT, INPUT, WEIGHT):
+            if wanted[index]:
+                like = None if index == OUTPUT else three[index].detach()
+                found[index] = _Derivative.apply(index, ctx.how, *three[:index], like, *three[index + 1 :])
+        return None, None, *found
 
 
-class _Input(torch.autograd.Function):
-    """The derivative of ⟨g, x * w⟩ in x."""
-
-    @staticmethod
-    def forward(ctx: Any, g: Tensor, w: Tensor, x: Tensor, how: _How) -> Tensor:
-        ctx.save_for_backward(g, w)
-        ctx.how = how
-        return _derivative(g, x, w, how, of_weight=False)
-
-    @staticmethod
-    def backward(ctx: Any, x: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        g, w = ctx.saved_tensors
-        of_g, of_w = ctx.needs_input_grad[:2]
-        return (
-            _Output.apply(x, w, ctx.how) if of_g else None,
-            _Weight.apply(g, x, w.detach(), ctx.how) if of_w else None,
-            None,
-            None,
-        )
-
-
-class _Weight(torch.autograd.Function):
-    """The derivative of ⟨g, x * w⟩ in w."""
-
-    @staticmethod
-    def forward(ctx: Any, g: Tensor, x: Tensor, w: Tensor, how: _How) -> Tensor:
-        ctx.save_for_backward(g, x)
-        ctx.how = how
-        return _derivative(g, x, w, how, of_weight=True)
-
-    @staticmethod
-    def backward(ctx: Any, w: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        g, x = ctx.saved_tensors
-        of_g, of_x = ctx.needs_input_grad[:2]
-        return (
-            _Output.apply(x, w, ctx.how) if of_g else None,
-            _Input.apply(g, w, x.detach(), ctx.how) if of_x else None,
-            None,
-            None,
-        )
+def _of_both(three: Sequence[Any], how: _How, which: list[bool]) -> Any:
+    """The derivatives in x and in w, by one call: those of them that are asked for."""
+    return torch.ops.aten.convolution_backward(*three, None, *how, [*which, False])[:2]
