@@ -13,7 +13,7 @@ import soundfile
 from programs import load, refused
 from sphere_files import speech_like
 
-from seqssgd.data.audio import AudioError, Recording, resample, take_channel
+from seqssgd.data.recording import AudioError, Recording, resample, take_channel
 
 HUB = load("data_prep/hub_asr.py")
 NAMES = ["a", "b", "c"]

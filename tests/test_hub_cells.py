@@ -7,6 +7,7 @@ from sphere_files import speech_like
 
 from seqssgd.data import audio, hub, image_rows
 from seqssgd.data.pictures import ImageError
+from seqssgd.data.recording import encode_flac
 from seqssgd.data.sphere import AudioError
 
 
@@ -30,7 +31,7 @@ def test_files_outside_the_folder_of_the_data_set_are_read_only_where_that_is_al
     own, private = tmp_path / "set", tmp_path / "set of somebody" / "private.wav"
     for folder in (own / "audio", private.parent):
         folder.mkdir(parents=True)
-    content = audio.encode_flac(speech_like(3000, 0)[:, 0], 16_000)
+    content = encode_flac(speech_like(3000, 0)[:, 0], 16_000)
     private.write_bytes(content)
     (own / "audio/inside.wav").write_bytes(content)
     (own / "link.wav").symlink_to(private)

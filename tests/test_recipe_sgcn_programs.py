@@ -14,7 +14,8 @@ from programs import ROOT, kill_and_resume, load, outcome, refused, start, table
 
 from seqssgd import cli
 from seqssgd.commands.runs import evaluate as evaluate_run
-from seqssgd.data.audio import decode, encode_flac
+from seqssgd.data.audio import decode
+from seqssgd.data.recording import encode_flac
 from seqssgd.report import compare, read_run, summary
 from seqssgd.runs import checkpoints
 from seqssgd.speech.decode import arpa_words

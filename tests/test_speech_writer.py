@@ -19,7 +19,8 @@ import soundfile
 from sphere_files import speech_like, sphere
 
 from seqssgd.data import shards
-from seqssgd.data.audio import AudioError, Recording, decode, flac_of, read_file, read_pcm
+from seqssgd.data.audio import decode, read_file, read_pcm
+from seqssgd.data.recording import AudioError, Recording, flac_of
 from seqssgd.data.shards import Rejected
 from seqssgd.data.speech_rows import Utterance
 from seqssgd.data.speech_writer import read_info, summary, write_speech_dataset
@@ -277,7 +278,7 @@ from functools import partial
 sys.path.insert(0, sys.argv[2])
 from sphere_files import speech_like
 from seqssgd.data import shards
-from seqssgd.data.audio import Recording
+from seqssgd.data.recording import Recording
 from seqssgd.data.speech_rows import Utterance
 from seqssgd.data.speech_writer import write_speech_dataset
 shards.SHARD = 2

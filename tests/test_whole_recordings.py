@@ -9,9 +9,10 @@ import soundfile
 from sphere_files import speech_like, sphere
 
 from seqssgd.data import audio
-from seqssgd.data.audio import AudioError, Recording, decode, open_audio, resample
+from seqssgd.data.audio import AudioError, decode, open_audio
 from seqssgd.data.containers import NO_LENGTH
 from seqssgd.data.ogg import checksum
+from seqssgd.data.recording import Recording, resample
 from seqssgd.data.resampling import resampled
 
 SAMPLES = np.sin(np.arange(24_000) / 20) / 2 + np.random.default_rng(0).normal(size=24_000) / 100

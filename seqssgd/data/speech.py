@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # the packages of the extra are imported where they are neede
     import datasets
     import numpy as np
 
-    from seqssgd.data.audio import Recording
+    from seqssgd.data.recording import Recording
 
 PREPARE = "write it with: python data_prep/an4.py --source AN4 --out {0}, or another program in data_prep/"
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from seqssgd.data.audio import AudioError, Recording, flac_of
 from seqssgd.data.contents import of_samples
 from seqssgd.data.items import printable
+from seqssgd.data.recording import AudioError, Recording, flac_of
 from seqssgd.data.shards import Form
 from seqssgd.data.transcripts import clean, no_text
 from seqssgd.errors import UserError

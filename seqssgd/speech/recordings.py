@@ -52,7 +52,7 @@ class Wave:
         Raises:
             AudioError: the recording is damaged, or holds no samples.
         """
-        from ..data.audio import AudioError, mixed, resampled
+        from ..data.recording import AudioError, mixed, resampled
 
         blocks = (mixed(block) for block in self._stream.blocks())
         for block in resampled(blocks, self._stream.rate, self.rate):
