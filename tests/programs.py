@@ -23,9 +23,11 @@ TIMES = ("seconds", "units_per_second", "training_seconds", "metrics_length")
 
 
 def load(path: str) -> ModuleType:
-    """The program at ``path`` (from the repository's root) as a module."""
+    """The program at ``path`` (from the repository's root) as a module; what stands beside it can be imported."""
     name = "program_" + path.removesuffix(".py").replace("/", "_")
     if name not in sys.modules:
+        if (folder := str((ROOT / path).parent)) not in sys.path:
+            sys.path.append(folder)
         spec = importlib.util.spec_from_file_location(name, ROOT / path)
         sys.modules[name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[name])

@@ -59,6 +59,14 @@ def test_every_recipe_takes_every_method_as_the_campaign_gives_it(tmp_path, monk
             assert isinstance(build_optimizer(torch.nn.Linear(2, 2), config.config.optim), METHODS[method].kind)
 
 
+def test_a_program_is_loaded_with_what_stands_beside_it(tmp_path, monkeypatch):
+    """As Python runs it: the runner of studies has its arithmetic in a file of its own."""
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    (tmp_path / "beside_a_program.py").write_text("VALUE = 3\n")
+    (tmp_path / "program.py").write_text("from beside_a_program import VALUE\n")
+    assert load(str(tmp_path / "program.py")).VALUE == 3
+
+
 def test_a_process_is_killed_whether_forked_or_started(tmp_path, monkeypatch):
     monkeypatch.setattr("campaign.processes.threads", lambda: 1)
     for process in (Child(lambda: signal.pause() or 0, tmp_path / "log"),
