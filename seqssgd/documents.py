@@ -10,10 +10,16 @@ LARGEST = 1_000_000  # bytes of YAML: a configuration has some thousands
 DEEPEST = 50  # collections within collections
 MOST = 100_000  # values, those counted again that an alias (*name) repeats
 WRONG_VALUE = (AttributeError, IndexError, KeyError, OverflowError, TypeError)  # YAML's own reader, of !!bool x
+TIMESTAMP = "tag:yaml.org,2002:timestamp"
 
 
-class GivenTwice(ValueError):
-    """A key that a mapping has twice, of which YAML's own reader takes the last."""
+class NotTaken(ValueError):
+    """What is YAML or JSON, and no value to use: a key that is given twice, of which other readers take the last; a NUL
+    character, which no name of a file has; a tag that its value does not fit."""
+
+
+class TooMuch(ValueError):
+    """More than any configuration has."""
 
 
 def read_yaml(path: str | Path, mend: str) -> Any:
@@ -47,7 +53,7 @@ def parse_yaml(content: bytes) -> Any:
     import yaml
 
     if len(content) > LARGEST:
-        raise ValueError(f"more than {LARGEST:,} bytes, which no configuration has")
+        raise TooMuch(f"more than {LARGEST:,} bytes, which no configuration has")
     try:
         return yaml.load(content.decode("utf-8-sig"), _loader())
     except yaml.YAMLError as error:
@@ -58,9 +64,11 @@ def parse_yaml(content: bytes) -> Any:
     except UnicodeDecodeError as error:
         raise ValueError(f"no settings in YAML (not UTF-8: wrong byte at offset {error.start:,})") from None
     except RecursionError:
-        raise ValueError("nested too deep") from None
-    except WRONG_VALUE as error:
-        raise ValueError(f"no settings in YAML (a value is not of the kind that its tag says: {error})") from None
+        raise TooMuch("nested too deep") from None
+    except (NotTaken, TooMuch):
+        raise
+    except (*WRONG_VALUE, ValueError) as error:
+        raise NotTaken(f"no settings in YAML (a value is not of the kind that its tag says: {error})") from None
 
 
 def check_places(settings: Any) -> None:
@@ -68,42 +76,69 @@ def check_places(settings: Any) -> None:
     which one would be lost.
 
     Raises:
-        GivenTwice: one is.
+        NotTaken: one is.
     """
     for key in settings if isinstance(settings, dict) else ():
         group = str(key)
         while "." in group:
             group = group.rpartition(".")[0]
             if group in settings:
-                raise GivenTwice(f"{key} is a key of {group}, which is there, too: give it in one place")
+                raise NotTaken(f"{key} is a key of {group}, which is there, too: give it in one place")
     for value in settings.values() if isinstance(settings, dict) else ():
         check_places(value)
 
 
 def check_keys(text: str) -> None:
-    """Makes sure that no mapping in a text has a key twice, if that text is YAML; whatever else is wrong is let pass.
+    """Makes sure that a text that is YAML gives no key twice and its tags fit; whatever else is wrong is let pass.
 
     Raises:
-        GivenTwice: one has.
+        NotTaken: they do not.
     """
     try:
         parse_yaml(text.encode(errors="replace"))
-    except GivenTwice:
+    except NotTaken:
         raise
     except ValueError:
         pass
+
+
+def read_json(path: str | Path, mend: str) -> Any:
+    """The contents of a JSON file.
+
+    Args:
+        path: the file.
+        mend: what the message says to do, if it cannot be used.
+
+    Raises:
+        UserError: it is not there, no JSON, or gives a key twice.
+    """
+    try:
+        return parse_json(Path(path).read_bytes())
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); {mend}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); {mend}") from None
 
 
 def parse_json(content: str | bytes) -> Any:
     """The value of a JSON document.
 
     Raises:
-        ValueError: it is none, or nested too deep.
+        ValueError: it is none, or nested too deep, or an object has a key twice.
     """
     try:
-        return json.loads(content)
+        return json.loads(content, object_pairs_hook=_once)
     except RecursionError:
         raise ValueError("nested too deep") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise NotTaken(f"{twice} is given twice: keep one of them")
+    return found
 
 
 def printable(value: Any) -> Any:
@@ -120,6 +155,11 @@ def _loader() -> type:
     import yaml
 
     class Loader(yaml.SafeLoader):
+        yaml_implicit_resolvers = {  # a date is a text, as to jsonargparse
+            first: [entry for entry in entries if entry[0] != TIMESTAMP]
+            for first, entries in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        }
+
         def __init__(self, stream: str) -> None:
             super().__init__(stream)
             self.count, self.depth = 0, 0
@@ -130,14 +170,20 @@ def _loader() -> type:
             line = event.start_mark.line + 1
             self.depth += 1
             if self.depth > DEEPEST:
-                raise ValueError(f"line {line}: nested deeper than {DEEPEST} levels")
+                raise TooMuch(f"line {line}: nested deeper than {DEEPEST} levels")
             node = super().compose_node(parent, index)
             assert node is not None  # the stubs allow for it, the parser does not
             self.depth -= 1
             self.count += self.sizes.get(node, MOST) if isinstance(event, yaml.AliasEvent) else 1
             if self.count > MOST:
-                raise ValueError(f"line {line}: more than {MOST:,} values, with those that aliases repeat")
+                raise TooMuch(f"line {line}: more than {MOST:,} values, with those that aliases repeat")
             self.sizes.setdefault(node, self.count - before)
+            return node
+
+        def compose_scalar_node(self, anchor: Any) -> Any:
+            node = super().compose_scalar_node(anchor)
+            if "\0" in node.value:
+                raise NotTaken(f"line {node.start_mark.line + 1}: a NUL character (\\0), which no setting has")
             return node
 
         def compose_mapping_node(self, anchor: Any) -> Any:
@@ -146,7 +192,7 @@ def _loader() -> type:
                 merges = key.tag.endswith(":merge")
                 name, line = key.value if merges else self.construct_object(key), key.start_mark.line + 1
                 if name in lines:  # yes and true, or 1 and 0x1, are one key, too
-                    raise GivenTwice(f"{key.value} is given twice, in lines {lines[name]} and {line}: keep one of them")
+                    raise NotTaken(f"{key.value} is given twice, in lines {lines[name]} and {line}: keep one of them")
                 lines[name] = line
             return node
 

@@ -17,8 +17,12 @@ FULL = {errno.ENOSPC, errno.EDQUOT}
 class UserError(ValueError):
     """A wrong input, path or setting. The message is one line that names the thing and how to mend it.
 
-    Command-line programs print it as ``error: …`` and exit with status 2, without a traceback.
+    Command-line programs print it as ``error: …`` and exit with status 2, without a traceback. Line breaks and what a
+    terminal obeys, in names and values that it repeats, become spaces.
     """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(re.sub("[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", str(message)))
 
 
 def require(module: str, extra: str = "recipes") -> ModuleType:

@@ -100,7 +100,7 @@ class Networks:
     def of_section(self, section: Any) -> type[NetworkSettings] | None:
         """What a section of a config.yaml is, if its network is known here without importing anyone's; else None."""
         name = section.get("name", self.default) if isinstance(section, Mapping) else self.default
-        return self.section(name) if name in self.known else None
+        return self.section(name) if isinstance(name, str) and name in self.known else None
 
     def restored(self, section: Mapping[str, Any]) -> NetworkSettings:
         """The settings of a section of a config.yaml.

@@ -34,6 +34,14 @@ def load(path: str) -> ModuleType:
     return sys.modules[name]
 
 
+def places(tree, at=()):
+    """The paths of all values in nested dictionaries and lists."""
+    yield at
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, (list, tuple)) else ()
+    for key, value in items:
+        yield from places(value, (*at, key))
+
+
 def refused(capsys, main, *arguments: object) -> str:
     """What a program says on standard error when it refuses; checks that this one line is all and the status is 2."""
     capsys.readouterr()

@@ -56,7 +56,7 @@ def test_a_second_call_does_nothing_and_one_with_other_images_is_refused(tmp_pat
         with pytest.raises(UserError, match="was prepared from another source"):
             write(tmp_path / "data", **changes)
     (tmp_path / "file").write_text("…")
-    with pytest.raises(UserError, match="is not a folder of prepared images"):
+    with pytest.raises(UserError, match="is not a prepared set of small images"):
         write(tmp_path / "file")
 
 
@@ -84,7 +84,7 @@ def test_folders_that_hold_something_else_or_have_changed_are_refused(tmp_path):
         data.split("test")
     data.split("train")
     (tmp_path / "data/dataset.json").write_text('{"format": 1, "sha256": {"a": ""}, "fingerprint": "f", "splits": {}}')
-    with pytest.raises(UserError, match="damaged or of another version or kind; choose another folder"):
+    with pytest.raises(UserError, match="damaged or of another version or kind .*; choose another folder"):
         load_images(tmp_path / "data")
 
 

@@ -359,5 +359,5 @@ def test_sources_that_are_no_cifar_are_refused(tmp_path, capsys):
     assert "is no Parquet file, or damaged" in said(copy)
     (tmp_path / "out").mkdir()
     (tmp_path / "out/thesis.tex").write_text("…")
-    assert "exists and is not a folder of prepared images" in said(parquet(tmp_path / "good"))
+    assert "exists and is not a prepared set of small images" in said(parquet(tmp_path / "good"))
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]

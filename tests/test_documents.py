@@ -1,11 +1,15 @@
 """YAML and JSON from anywhere: limits on what they may hold, each named with its line."""
 
+import math
+import re
 import time
+from typing import Any, Literal, NotRequired, TypedDict
 
 import pytest
 
-from seqssgd.documents import parse_json, parse_yaml, read_yaml
+from seqssgd.documents import parse_json, parse_yaml, read_json, read_yaml
 from seqssgd.errors import UserError
+from seqssgd.kinds import misfit
 
 
 def laughs(levels: int = 9) -> bytes:
@@ -24,6 +28,8 @@ def laughs(levels: int = 9) -> bytes:
         (b"yes: 1\ntrue: 2", "true is given twice, in lines 1 and 2"),
         (b"1: a\n0x1: b", "0x1 is given twice, in lines 1 and 2"),
         (b"b: &b {lr: 1}\no:\n  <<: *b\n  <<: *b", "<< is given twice, in lines 3 and 4"),
+        (b'a: 1\nb: "x\\0y"', "line 2: a NUL character"),
+        (b'"a\\0": 1', "line 1: a NUL character"),
         (b"!!bool x", "not of the kind that its tag says"),
         (b"!!timestamp x", "not of the kind that its tag says"),
         (b"!!int ''", "not of the kind that its tag says"),
@@ -36,7 +42,7 @@ def laughs(levels: int = 9) -> bytes:
         (b"!!python/object/apply:os.system [ls]", "no settings in YAML"),
         (b"a: [", "no settings in YAML .*line 1"),
         (b"? [1]\n: 2", "no settings in YAML"),
-        (b"when: 2020-13-45", "month must be in"),
+        (b"when: !!timestamp 2020-13-45", "month must be in"),
     ],
 )
 def test_what_is_refused_and_how(content, said):
@@ -51,6 +57,7 @@ def test_what_configurations_use_is_read():
     base = {"lr": 0.1, "method": "ssgd"}
     assert parse_yaml(text.encode()) == {"base": base, "mine": {"lr": 0.1, "method": "sam"}, "list": [base, base]}
     assert parse_yaml(b"") is None
+    assert parse_yaml(b"when: 2020-13-45") == {"when": "2020-13-45"}
 
 
 def test_the_message_begins_with_the_file_and_ends_with_the_mend(tmp_path):
@@ -61,8 +68,37 @@ def test_the_message_begins_with_the_file_and_ends_with_the_mend(tmp_path):
         read_yaml(tmp_path / "absent.yaml", "mend it")
 
 
-def test_json_that_is_nested_too_deep_is_no_traceback():
-    assert parse_json(b'{"a": [1, 2]}') == {"a": [1, 2]}
-    for content in ("[" * 100_000, '{"a":' * 100_000, "", "{"):
-        with pytest.raises(ValueError):
+def test_json_that_is_nested_too_deep_or_gives_a_key_twice_is_refused_with_its_file(tmp_path):
+    assert parse_json(b'{"a": [1, {"b": 2}], "b": 3}') == {"a": [1, {"b": 2}], "b": 3}
+    cases = {"[" * 100_000: "nested too deep", '{"a":' * 100_000: "nested too deep", "": "Expecting value",
+             '{"c": 0, "a": {"b": 1, "b": 2}}': "b is given twice: keep one of them"}  # fmt: skip
+    for content, said in cases.items():
+        (tmp_path / "x.json").write_text(content)
+        with pytest.raises(ValueError, match=said):
             parse_json(content)
+        with pytest.raises(UserError, match=rf"x\.json is damaged \({said}.*\); mend it$"):
+            read_json(tmp_path / "x.json", "mend it")
+
+
+class Lines(TypedDict):
+    lines: int
+    share: NotRequired[float]
+
+
+@pytest.mark.parametrize("kind, good, bad, said", [
+    (int, -3, True, "x: True is not a whole number"), (int, 0, 10**30, "x: 1000.* is not a whole number"),
+    (float, 2, math.nan, "x: nan is not a number"), (float, 1e300, 10**30, "is not a number"),
+    (str, "", None, "x: None is not a text"), (bool, False, 0, "x: 0 is not true or false"),
+    (Literal["a"], "b", 3, "x: 3 is not a text"), (float | None, None, "a", "x: 'a' is not a number"),
+    (int | str, "a", 0.5, "x: 0.5 is not a whole number or a text"), (Any, [None], None, None),
+    (list[int], [], [1, "b"], "x: 'b' is not a whole number"), (list[int], [1, 2], "ab", "x: 'ab' is not a list"),
+    (tuple[int, str], [1, "b"], [1], r"x: \[1\] is not a list of 2"), (tuple[int, ...], [1] * 5, [1, None], "None"),
+    (dict[str, dict[str, int]], {"a": {"b": 1}}, {"a": {"b": []}}, r"x\.a\.b: \[\] is not a whole number"),
+    (dict[str, int], {}, [1], r"x: \[1\] is not a group of named values"),
+    (Lines, {"lines": 1, "more": []}, {"share": 0.5}, r"x\.lines is missing"),
+    (Lines | None, {"lines": 1, "share": 2}, {"lines": 1, "share": "a"}, r"x\.share: 'a' is not a number"),
+])  # fmt: skip
+def test_values_are_what_annotations_say(kind, good, bad, said):
+    assert misfit(kind, good, "x") is None
+    found = misfit(kind, bad, "x")
+    assert found is None if said is None else re.search(said, found) and len(found) < 120

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from made_runs import make_run
+from programs import places
 from toy_task import ToyTask, toy_config, train
 
 from seqssgd.errors import UserError
@@ -151,7 +152,7 @@ BAD_JSON = ["", "[]", "3", "null", "{", '{"steps": "x", "stopped_early": false}'
 def test_a_damaged_result_is_named_with_its_mend(tmp_path, content):
     train(tmp_path, toy_config(training={"epochs": 1}))
     (tmp_path / "result.json").write_bytes(content.encode(errors="surrogateescape"))
-    with pytest.raises(UserError, match=r"result\.json is damaged; delete it"):
+    with pytest.raises(UserError, match=r"result\.json is damaged \(.*\); delete it"):
         train(tmp_path, toy_config(training={"epochs": 1}))
     (tmp_path / "result.json").unlink()
     result, _ = train(tmp_path, toy_config(training={"epochs": 1}))
@@ -194,14 +195,6 @@ def test_a_damaged_configuration_is_refused(tmp_path, content, said):
     (tmp_path / "config.yaml").write_text(content)
     with pytest.raises(UserError, match=rf"config\.yaml.*{said}.*choose another directory"):
         train(tmp_path, toy_config())
-
-
-def places(tree, at=()):
-    """The paths of all values in nested dictionaries and lists."""
-    yield at
-    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, (list, tuple)) else ()
-    for key, value in items:
-        yield from places(value, (*at, key))
 
 
 def replaced(tree, at, value):
@@ -410,6 +403,9 @@ def test_a_run_knows_where_its_data_lay(tmp_path):
     RunDirectory(tmp_path / "run", {"seed": 0}, data=tmp_path / "moved").close()
     assert data_folder(tmp_path / "run", None) == tmp_path / "moved"
     (tmp_path / "run/environment.json").write_text("[]")
+    with pytest.raises(UserError, match=r"environment\.json is damaged \(.*\); put the run's own back, or delete it"):
+        data_folder(tmp_path / "run", None)
+    (tmp_path / "run/environment.json").unlink()
     with pytest.raises(UserError, match="does not say where its data lie; give their folder"):
         data_folder(tmp_path / "run", None)
 

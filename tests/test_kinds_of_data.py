@@ -1,12 +1,16 @@
-"""A folder of one kind of prepared data given in place of another: the message says what it is and what is wanted."""
+"""What dataset.json says of prepared data: another kind is named, with the one that is wanted, and so is every entry
+that is not what it should be."""
 
+import functools
 import itertools
+import json
+import operator
 import re
 
 import pytest
 import tones
 from picture_folders import prepared_tree
-from programs import coloured_images, generated_lines
+from programs import coloured_images, generated_lines, places
 
 from seqssgd.data.encoded_images import load_encoded
 from seqssgd.data.images import load_images
@@ -40,6 +44,35 @@ def test_another_kind_of_data_is_named(folders, there, wanted):
     said = f"{folders[there]} holds a {there}, where a {wanted} is wanted; choose another folder (data_prep/"
     with pytest.raises(UserError, match="^" + re.escape(said)):
         LOADERS[wanted](folders[there])
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+def test_every_entry_is_what_it_should_be_or_is_named(folders, kind):
+    """Some are left out, others are values of another kind."""
+    file = folders[kind] / "dataset.json"
+    content, named = file.read_bytes(), 0
+    entries = [at for at in places(json.loads(content)) if at]
+    tried = entries[:: 1 + len(entries) // 25]
+    for number, at in enumerate(tried):
+        info = json.loads(content)
+        *path, key = at
+        within = functools.reduce(operator.getitem, path, info)
+        if number % 3:
+            within[key] = [None, "x", [], {}, -1, True][number % 6]
+        else:
+            del within[key]
+        file.write_text(json.dumps(info))
+        try:
+            LOADERS[kind](folders[kind])
+        except UserError as error:
+            named += any(str(name) in str(error) for name in at)
+    file.write_bytes(content)
+    LOADERS[kind](folders[kind])
+    file.write_bytes(content.replace(b'"name"', b'"name": "", "name"', 1))
+    with pytest.raises(UserError, match=r"dataset\.json is damaged .*name is given twice"):
+        LOADERS[kind](folders[kind])
+    file.write_bytes(content)
+    assert named >= len(tried) / 3
 
 
 def test_another_kind_of_data_is_not_written_over(folders, tmp_path):

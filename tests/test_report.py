@@ -346,6 +346,9 @@ def damage(path: Path, name: str, text: str) -> Path:
 
 
 ROW = '{"kind": "valid", "step": 10, "epoch": 1, "passes": 20, "seconds": 6, "valid_wer": 30.0}\n'
+CONFIG = "optim: {method: none, base: sgd}\ntraining: {epochs: 1}\n"
+RESULT = '{"steps": 10, "epochs": 1, "stopped_early": false}'
+BEST = '{"step": 3, "epoch": 1, "valid_wer": "x"}'
 
 
 def test_damaged_runs_are_named_with_what_is_wrong(tmp_path, capsys):
@@ -353,14 +356,27 @@ def test_damaged_runs_are_named_with_what_is_wrong(tmp_path, capsys):
         ("metrics.jsonl", '{"kind": \n', "damaged"),
         ("metrics.jsonl", ROW + ROW.replace("10", "20"), "result.json and metrics.jsonl end differently"),
         ("metrics.jsonl", "[1]\n", "no row of metrics"),
-        ("metrics.jsonl", ROW.replace('"epoch": 1, ', ""), "no 'epoch' in it"),
-        ("metrics.jsonl", ROW.replace("20,", '"many",'), "passes is no number"),
+        ("metrics.jsonl", ROW.replace('"epoch": 1, ', ""), "line 1: damaged (epoch is missing)"),
+        ("metrics.jsonl", ROW.replace("20,", '"many",'), "passes: 'many' is not a number"),
+        ("metrics.jsonl", ROW.replace("30.0", "[30]"), "line 1: damaged (valid_wer: [30] is not a number)"),
+        ("metrics.jsonl", ROW.replace('"kind"', '"step": 3, "kind"'), "line 1: damaged (step is given twice"),
         ("config.yaml", "a: [", "no settings in YAML"),
         ("config.yaml", "words", "holds no settings"),
         ("config.yaml", "optim: {method: none, base: sgd}", "no training.epochs"),
         ("evaluation.json", "[1]", "holds no object"),
-        ("evaluation.json", '{"test": 3}', "no figures by split"),
-        ("result.json", "{", "damaged"),
+        ("config.yaml", CONFIG.replace("sgd", "[]"), "optim.base: [] is not a text"),
+        ("config.yaml", CONFIG.replace("sgd", "sgd, noise: {a: 1}"), "optim.noise: {'a': 1} is not a number"),
+        ("config.yaml", CONFIG.replace("1}", "'1'}"), "training.epochs: '1' is not a whole number"),
+        ("config.yaml", f"{CONFIG}model: 3\nrecipe: ptb_lstm", "model: 3 is not a group of named values"),
+        ("config.yaml", f"{CONFIG}model: {{name: []}}\nrecipe: ptb_lstm", "model.name: [] is not a text"),
+        ("evaluation.json", '{"test": 3}', "evaluation.json: test: 3 is not a group of named values"),
+        ("evaluation.json", '{"test": {"wer": "3"}}', "evaluation.json: test.wer: '3' is not a number"),
+        ("result.json", "{", "result.json: "),
+        ("result.json", RESULT.replace("1,", '"1",'), "result.json: epochs: '1' is not a whole number"),
+        ("result.json", RESULT.replace("false", "0"), "result.json: stopped_early: 0 is not true or false"),
+        ("result.json", RESULT.replace("}", ', "best": {"step": 3}}'), "result.json: best.epoch is missing"),
+        ("result.json", RESULT.replace("}", f', "best": {BEST}}}'), "result.json: best.valid_wer: 'x' is not a number"),
+        ("result.json", RESULT.replace("}", ', "steps": 1}'), "result.json: steps is given twice"),
     ]
     for number, (name, text, message) in enumerate(cases):
         run = damage(tmp_path / str(number), name, text)

@@ -234,7 +234,7 @@ def test_folders_that_are_something_else_or_damaged_are_left_alone(tmp_path):
         write_speech_dataset(tmp_path / "mine", SETS, "Toy")
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "dataset.json").write_text('{"format": 1, "splits": {}, "fingerprint": "0"}')
-    with pytest.raises(UserError, match="damaged, or not of a speech corpus"):
+    with pytest.raises(UserError, match="damaged or of another version or kind"):
         write_speech_dataset(tmp_path / "text", SETS, "Toy")
     write_speech_dataset(tmp_path / "out", SETS, "Toy")
     shard = tmp_path / "out/train/00001.parquet"

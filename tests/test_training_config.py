@@ -486,6 +486,16 @@ def test_a_key_that_is_given_twice_is_refused_in_files_and_in_options(parse, yam
         parse(*options, yaml=yaml)
 
 
+@pytest.mark.parametrize("value", ["!!timestamp x", "!!int _", "!!float ''", "!!binary x", "!!set {a}", "[" * 200,
+                                   "!!python/object/apply:os.system [ls]", "!!omap [a: 1]", '"\\0"',
+                                   "? [a]\n: b"])  # fmt: skip
+@pytest.mark.parametrize("key", ["optim.lr", "optim.method", "model", "seed"])
+def test_values_with_tags_of_yaml_are_refused_in_one_line(parse, key, value):
+    with pytest.raises(UserError) as caught:
+        parse(f"--{key}", value)
+    assert str(caught.value).startswith(key) and len(str(caught.value).splitlines()) == 1
+
+
 def test_a_key_that_is_given_twice_in_the_file_of_a_section_is_refused(parse, tmp_path):
     (tmp_path / "optim.yaml").write_text("lr: 0.5\nmethod: none\nlr: 2\n")
     with pytest.raises(UserError, match="lr is given twice, in lines 1 and 3"):

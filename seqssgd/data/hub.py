@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seqssgd.data.lines import MARK, split_lines
-from seqssgd.documents import GivenTwice, check_keys
+from seqssgd.documents import NotTaken, check_keys
 from seqssgd.errors import UserError, require
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def _check_card(folder: Path) -> None:
     if lines[:1] == ["---"] and "---" in lines[1:]:
         try:
             check_keys("\n".join(["", *lines[1 : lines.index("---", 1)]]))  # an empty line, so that the numbers agree
-        except GivenTwice as error:
+        except NotTaken as error:
             raise UserError(f"{card}: {error}") from None
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 SPLITS = ("train", "test")
-ENTRIES = ("splits", "classes", "mean", "std")  # of dataset.json
+KIND = "set of small images"  # of data
 
 
 class ImageSet(NamedTuple):
@@ -112,7 +112,7 @@ def load_images(folder: str | Path) -> ImageDataset:
         UserError: no such folder, or one that was not prepared.
     """
     folder = Path(folder)
-    info = prepared.read_info(folder, ENTRIES)
+    info = prepared.read_info(folder, KIND)
     if info is None:
         what = "does not exist" if not folder.exists() else "holds no prepared images (it has no dataset.json)"
         raise UserError(f"{folder} {what}; write it with: python data_prep/cifar.py --source CIFAR --out {folder}")
@@ -145,7 +145,7 @@ def write_image_dataset(
         for array in sets[split]:
             digest.update(f"{split} {array.dtype} {array.shape}".encode())
             digest.update(array.data)
-    if prepared.is_prepared(out, digest.hexdigest(), ENTRIES, "a folder of prepared images"):
+    if prepared.is_prepared(out, digest.hexdigest(), KIND):
         return False
     mean, std = _channel_statistics(sets["train"][0])
     counts = {split: {"images": len(labels), "size": images.shape[2:]} for split, (images, labels) in sets.items()}

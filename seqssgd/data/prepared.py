@@ -2,52 +2,46 @@
 fingerprint of the source and the settings that they were made from. :mod:`seqssgd.data.preparing` writes them.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from seqssgd.data.contents import checksum
+from seqssgd.data.dataset_json import KINDS, Sets, kind_of
 from seqssgd.documents import parse_json
 from seqssgd.errors import UserError
+from seqssgd.kinds import misfit
 
 FORMAT = 1  # of prepared folders; a later, incompatible one gets another number
-# What dataset.json, or its entry for a set, has in one kind of data only; what that kind is, and what writes it.
-KINDS = {
-    "level": ("text", "data_prep/ptb.py or data_prep/text.py"),
-    "utterances": ("speech corpus", "data_prep/an4.py or another program for speech"),
-    "smallest_class": ("set of images", "data_prep/imagenet.py"),
-    "classes": ("set of small images", "data_prep/cifar.py"),
-}
 
 
-def read_info(folder: Path, entries: Iterable[str]) -> dict | None:
-    """``dataset.json`` of a folder, or ``None`` if there is none.
+def read_info(folder: Path, kind: str) -> dict | None:
+    """``dataset.json`` of a folder of a kind of data, by its name in messages; ``None`` if there is none.
 
     Raises:
-        UserError: it is damaged, or lacks some of ``entries``, which its kind of data has.
+        UserError: it is damaged, or of another kind or version.
     """
+    path, known = Path(folder) / "dataset.json", kind_of(kind)
     try:
-        info = parse_json((folder / "dataset.json").read_bytes())
-        if info["format"] == FORMAT and all(info[entry] for entry in (*entries, "sha256", "fingerprint")):
-            return info
+        info = parse_json(path.read_bytes())
+        wrong = misfit(Sets if known is None else known.form, info)
+        if wrong is None and info.get("format") != FORMAT:
+            wrong = f"format: {info.get('format')!r} is not {FORMAT}, that of this version"
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, KeyError, TypeError):
-        pass
-    path = folder / "dataset.json"
-    check_kind(path, entries)
-    raise UserError(
-        f"{path} is damaged or of another version or kind; choose another folder, or prepare these data in a new one"
-    )
+    except ValueError as error:
+        wrong = str(error)
+    check_kind(path, kind)
+    if wrong is not None:
+        raise UserError(
+            f"{path} is damaged or of another version or kind ({wrong}); choose another folder, or prepare these data "
+            "in a new one"
+        )
+    return info
 
 
-def check_kind(path: Path, wanted: Iterable[str]) -> None:
-    """Makes sure that a ``dataset.json`` is not one of another kind of data.
-
-    Args:
-        path: the file.
-        wanted: entries that the kind has, or its name.
+def check_kind(path: Path, kind: str) -> None:
+    """Makes sure that a ``dataset.json`` is not one of another kind of data than the one of that name.
 
     Raises:
         UserError: it is.
@@ -57,11 +51,11 @@ def check_kind(path: Path, wanted: Iterable[str]) -> None:
         found = next((kind for entry, kind in KINDS.items() if _has(info, entry)), None)
     except (OSError, ValueError):
         return
-    asked = next((kind for entry, kind in KINDS.items() if entry in wanted or kind[0] in wanted), None)
+    asked = kind_of(kind)
     if found is not None and asked is not None and found != asked:
         raise UserError(
-            f"{path.parent} holds a {found[0]}, where a {asked[0]} is wanted; choose another folder "
-            f"({asked[1]} writes one)"
+            f"{path.parent} holds a {found.name}, where a {asked.name} is wanted; choose another folder "
+            f"({asked.programs} writes one)"
         )
 
 
@@ -73,27 +67,13 @@ def _has(info: Any, entry: str) -> bool:
 
 
 def read_sets(folder: str | Path, kind: str) -> dict | None:
-    """``dataset.json`` of a folder of sets in Parquet files, or ``None`` if there is none; ``kind`` is of its form.
+    """:func:`read_info` of a folder of sets in Parquet files.
 
     Raises:
-        UserError: it is damaged, of another kind or version, or a file that it lists is missing or of another size.
+        UserError: as there, or a file that it lists is missing or of another size.
     """
-    path = Path(folder) / "dataset.json"
-    try:
-        info = json.loads(path.read_bytes())
-        if info["format"] != FORMAT or not isinstance(info["fingerprint"], str):
-            raise ValueError
-        files = {file: size for count in info["sets"].values() for file, size in count["files"].items()}
-        if not all(isinstance(info.get(entry, {}), dict) for entry in ("content", "sha256")):
-            raise ValueError
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        check_kind(path, (kind,))
-        raise UserError(
-            f"{path} is damaged, or not of a {kind}; choose another folder, or prepare these data in a new one"
-        ) from None
-    check_kind(path, (kind,))
+    info = read_info(Path(folder), kind)
+    files = {file: size for count in (info or {"sets": {}})["sets"].values() for file, size in count["files"].items()}
     for file, size in files.items():
         target = Path(folder) / file
         if not target.is_file() or target.stat().st_size != size:
@@ -102,13 +82,13 @@ def read_sets(folder: str | Path, kind: str) -> dict | None:
     return info
 
 
-def is_prepared(out: Path, fingerprint: str, entries: Iterable[str], kind: str) -> bool:
-    """Whether ``out`` already is this data.
+def is_prepared(out: Path, fingerprint: str, kind: str) -> bool:
+    """Whether ``out`` already is this data, of a kind by its name.
 
     Raises:
-        UserError: it is anything else but an empty or absent folder; ``kind`` says in the message what it is not.
+        UserError: it is anything else but an empty or absent folder.
     """
-    info = read_info(out, entries)
+    info = read_info(out, kind)
     if not is_same(out, info, fingerprint, kind):
         return False
     assert info is not None
@@ -117,7 +97,7 @@ def is_prepared(out: Path, fingerprint: str, entries: Iterable[str], kind: str) 
 
 
 def is_same(out: Path, info: Mapping[str, Any] | None, fingerprint: str, kind: str) -> bool:
-    """Whether a folder with that ``dataset.json`` was prepared from what has this fingerprint.
+    """Whether a folder with that ``dataset.json``, of a kind of data, was prepared from what has this fingerprint.
 
     Raises:
         UserError: from something else, or it is neither prepared nor empty or absent.
@@ -129,7 +109,7 @@ def is_same(out: Path, info: Mapping[str, Any] | None, fingerprint: str, kind: s
             )
         return True
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"{out} exists and is not {kind}; choose another folder")
+        raise UserError(f"{out} exists and is not a prepared {kind}; choose another folder")
     return False
 
 

@@ -103,7 +103,7 @@ def write_sets(
     shards = cut(sets, form)
     plan = [info, [asdict(item) for item in rejected], [shard.fingerprint for shard in shards]]
     fingerprint = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
-    if is_same(out, read_sets(out, form.kind), fingerprint, f"a prepared {form.kind}"):
+    if is_same(out, read_sets(out, form.kind), fingerprint, form.kind):
         return False
     stage = out.parent / f".{out.name}.partial"
     try:

@@ -155,7 +155,10 @@ def load_speech(folder: str | Path, name: str, rate: int = 16_000, cache_gigabyt
             problems.append(f"{key} has an empty transcript")
         seen.add(key)
     if info is not None and "duration" in table.column_names:
-        rates = [info["sets"][name]["sample_rate"]] * len(table)
+        own = info["sets"][name]["sample_rate"]
+        if own < 1:
+            raise UserError(f"{folder / 'dataset.json'}: sample_rate: {own} is no rate; prepare the corpus again")
+        rates = [own] * len(table)
         counts = [round(duration * own) for duration, own in zip(table["duration"], rates, strict=True)]
     else:
         rates, counts, wrong, found = _decode_all(title, table, ids)

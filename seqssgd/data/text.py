@@ -15,7 +15,7 @@ from seqssgd.data.tokenizers import EOS, TOKENIZERS, UNK, Tokenizer, WordTokeniz
 from seqssgd.errors import UserError, require
 
 SPLITS = ("train", "valid", "test")
-ENTRIES = ("splits", "level")  # of dataset.json
+KIND = "text"  # of data
 
 
 class TextDataset:
@@ -43,7 +43,7 @@ def load_text(folder: str | Path) -> TextDataset:
         UserError: no such folder, a folder that was not prepared, or one whose tokenizer was changed afterwards.
     """
     folder = Path(folder)
-    info = prepared.read_info(folder, ENTRIES)
+    info = prepared.read_info(folder, KIND)
     if info is None:
         what = "does not exist" if not folder.exists() else "is not a prepared text (it has no dataset.json)"
         raise UserError(
@@ -85,7 +85,7 @@ def write_text_dataset(
     """
     out = Path(out).resolve()
     fingerprint = _fingerprint(splits, prepared.FORMAT, level, vocab_size, lowercase)
-    if prepared.is_prepared(out, fingerprint, ENTRIES, "a prepared text"):
+    if prepared.is_prepared(out, fingerprint, KIND):
         return False
     for split in SPLITS:
         if not any(line.strip() for line in splits[split]):

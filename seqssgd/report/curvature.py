@@ -70,4 +70,4 @@ def _curves(runs: dict[str, Run], keys: Sequence[str]) -> "Figure":
 def _epochs(run: Run, row: dict) -> float:
     """How far the training was, in epochs: its rows say the step, and the epoch as a whole number."""
     last = run.rows[-1]
-    return row["step"] * last["epoch"] / last["step"]
+    return row["step"] * last["epoch"] / max(1, last["step"])

@@ -34,5 +34,5 @@ def _of_settings(settings: dict[str, Any]) -> float | None:
     if method in WITHOUT:
         return 0.0
     if method == "dropconnect":
-        return math.sqrt(level / (1 - level))
+        return math.sqrt(level / (1 - level)) if 0 <= level < 1 else None
     return level if method not in OTHERS and settings["optim.granularity"] in NORMS else None

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from ..documents import parse_json
+from ..documents import printable
 from . import checkpoints, layout
+from .environment import read_environment
 from .metrics import read_rows
 from .settings import flatten, read_config
 
@@ -29,7 +30,7 @@ def differences(a: str | Path, b: str | Path) -> list[str]:
     lines = [f"{layout.CONFIG}: {line}" for line in _of_mappings(*(flatten(read_config(run)) for run in (a, b)))]
     environments = [_environment(run) for run in (a, b)]
     lines += [f"{layout.ENVIRONMENT}: {line}" for line in _of_mappings(*environments)]
-    return [*lines, *_first_row(a, b), *_first_tensor(a, b)]
+    return [printable(line) for line in (*lines, *_first_row(a, b), *_first_tensor(a, b))]
 
 
 def leaves(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -59,11 +60,7 @@ _ABSENT = _Absent()
 
 
 def _environment(run: Path) -> dict[str, Any]:
-    try:
-        found = flatten(parse_json((run / layout.ENVIRONMENT).read_bytes()))
-    except (OSError, ValueError, AttributeError):
-        return {}
-    return {key: value for key, value in found.items() if key not in _OF_THE_CALL}
+    return {key: value for key, value in flatten(read_environment(run)).items() if key not in _OF_THE_CALL}
 
 
 def _first_row(a: Path, b: Path) -> list[str]:

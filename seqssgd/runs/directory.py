@@ -21,8 +21,8 @@ from ..notes import warn
 from ..processes import is_main
 from . import layout
 from .checkpoints import checksums
-from .environment import environment, warn_of_changes
-from .metrics import read_rows
+from .environment import environment, read_environment, warn_of_changes
+from .metrics import check_result, read_rows
 from .settings import check_same, completed, flatten, plain
 
 
@@ -99,11 +99,11 @@ class RunDirectory:
             _write(file, json.dumps(now, indent=2))
             return
         try:
-            old = parse_json(file.read_bytes())
-            warn_of_changes(old, now)
-        except (ValueError, AttributeError, TypeError):
-            warn(f"{file} is damaged; whether this is the environment that the run began in is not known")
+            old = read_environment(self.path)
+        except UserError as error:
+            warn(f"{error}; whether this is the environment that the run began in is not known")
             return
+        warn_of_changes(old, now)
         if self.data is not None and old.get("data") != self.data:
             _write(file, json.dumps({**old, "data": self.data}, indent=2))
 
@@ -198,12 +198,12 @@ class RunDirectory:
         if not is_main() or not file.is_file():
             return None
         try:
-            result = parse_json(file.read_bytes())
-            if isinstance(result["steps"], int) and isinstance(result["stopped_early"], bool):
-                return result
-        except (ValueError, KeyError, TypeError):
-            pass
-        raise UserError(f"{file} is damaged; delete it, and the same command makes it again from the last checkpoint")
+            check_result(result := parse_json(file.read_bytes()))
+        except ValueError as error:
+            raise UserError(
+                f"{file} is damaged ({error}); delete it, and the same command makes it again from the last checkpoint"
+            ) from None
+        return result
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Writes result.json."""

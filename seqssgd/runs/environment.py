@@ -7,12 +7,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import torch
 
 from .. import processes
+from ..documents import printable, read_json
+from ..errors import UserError
+from ..kinds import misfit
 from ..notes import warn
+from . import layout
 
 PACKAGES = ("torch", "numpy", "datasets", "jsonargparse", "sentencepiece", "seqssgd")
 
@@ -64,9 +68,32 @@ def _cpu_name() -> str:
     return names[0] if names else platform.processor()
 
 
+class Record(TypedDict):
+    """What environment.json holds, as far as anything reads it."""
+
+    packages: NotRequired[dict[str, str]]
+    command: NotRequired[list[str]]
+    data: NotRequired[str | None]
+    commit: NotRequired[str | None]
+    cpu: NotRequired[str | None]
+
+
+def read_environment(run: Path) -> dict[str, Any]:
+    """The record of a run's environment; empty if there is none.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    path, mend = run / layout.ENVIRONMENT, "put the run's own back, or delete it"
+    found = read_json(path, mend) if path.is_file() else {}
+    if wrong := misfit(Record, found):
+        raise UserError(f"{path} is damaged ({wrong}); {mend}")
+    return found
+
+
 def warn_of_changes(old: dict[str, Any], new: dict[str, Any]) -> None:
     """Warns of what an environment differs from the one that the run began in."""
     keys = ("python", "packages", "commit", "cpu", "threads", "gpu", "processes")
     changed = [f"{key} {old.get(key)} -> {new[key]}" for key in keys if old.get(key) != new[key]]
     if changed:
-        warn(f"not the environment this run began in: {'; '.join(changed)}")
+        warn(f"not the environment this run began in: {printable('; '.join(changed))}")

@@ -9,10 +9,12 @@ from typing import Any
 from ..documents import parse_json, parse_yaml, printable
 from ..errors import UserError
 from ..files import atomic_path
+from ..kinds import misfit
 from . import layout
-from .metrics import parse_rows
+from .environment import read_environment
+from .metrics import Figures, check_result, parse_rows, usable
 from .recipes import recipe_of
-from .settings import completed, flatten, read_config
+from .settings import check_kinds, completed, flatten, read_config
 
 
 @dataclasses.dataclass(eq=False)
@@ -57,18 +59,19 @@ def read_run(path: str | Path) -> Run:
             raise UserError(f"{path}: not a run directory (no {file.name})")
     try:
         settings = _settings(parse_yaml(config.read_bytes()))
-        rows = parse_rows(metrics.read_bytes(), ("step", "epoch", "passes", "seconds"))
+        rows = parse_rows(metrics.read_bytes(), figures=True)
         curvature = [row for row in rows if row["kind"] == "train" and "relative_trace" in row]
         rows = [row for row in rows if row["kind"] == "valid"]
         result, evaluations = (_json(path / name) for name in (layout.RESULT, layout.EVALUATION))
-        if result and not (rows and rows[-1]["step"] == result["steps"] and {"stopped_early", "epochs"} <= set(result)):
-            raise ValueError(f"{layout.RESULT} and {layout.METRICS} end differently")
-        if not all(isinstance(figures, dict) for figures in evaluations.values()):
-            raise ValueError(f"{layout.EVALUATION} has no figures by split")
+        if result:
+            result = _checked_result(result)
+            if not (rows and rows[-1]["step"] == result["steps"]):
+                raise ValueError(f"{layout.RESULT} and {layout.METRICS} end differently")
+        evaluations = _checked_evaluations(evaluations, rows)
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from None
-    except (ValueError, KeyError) as error:
-        reason = f"no {error} in it" if isinstance(error, KeyError) else str(error).splitlines()[0]
+    except ValueError as error:
+        reason = str(error).splitlines()[0]
         raise UserError(f"{path}: its files are damaged ({reason}); repeat the run in another directory") from None
     settings, rows, result, evaluations, curvature = map(printable, (settings, rows, result, evaluations, curvature))
     # evaluated again at the end of an epoch in which an earlier limit of steps had ended the run
@@ -86,17 +89,43 @@ def _settings(config: Any) -> dict[str, Any]:
             raise ValueError(f"{layout.CONFIG} has no {key}")
     recipe = recipe_of(config, imports=False)  # a run to compare may be anyone's
     if recipe is None:  # of a task that no recipe has: what every task has
-        sections = [("optim", OptimConfig), ("training", TrainingConfig)]
-        found = completed(config, dataclasses.make_dataclass("Config", sections), settled=False)
+        kind = dataclasses.make_dataclass("Config", [("optim", OptimConfig), ("training", TrainingConfig)])
     else:
-        found = completed({"recipe": recipe.name, **config}, recipe.config_class, settled=False)
+        kind, config = recipe.config_class, {"recipe": recipe.name, **config}
+    check_kinds(config, kind)
+    found = completed(config, kind, settled=False)
     return flatten({"optim": found["optim"], "training": found["training"], **found})  # first what every task has
 
 
 def _json(path: Path) -> dict[str, Any]:
-    found = parse_json(path.read_bytes()) if path.is_file() else {}
+    try:
+        found = parse_json(path.read_bytes()) if path.is_file() else {}
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from None
     if not isinstance(found, dict):
         raise ValueError(f"{path.name} holds no object")
+    return found
+
+
+def _checked_result(result: dict[str, Any]) -> dict[str, Any]:
+    try:
+        check_result(result)
+    except ValueError as error:
+        raise ValueError(f"{layout.RESULT}: {error}") from None
+    return {**result, "best": usable(result.get("best") or {})}
+
+
+def _checked_evaluations(evaluations: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The figures of all splits: of what one of them or the validation has a number, each has a number or None."""
+    if wrong := misfit(dict[str, dict], evaluations):
+        raise ValueError(f"{layout.EVALUATION}: {wrong}")
+    found = {split: usable(figures) for split, figures in evaluations.items()}
+    names = {key.removeprefix("valid_") for row in rows[-1:] for key in row}
+    names |= {key for figures in found.values() for key, value in figures.items() if isinstance(value, float)}
+    for split, figures in found.items():
+        own = {key: value for key, value in figures.items() if key in names}
+        if wrong := misfit(Figures, own, split):
+            raise ValueError(f"{layout.EVALUATION}: {wrong}")
     return found
 
 
@@ -119,17 +148,14 @@ def data_folder(run: str | Path, given: str | Path | None) -> Path:
     """The folder of the data that a run was trained on: the one that is given, or else the one that the run noted.
 
     Raises:
-        UserError: none is given, and the run does not know, or its data lie there no more.
+        UserError: none is given, and the run does not know, or its record is damaged, or its data lie there no more.
     """
     if given is not None:
         return Path(given)
     read_config(run)
-    try:
-        known = parse_json((Path(run) / layout.ENVIRONMENT).read_bytes())
-        noted = known.get("data") or _of_command(known["command"])  # earlier versions noted the command alone
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        noted = None
-    if not isinstance(noted, str):
+    known = read_environment(Path(run))
+    noted = known.get("data") or _of_command(known.get("command", []))  # earlier versions noted the command alone
+    if noted is None:
         raise UserError(f"{run} does not say where its data lie; give their folder (--data)")
     if not Path(noted).is_dir():
         raise UserError(f"{noted}, the data of {run}, is not there any more; give their folder (--data)")

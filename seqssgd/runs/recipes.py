@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from ..errors import UserError
 from ..named import load_named
 from . import layout
-from .settings import completed, read_config
+from .settings import check_kinds, completed, read_config
 
 LANGUAGE_MODEL, RECOGNISER, CLASSIFIER = "a language model", "a speech recogniser", "an image classifier"
 
@@ -109,6 +109,10 @@ def read_recipe(run: str | Path, kind: str | None = None) -> tuple[Recipe, dict[
         raise UserError(f"{Path(run) / layout.CONFIG}: section 'model' is that of no recipe; give a run of a recipe")
     if kind is not None and recipe.kind != kind:
         raise UserError(f"{run} is a run of {recipe.kind}; give one of {kind}")
+    try:
+        check_kinds(config, recipe.config_class)
+    except ValueError as error:
+        raise UserError(f"{Path(run) / layout.CONFIG}: {error}; put the run's own back") from None
     return recipe, completed(config, recipe.config_class)
 
 

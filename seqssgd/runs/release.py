@@ -17,6 +17,7 @@ from ..documents import parse_json
 from ..errors import UserError, require
 from ..files import atomic_path, make_folder
 from . import layout
+from .environment import read_environment
 from .settings import read_config
 
 CARD = "README.md"
@@ -56,10 +57,11 @@ def export(run: str | Path, out: str | Path, checkpoint: str = "best", about: st
         raise UserError(f"{path}: its weights are not finite; give another --checkpoint")
     if half:
         state = {**state, "model": {name: _halved(tensor, path) for name, tensor in state["model"].items()}}
+    text = card(run, out.name, recipe.kind, state, about)
     export_record(run, out)
     if (run / layout.TOKENIZER).is_dir():
         shutil.copytree(run / layout.TOKENIZER, out / layout.TOKENIZER, ignore=shutil.ignore_patterns(".*"))
-    (out / CARD).write_text(card(run, out.name, recipe.kind, state, about), encoding="utf-8")
+    (out / CARD).write_text(text, encoding="utf-8")
     save(out / layout.WEIGHTS, state)  # last: without it the folder is no model
     return out
 
@@ -74,11 +76,12 @@ def export_record(run: str | Path, out: str | Path) -> Path:
     read_config(run)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out}: not an empty folder; choose another one")
+    environment = _environment(run)
     make_folder(out)
     for name in (layout.CONFIG, layout.METRICS, layout.RESULT, layout.EVALUATION):
         if (run / name).is_file():
             shutil.copyfile(run / name, out / name)
-    if (environment := _environment(run)) is not None:
+    if environment:
         (out / layout.ENVIRONMENT).write_text(json.dumps(environment, indent=2) + "\n", encoding="utf-8")
     return out
 
@@ -116,7 +119,7 @@ def card(run: Path, name: str, kind: str, state: Mapping[str, Any], about: str =
     from ..report import group_runs
     from .reading import read_run
 
-    of, environment = read_run(run), _environment(run) or {}
+    of, environment = read_run(run), _environment(run)
     (group,) = group_runs([of])
     task, uses = USES.get(kind, ("other", []))
     count = of.result.get("parameters") or sum(tensor.numel() for tensor in state["model"].values())
@@ -135,7 +138,7 @@ def card(run: Path, name: str, kind: str, state: Mapping[str, Any], about: str =
     lines += ["", stored + LIMITS, "", "## Training", "", f"{made} on {place}. {files}"]
     if "command" in environment:
         commit = f", at commit {str(environment['commit'])[:12]}" if environment.get("commit") else ""
-        lines += ["", f"By seqssgd {environment['packages'].get('seqssgd', __version__)}{commit}:", "", "```sh"]
+        lines += ["", f"By seqssgd {environment.get('packages', {}).get('seqssgd', __version__)}{commit}:", "", "```sh"]
         lines += [" ".join(["python", *environment["command"]]), "```"]
     return "\n".join(lines) + "\n"
 
@@ -156,12 +159,9 @@ def _halved(tensor: torch.Tensor, path: Path) -> torch.Tensor:
     return found
 
 
-def _environment(run: Path) -> dict[str, Any] | None:
+def _environment(run: Path) -> dict[str, Any]:
     """environment.json without folders of the machine: of the data none, in the command their last names."""
-    try:
-        found = parse_json((run / layout.ENVIRONMENT).read_bytes())
-        found.pop("data", None)
+    found = {key: value for key, value in read_environment(run).items() if key != "data"}
+    if "command" in found:
         found["command"] = [Path(word).name if Path(word).is_absolute() else word for word in found["command"]]
-        return found
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
+    return found

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..documents import read_yaml
 from ..errors import UserError
+from ..kinds import misfit
 from . import layout
 
 
@@ -52,6 +53,25 @@ def completed(config: Mapping[str, Any], like: Any, settled: bool = True) -> dic
     if len(settings) == len(dataclasses.fields(kind)):  # no sections in it
         found = _settled(settings, config, kind) if settled else {**_defaults(kind), **config}
     return {**plain(found), **{key: value for key, value in config.items() if key not in found}}
+
+
+def check_kinds(config: Mapping[str, Any], like: Any, prefix: str = "") -> None:
+    """Makes sure that the settings of a run are of the types that they have in a configuration of now, or its defaults.
+
+    Raises:
+        ValueError: one is not; the message begins with its key.
+    """
+    kinds = typing.get_type_hints(like, include_extras=True)
+    for field, section in _sections(config, like):
+        value, key = config.get(field.name, _default(field)), f"{prefix}{field.name}"
+        if section is not None and isinstance(value, Mapping):
+            check_kinds(value, section, f"{key}.")
+        elif (
+            field.name in config
+            and value != plain(_default(field))
+            and (wrong := misfit(section or kinds[field.name], value, key))
+        ):
+            raise ValueError(wrong)
 
 
 def restored(config: Mapping[str, Any], kind: type) -> Any:
@@ -113,7 +133,7 @@ def _default(field: dataclasses.Field) -> Any:
 def _settled(settings: Mapping[str, Any], config: Mapping[str, Any], kind: type) -> dict[str, Any]:
     try:
         return dataclasses.asdict(kind(**settings))
-    except (TypeError, ValueError):  # refused by now: compared as it stands, beside the defaults
+    except Exception:  # refused by now, in whatever way: compared as it stands, beside the defaults
         return {**_defaults(kind), **config}
 
 

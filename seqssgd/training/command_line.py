@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import difflib
+import itertools
 import re
 import typing
 from argparse import ArgumentError
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..documents import GivenTwice, check_keys, check_places, parse_yaml
+from ..documents import WRONG_VALUE, NotTaken, check_keys, check_places, parse_yaml
 from ..errors import UserError
 from ..networks import choose
 from ..sections import with_section
@@ -65,6 +66,7 @@ def parse_recipe(config_class: type, argv: Sequence[str] | None = None, descript
             check_places(parse_yaml(Path(name).read_bytes()))
         except ValueError as error:
             raise UserError(f"--config {name}: {error}") from None
+    _check_values(options)
     config_class, plain_class = _with_methods(config_class, named_methods(paths, options)), config_class
     config_class = choose(config_class, lambda key: _given(key, files, options))
     parser.add_class_arguments(config_class, as_group=False)
@@ -87,6 +89,17 @@ def parse_recipe(config_class: type, argv: Sequence[str] | None = None, descript
         state = "an empty folder" if data.is_dir() else "not a folder"
         raise UserError(f"--data {data}: {state}; prepare the data with the recipe's program in data_prep/")
     return Command(config, data, Path(settings.out), settings.max_steps, settings.max_minutes)
+
+
+def _check_values(options: Sequence[str]) -> None:
+    """Makes sure that the values of options are YAML that can be used, or no YAML: jsonargparse's own reader takes a
+    key twice, and ends with a traceback where a tag does not fit (``--optim.lr '!!timestamp x'``)."""
+    for before, word in itertools.pairwise(["", *options]):
+        option, equals, value = word.partition("=") if word.startswith("--") else (before, "=", word)
+        try:
+            check_keys(value if equals else "")
+        except NotTaken as error:
+            raise UserError(f"{option.removeprefix('--')}: {error}") from None
 
 
 def _with_methods(config_class: Any, methods: Sequence[str]) -> Any:
@@ -117,10 +130,15 @@ def _strict() -> str:
     plain = get_loader("yaml")
 
     def load(text: str) -> Any:
-        check_keys(text)
-        return plain(text)
+        try:
+            parse_yaml(text.encode(errors="replace"))
+            return plain(text)
+        except NotTaken:
+            raise
+        except (*WRONG_VALUE, RecursionError, ValueError) as error:  # such as !!int x: the text itself is the value
+            raise yaml.YAMLError(str(error)) from None
 
-    set_loader("seqssgd", load, (yaml.YAMLError, GivenTwice))
+    set_loader("seqssgd", load, (yaml.YAMLError, NotTaken))
     return "seqssgd"
 
 
