@@ -232,6 +232,19 @@ def test_whole_checkpoints_with_wrong_contents_are_refused_or_train_on(tmp_path,
     assert refused > len(chosen) / 2
 
 
+def test_numbers_of_draws_in_a_checkpoint_are_whole(tmp_path):
+    config = toy_config(training={"epochs": 2})
+    train(tmp_path, config, max_steps=7)
+    path = newest(tmp_path)
+    state = checkpoints.load(path)
+    position = state["optimizer"]["perturbation"]
+    assert set(position) == {"draws", "seed"}
+    for key in position:
+        checkpoints.save(path, replaced(state, ("optimizer", "perturbation", key), 7.5))
+        with pytest.raises(UserError, match=rf"perturbation\.{key} is 7\.5"):
+            train(tmp_path, config, max_steps=8)
+
+
 def test_a_checkpoint_that_is_compressed_is_not_read(tmp_path):
     """Six megabytes may stand for six gigabytes; torch never writes such a file."""
     torch.save({"model": {"w": torch.zeros(3_000_000)}}, tmp_path / "plain.pt")
