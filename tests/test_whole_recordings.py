@@ -2,6 +2,7 @@
 
 import io
 import struct
+import sys
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from sphere_files import speech_like, sphere
 from seqssgd.data import audio
 from seqssgd.data.audio import AudioError, decode, open_audio
 from seqssgd.data.containers import NO_LENGTH
+from seqssgd.data.mpeg import damage_heard
 from seqssgd.data.ogg import checksum
 from seqssgd.data.recording import Recording, resample
 from seqssgd.data.resampling import resampled
@@ -98,6 +100,20 @@ def test_an_mp3_between_tags_is_whole_and_one_with_a_hole_is_not():
     assert np.array_equal(decode(tags[0] + data + tags[1]).samples, decode(data).samples)
     middle = data.index(data[:2], len(data) // 2)
     assert "is damaged" in refusal(data[:middle] + b"hole" + data[middle:])
+
+
+def test_what_the_decoder_of_mp3_finds_damaged_is_refused_and_not_said_elsewhere(capfd):
+    """One of its bits is flipped: within a frame, and in the header of the last one, which then is of a free format."""
+    data = bytearray(FORMS["MP3"])
+    data[431] ^= 1
+    assert refusal(bytes(data)) == "is damaged: dequantization failed (libmpg123)"
+    last = bytearray(FORMS["MP3"])
+    last[FORMS["MP3"].rindex(last[:2]) + 2] &= 0x0F
+    assert "1 of" in refusal(bytes(last)) and "frames are missing" in refusal(bytes(last))
+    assert capfd.readouterr() == ("", "")
+    with damage_heard():
+        print("a line of another thread", file=sys.stderr, flush=True)
+    assert capfd.readouterr().err == "a line of another thread\n"
 
 
 # ---- more than one recording in a file -------------------------------------------------------------------------------

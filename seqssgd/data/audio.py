@@ -21,7 +21,7 @@ import soundfile
 from seqssgd.data import flac, sphere
 from seqssgd.data.containers import FOLLOWED, Layout, Part, begins_within, check_end, chunked_layout
 from seqssgd.data.hub import why_not_read
-from seqssgd.data.mpeg import is_mpeg, mpeg_streams, skip_tags
+from seqssgd.data.mpeg import damage_heard, is_mpeg, mpeg_streams, skip_tags
 from seqssgd.data.ogg import ogg_links
 from seqssgd.data.recording import Recording, noted, resample, take_channel
 from seqssgd.data.sphere import AudioError
@@ -208,10 +208,12 @@ class _Decoder:
     def __init__(self, file: BinaryIO, part: Part) -> None:
         view: Any = View(file, *part)  # as much of a file as its readers ask for
         self._md5 = flac.checksum(view)
-        try:
-            self.sound = soundfile.SoundFile(view)
-        except (soundfile.SoundFileError, TypeError, ValueError) as error:
-            raise AudioError(f"cannot be decoded ({_reason(error)})") from None
+        self._listening = damage_heard if is_mpeg(View(file, *part)) else contextlib.nullcontext
+        with self._listening():
+            try:
+                self.sound = soundfile.SoundFile(view)
+            except (soundfile.SoundFileError, TypeError, ValueError) as error:
+                raise AudioError(f"cannot be decoded ({_reason(error)})") from None
         subtype = self.sound.subtype
         self.lossy, self.floats = subtype in _LOSSY, subtype in ("FLOAT", "DOUBLE")
         self.narrow = subtype in _16_BITS or self.lossy
@@ -225,7 +227,11 @@ class _Decoder:
         kind = "float64" if self.floats else "int16" if self.narrow else "int32"
         total, digest = 0, hashlib.md5(usedforsecurity=False)
         try:
-            while len(block := self.sound.read(_BLOCK, kind, always_2d=True)):
+            while True:
+                with self._listening():
+                    block = self.sound.read(_BLOCK, kind, always_2d=True)
+                if not len(block):
+                    break
                 total += len(block)
                 if self._md5:
                     digest.update(flac.packed(block, self._md5[1]))

@@ -1,9 +1,16 @@
 """The frames of MP3, or MPEG audio of another layer: where its streams begin and end, and that all of them are there.
 
 A stream that begins with a Xing, Info or VBRI header says how many frames and bytes it has. One without cannot be told
-from a shorter one, unless it ends within a frame. Frames carry no checksum that would tell of damage inside.
+from a shorter one, unless it ends within a frame. Frames carry no checksum that would tell of damage inside; some of it
+the decoder notices.
 """
 
+import contextlib
+import os
+import re
+import tempfile
+import threading
+from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
 from seqssgd.data.sphere import AudioError
@@ -49,7 +56,9 @@ def mpeg_streams(file: BinaryIO) -> list[tuple[int, int]]:
     while position < size:
         frame = _frame(read_at(file, position, 4))
         if frame is not None and frame.length == 0:
-            return [(0, size)]
+            if not (frames or found or promised):
+                return [(0, size)]
+            frame = None  # a damaged header: no stream changes to a free format
         if frame is None:
             after = skip_tags(file, position)
             if after == position:
@@ -139,3 +148,34 @@ def _follows(file: BinaryIO, position: int) -> bool:
                 return True
         place = data.find(b"\xff", place + 1)
     return False
+
+
+# ---- the decoder -----------------------------------------------------------------------------------------------------
+
+_listening = threading.Lock()
+
+
+@contextlib.contextmanager
+def damage_heard() -> Iterator[None]:
+    """Makes an error of what libmpg123 finds wrong while it decodes: it goes on without a frame, and says so on standard
+    error alone, without the file's name. What else is said there meanwhile is passed on.
+
+    Raises:
+        AudioError: it found something wrong.
+    """
+    with _listening, tempfile.TemporaryFile() as file:
+        real = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(real, 2)
+            os.close(real)
+            file.seek(0)
+            lines = file.readlines()
+            found = [match for line in lines if (match := re.search(rb"libmpg123/layer\w*\.c:.*error: (.*)", line))]
+            for line in lines:
+                if b"libmpg123/layer" not in line:
+                    os.write(2, line)
+    if found:
+        raise AudioError(f"is damaged: {found[0][1].decode(errors='replace').strip(' !')} (libmpg123)")
