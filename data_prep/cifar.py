@@ -11,7 +11,6 @@ for.
 import argparse
 import hashlib
 import io
-import json
 import os
 import pickle
 import sys
@@ -24,7 +23,9 @@ from seqssgd.data import pictures
 from seqssgd.data.archives import read_members
 from seqssgd.data.images import load_images, write_image_dataset
 from seqssgd.data.progress import ProgressBar
+from seqssgd.documents import parse_json
 from seqssgd.errors import UserError, run_cli
+from seqssgd.kinds import misfit
 
 IMAGES = {"train": 50_000, "test": 10_000}
 SIZE, PIXELS = 32, 3 * 32 * 32
@@ -287,9 +288,16 @@ def _read_table(path: Path):
             f"{path} has the columns {', '.join(table.column_names)}; encoded images (img or image) and whole numbers "
             "(label or fine_label) are needed"
         )
-    info = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
-    names = info.get("info", {}).get("features", {}).get(label.name, {}).get("names")
-    return table.select([image.name, label.name]).rename_columns(["image", "label"]), names
+    try:
+        names = parse_json((table.schema.metadata or {}).get(b"huggingface", b"{}"))
+        for key in ("info", "features", label.name, "names"):
+            names = names.get(key, {}) if isinstance(names, dict) else {}
+        wrong = misfit(list[str], names) if names != {} else None
+    except ValueError as error:
+        wrong = str(error)
+    if wrong:
+        raise UserError(f"{path}: what datasets has written of its classes is damaged ({wrong}); get it again")
+    return table.select([image.name, label.name]).rename_columns(["image", "label"]), names or None
 
 
 def decode_image(content: bytes | None, where: str) -> tuple[np.ndarray, str]:

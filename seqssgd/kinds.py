@@ -37,9 +37,10 @@ def misfit(kind: Any, value: Any, name: str = "") -> str | None:
             of = arguments[1] if arguments else Any
             return _first(misfit(of, entry, _within(name, key)) for key, entry in value.items())
         fits = False
-    elif origin in (list, tuple):
-        if isinstance(value, (list, tuple)) and (origin is list or ... in arguments or len(value) == len(arguments)):
-            kinds = arguments if origin is tuple and ... not in arguments else arguments[:1] * len(value)
+    elif {kind, origin} & {list, tuple}:
+        of_each = origin is not tuple or ... in arguments
+        if isinstance(value, (list, tuple)) and (of_each or len(value) == len(arguments)):
+            kinds = (arguments or (Any,))[:1] * len(value) if of_each else arguments
             return _first(misfit(*pair, name) for pair in zip(kinds, value, strict=True))
         fits = False
     else:
@@ -74,7 +75,7 @@ def _wanted(kind: Any) -> str:
         return _wanted(type(arguments[0]))
     if origin is tuple and ... not in arguments:
         return f"a list of {len(arguments)}"
-    return _NAMES.get(kind) or ("a list" if origin in (list, tuple) else "a group of named values")
+    return _NAMES.get(kind) or ("a list" if {kind, origin} & {list, tuple} else "a group of named values")
 
 
 def _shown(value: Any) -> str:

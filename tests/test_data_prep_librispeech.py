@@ -11,6 +11,8 @@ import soundfile
 from programs import load, refused
 from sphere_files import speech_like
 
+from seqssgd.data import preparing, shards
+
 LIBRI = load("data_prep/librispeech.py")
 IDS = ["19-198-0000", "19-198-0001", "26-495-0000", "103-1240-0000"]
 
@@ -65,6 +67,38 @@ def test_a_recording_that_was_exchanged_for_one_of_its_size_is_noted(small, tmp_
     said = capsys.readouterr()
     assert "nothing to do" in said.out
     assert said.err.startswith(f"note: {file} was written after {tmp_path / 'out'} was prepared")
+
+
+def test_what_an_interrupted_call_made_of_recordings_that_were_exchanged_since_is_made_again(
+    small, tmp_path, capsys, monkeypatch
+):
+    folder = write_set(tmp_path / "source/train-clean-100")
+    command = ("--source", tmp_path / "source", "--out", tmp_path / "out")
+    made = []
+
+    def interrupted():
+        def interrupt(*_):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(preparing, "_finish", interrupt)
+            run(*command)
+
+    monkeypatch.setattr(shards, "_write_shard", lambda *a, write=shards._write_shard: made.append(a) or write(*a))
+    interrupted()
+    done = tmp_path / ".out.partial/.done/train-clean-100-00000.json"
+    later = max(path.stat().st_ctime for path in folder.rglob("*")) + 10
+    os.utime(done, (later, later))
+    interrupted()  # goes on
+    assert len(made) == 1 and capsys.readouterr().err == ""
+    file = folder / "19/198/19-198-0000.flac"
+    os.utime(file, (later + 10, later + 10))
+    run(*command)
+    assert len(made) == 2 and (tmp_path / "out/dataset.json").is_file()
+    assert capsys.readouterr().err == (
+        f"warning: {file} was written after an interrupted call had begun {tmp_path / 'out'}: 1 of the 1 files that it "
+        "had finished are made again\n"
+    )
 
 
 @pytest.mark.parametrize("given", [".", "LibriSpeech", "LibriSpeech/train-clean-100"])

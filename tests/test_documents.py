@@ -95,6 +95,7 @@ class Lines(TypedDict):
     (tuple[int, str], [1, "b"], [1], r"x: \[1\] is not a list of 2"), (tuple[int, ...], [1] * 5, [1, None], "None"),
     (dict[str, dict[str, int]], {"a": {"b": 1}}, {"a": {"b": []}}, r"x\.a\.b: \[\] is not a whole number"),
     (dict[str, int], {}, [1], r"x: \[1\] is not a group of named values"),
+    (list, [None], {}, r"x: \{\} is not a list"), (dict, {"a": None}, [], r"x: \[\] is not a group"),
     (Lines, {"lines": 1, "more": []}, {"share": 0.5}, r"x\.lines is missing"),
     (Lines | None, {"lines": 1, "share": 2}, {"lines": 1, "share": "a"}, r"x\.share: 'a' is not a number"),
 ])  # fmt: skip

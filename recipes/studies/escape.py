@@ -27,6 +27,7 @@ from escape_cells import Cell, cells
 from escape_figures import draw
 from escape_tables import markdown
 
+from seqssgd.documents import read_json
 from seqssgd.errors import UserError, require, run_cli
 from seqssgd.files import atomic_path
 
@@ -140,8 +141,8 @@ def read(out: Path, name: str, cell: Cell) -> dict[str, Any] | None:
     path = _path(out, name)
     if not path.is_file():
         return None
-    found = json.loads(path.read_text(encoding="utf-8"))
-    if found["settings"] != _plain(cell):
+    found = read_json(path, "delete it, and it is made again")
+    if not isinstance(found, dict) or found.get("settings") != _plain(cell):
         raise UserError(f"{path}: made with other settings (--quick, --seed or another version); choose another --out")
     return found
 

@@ -157,8 +157,8 @@ _listening = threading.Lock()
 
 @contextlib.contextmanager
 def damage_heard() -> Iterator[None]:
-    """Makes an error of what libmpg123 finds wrong while it decodes: it goes on without a frame, and says so on standard
-    error alone, without the file's name. What else is said there meanwhile is passed on.
+    """Makes an error of what libmpg123 finds wrong while it decodes: it goes on without a frame, and says so on
+    standard error alone, without the file's name. What else is said there meanwhile is passed on.
 
     Raises:
         AudioError: it found something wrong.

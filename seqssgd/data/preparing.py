@@ -2,7 +2,8 @@
 
 A folder of sets holds, for each, ``SET.parquet`` or a folder ``SET/`` of shards; ``rejected.jsonl``, one line for
 everything that was left out and why; and ``dataset.json`` with the counts. It appears complete or not at all: shards
-are collected in ``.NAME.partial`` beside it, where a later call finds those that an interrupted one finished.
+are collected in ``.NAME.partial`` beside it, where a later call finds those that an interrupted one finished, but for
+those that are older than their source.
 """
 
 import argparse
@@ -21,10 +22,11 @@ from typing import Any
 from seqssgd.data.contents import as_text, checksum, seal
 from seqssgd.data.prepared import FORMAT, is_same, read_sets
 from seqssgd.data.shards import Form, Item, Rejected, Shard, cut, merge, write_shards
+from seqssgd.documents import parse_json
 from seqssgd.errors import UserError
 from seqssgd.files import atomic_path, naming
 from seqssgd.locks import alone
-from seqssgd.notes import note
+from seqssgd.notes import note, warn
 
 SHOWN = 5  # items, or reasons, that a summary names
 
@@ -51,15 +53,44 @@ def allowed_share(args: argparse.Namespace) -> float:
 def note_newer(out: str | Path, args: argparse.Namespace) -> None:
     """Says if a file of the source, by ``args.source`` or ``args.hub``, was written after ``out`` was prepared: names,
     texts and sizes are what tells whether a preparation is to be repeated, and another recording may have the same."""
+    if (path := _written_after((Path(out) / "dataset.json").stat().st_mtime, args)) is not None:
+        note(f"{path} was written after {out} was prepared, and has the size that it had; if it is another "
+             f"file, remove {out} and prepare it again")  # fmt: skip
+
+
+def forget_older(out: str | Path, args: argparse.Namespace) -> None:
+    """Forgets what an interrupted call has made for ``out`` before a file of the source, by ``args.source`` or
+    ``args.hub``, was written, and says so: it may be of another file of that name and size."""
+    done = {path: path.stat().st_mtime for path in (_stage(Path(out).resolve()) / ".done").glob("*.json")}
+    if not done or (written := _written_after(min(done.values()), args)) is None:
+        return
+    old = [path for path, time in done.items() if time < _time(written)]
+    warn(
+        f"{written} was written after an interrupted call had begun {out}: {len(old):,} of the {len(done):,} files "
+        "that it had finished are made again"
+    )
+    for path in old:
+        path.unlink(missing_ok=True)
+
+
+def _written_after(time: float, args: argparse.Namespace) -> Path | None:
+    """The last written file of the source, if that was after ``time``."""
     given = getattr(args, "source", None) or args.hub
-    prepared = (Path(out) / "dataset.json").stat().st_mtime
-    for source in map(Path, given if isinstance(given, list) else [given]):
-        for path in itertools.chain([source], source.rglob("*") if source.is_dir() else ()):
-            status = path.stat() if path.is_file() else None
-            if status is not None and max(status.st_mtime, status.st_ctime) > prepared:
-                note(f"{path} was written after {out} was prepared, and has the size that it had; if it is another "
-                     f"file, remove {out} and prepare it again")  # fmt: skip
-                return
+    sources = map(Path, given if isinstance(given, list) else [given])
+    files = itertools.chain.from_iterable([source] if source.is_file() else source.rglob("*") for source in sources)
+    own = _stage(Path(args.out)).name  # which may lie within the source
+    last = max(((_time(path), path) for path in files if path.is_file() and own not in path.parts), default=(0, None))
+    return last[1] if last[0] > time else None
+
+
+def _time(path: Path) -> float:
+    """When a file was written, or put in the place of another."""
+    status = path.stat()
+    return max(status.st_mtime, status.st_ctime)
+
+
+def _stage(out: Path) -> Path:
+    return out.parent / f".{out.name}.partial"
 
 
 def write_sets(
@@ -105,7 +136,7 @@ def write_sets(
     fingerprint = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
     if is_same(out, read_sets(out, form.kind), fingerprint, form.kind):
         return False
-    stage = out.parent / f".{out.name}.partial"
+    stage = _stage(out)
     try:
         for folder in (stage / ".done", *(stage / name for name in sets)):
             folder.mkdir(parents=True, exist_ok=True)
@@ -161,7 +192,12 @@ def rejections(folder: str | Path) -> str:
     where it is more than a few lines; the whole list is in the file that is named.
     """
     report = Path(folder) / "rejected.jsonl"
-    rejected = [Rejected(**json.loads(line)) for line in report.read_text(encoding="utf-8").split("\n") if line]
+    try:
+        lines = report.read_bytes().split(b"\n")
+        rejected = [Rejected(**parse_json(line)) for line in lines if line]
+    except (OSError, ValueError, TypeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"{report} is damaged ({reason}); remove {folder} and prepare it again") from None
     rows = [f"  {len(rejected):,} rejected" + (f", listed in {report}:" if rejected else "")]
     if len(rejected) <= SHOWN:
         return "\n".join([*rows, *(f"    {item}" for item in rejected)])

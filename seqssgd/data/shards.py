@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,8 +20,10 @@ from seqssgd.data.contents import checksum
 from seqssgd.data.items import printable, reason_of
 from seqssgd.data.prepared import FORMAT
 from seqssgd.data.progress import ProgressBar
+from seqssgd.documents import parse_json
 from seqssgd.errors import UserError
 from seqssgd.files import atomic_path
+from seqssgd.kinds import misfit
 from seqssgd.notes import note
 
 SHARD = 1000  # rows
@@ -108,6 +110,19 @@ class Shard:
         return hashlib.sha256(json.dumps([FORMAT, self.file, rows]).encode()).hexdigest()
 
 
+class Done(TypedDict):
+    """What is written of a shard that is finished."""
+
+    set: str
+    file: str
+    fingerprint: str
+    rejected: list
+    rows: int
+    counts: dict
+    bytes: int
+    sha256: str
+
+
 def cut(sets: Mapping[str, Sequence[Item]], form: Form) -> list[Shard]:
     """The shards of all sets, in order."""
     return [
@@ -164,13 +179,12 @@ def write_shards(stage: Path, shards: Sequence[Shard], jobs: int) -> list[dict]:
 def _finished(stage: Path, shard: Shard) -> dict | None:
     """The result of a shard that is there and whole; one with rejected rows is tried again."""
     try:
-        result = json.loads((stage / shard.done).read_bytes())
-        whole = (stage / shard.file).stat().st_size == result["bytes"] and "counts" in result and "sha256" in result
-        if whole and result["fingerprint"] == shard.fingerprint and not result["rejected"]:
-            return result
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    return None
+        result = parse_json((stage / shard.done).read_bytes())
+        size = (stage / shard.file).stat().st_size
+    except (OSError, ValueError):
+        return None
+    whole = misfit(Done, result) is None and size == result["bytes"]
+    return result if whole and result["fingerprint"] == shard.fingerprint and not result["rejected"] else None
 
 
 def _write_shard(stage: Path, shard: Shard, advance: Callable[[int], None] = lambda count: None) -> dict:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from seqssgd.documents import NotTaken, parse_json
 from seqssgd.errors import UserError, require
 from seqssgd.files import atomic_path
 
@@ -274,7 +275,7 @@ def save_tokenizer(folder: Path, kind: type, settings: Mapping[str, object], con
 
 def read_tokenizer(folder: str | Path, kinds: Mapping[str, type]) -> tuple[Any, dict, bytes]:
     """The kind of tokenizer in a folder, its settings and the contents of its file."""
-    settings = json.loads((Path(folder) / SETTINGS).read_bytes())
+    settings = parse_json((Path(folder) / SETTINGS).read_bytes())
     kind: Any = kinds[settings["level"]]
     return kind, settings, (Path(folder) / kind.file).read_bytes()
 
@@ -288,5 +289,7 @@ def damage_noticed(folder: str | Path, mend: str) -> Iterator[None]:
         raise UserError(f"{error.filename} is missing: {folder} does not hold a tokenizer") from None
     except UserError:
         raise
+    except NotTaken as error:
+        raise UserError(f"the tokenizer in {folder} is damaged ({SETTINGS}: {error}); {mend}") from None
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         raise UserError(f"the tokenizer in {folder} is damaged ({SETTINGS}); {mend}") from None

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..documents import parse_json
 from ..errors import UserError
 from ..files import atomic_path
 from .stages import STAGES, TERMS, StageSettings, run_stage
@@ -245,14 +246,14 @@ def read(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_bytes())
         if not {"settings", "runs", "surfaces"} <= set(found):
-            raise ValueError
+            raise ValueError("it has not settings, runs and surfaces")
         return found
     except OSError:
         raise UserError(f"{path} is missing; write it with: seqssgd landscape RUN… --out {path.parent}") from None
-    except (ValueError, TypeError):
-        raise UserError(f"{path}: damaged, or no landscape; delete it") from None
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: damaged, or no landscape ({error}); delete it") from None
 
 
 def _work(spec: Spec, stage: str, settings: StageSettings) -> dict[str, Any]:
