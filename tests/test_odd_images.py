@@ -143,6 +143,17 @@ def test_a_damaged_image_of_any_format_is_a_broken_image(kind):
                 assert str(error)
 
 
+def test_an_image_of_far_more_pixels_than_it_has_bytes_is_refused_before_it_is_decoded():
+    with io.BytesIO() as buffer:
+        Image.new("1", (8_000, 8_000)).save(buffer, "TIFF", compression="group4")
+        content = buffer.getvalue()
+    with pytest.raises(pictures.ImageError, match=f"8,000 × 8,000 pixels in {len(content):,} bytes"):
+        pictures.decode(content)
+    with io.BytesIO() as buffer:  # as many for a byte as PNG makes of one colour
+        Image.new("RGB", (3000, 3000)).save(buffer, "PNG")
+        assert pictures.decode(buffer.getvalue())[0].size == (3000, 3000)
+
+
 @pytest.mark.parametrize("error", [RuntimeError("bad"), NotImplementedError(), KeyError("x")])
 def test_whatever_pillow_raises_is_a_broken_image(error, monkeypatch):
     def fail(*_, **__):

@@ -116,6 +116,19 @@ def test_what_the_decoder_of_mp3_finds_damaged_is_refused_and_not_said_elsewhere
     assert capfd.readouterr().err == "a line of another thread\n"
 
 
+def test_headers_with_impossible_sizes_are_refused():
+    wave, caf, mpeg = (bytearray(FORMS[name]) for name in ("W64", "CAF", "MP3"))
+    wave[56:64] = b"\xff" * 8  # of the first chunk
+    assert refusal(bytes(wave)).startswith("cannot be decoded")
+    begin = caf.index(b"data") + 12
+    for size in (-begin, -(2**62)):  # the samples end where the file begins, and before that
+        caf[begin - 8 : begin] = size.to_bytes(8, signed=True)
+        assert "ends before it begins" in refusal(bytes(caf))
+    label = next(at for name in (b"Xing", b"Info") if (at := mpeg.find(name)) >= 0)
+    for length in range(label, label + 20):
+        assert refusal(bytes(mpeg[:length]))
+
+
 # ---- more than one recording in a file -------------------------------------------------------------------------------
 
 

@@ -55,6 +55,8 @@ def chunked_layout(file: BinaryIO) -> Layout | None:
         found = reader(file, start, size)
         if found is None:  # no samples in it, which the decoder will say
             break
+        if found.end <= start:
+            raise AudioError("is damaged: by its header it ends before it begins")
         if found.end > size:
             raise AudioError(f"is cut off: {found.end - size:,} bytes of its samples are missing")
         noted |= found.patches is not None

@@ -129,7 +129,7 @@ def _promise(frame: bytes, offset: int) -> tuple[int | None, int | None] | None:
     if frame[36:40] == b"VBRI":
         return int.from_bytes(frame[50:54]), int.from_bytes(frame[46:50])
     header = frame[offset : offset + 16]
-    if not offset or header[:4] not in (b"Xing", b"Info"):
+    if not offset or len(header) < 16 or header[:4] not in (b"Xing", b"Info"):
         return None
     flags, numbers = header[7], [int.from_bytes(header[i : i + 4]) for i in (8, 12)]
     frames = numbers.pop(0) if flags & 1 else None

@@ -8,6 +8,8 @@ if TYPE_CHECKING:  # Pillow belongs to an extra and is imported where it is need
     from PIL.Image import Image as Picture
 
 
+SMALL = 2**22  # pixels that any file may have, and
+PER_BYTE = 10_000  # how many it may have for each of its bytes: more than formats for photographs make of one colour
 _PNG = re.compile(rb"(?s)\x89PNG\r\n\x1a\n.{17}")
 _DEEP_DXGI = {2, 6, 10, 11, 24, 26, 94, 95, 96}  # floats, 16 or 10 bits, and BC6H, by their numbers in DXGI_FORMAT
 
@@ -26,8 +28,11 @@ def decode(content: bytes) -> tuple["Picture", bool]:
 
     try:
         image = Image.open(io.BytesIO(content))
+        width, height = image.size
+        if width * height > max(SMALL, PER_BYTE * len(content)):
+            raise ImageError(f"says that it has {width:,} × {height:,} pixels in {len(content):,} bytes")
         image.load()
-    except MemoryError:
+    except (ImageError, MemoryError):
         raise
     except Exception as error:  # every format of Pillow raises its own, NotImplementedError and RuntimeError among them
         reason = (str(error) or type(error).__name__).partition(" <")[0]  # without the address of the buffer

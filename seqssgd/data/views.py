@@ -50,6 +50,8 @@ def size_of(file: BinaryIO) -> int:
 
 
 def read_at(file: BinaryIO, offset: int, count: int) -> bytes:
-    """Up to ``count`` bytes from ``offset`` on."""
+    """Up to ``count`` bytes from ``offset`` on; none where no file has any, as a damaged header may say."""
+    if not 0 <= offset < 2**62:
+        return b""
     file.seek(offset)
     return file.read(count)
