@@ -67,21 +67,34 @@ def noise_groups(
     >>> [(g["noise"], g["layers"]) for g in noise_groups(model, noise=0.5)]
     [(0.5, ['0']), (0.0, ['0.bias', '1.weight', '1.bias'])]
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"noise_groups(model, noise=...) takes the model, whose modules tell what is a weight, not {type(model)}"
-        )
+    _check_arguments(model, only, roles)
     check_not_flattened(model)
-    if not (only is None or _are_names(only)) or not set(only or ()) <= set(ROLES):
-        raise ValueError(f"only={only!r}: give a collection of roles out of {', '.join(ROLES)}")
-    if not isinstance(roles, Mapping | None):
-        raise TypeError(f"roles={roles!r}: give a dictionary, such as {{MyCell: 'recurrent'}}; only= chooses roles")
     if getattr(noise, "ndim", None) == 0:  # a tensor or an array of one number
         noise = float(noise)
     _check_new_level(noise)
     found = kinds(model)
-    _give_roles(model, found, roles or {})
+    for key, role in (roles or {}).items():
+        _give_role(model, found, key, role)
     included, excluded = _matching(found, include, "include"), _matching(found, exclude, "exclude")
+    noisy, rest = _divided(model, found, only, included, excluded)
+    if not any(p.requires_grad for p in noisy):
+        raise ValueError(_nothing_to_perturb(model, noisy, rest, only))
+    _warn_of_left_out(model, {p: place for p, place in rest.items() if id(p) not in excluded}, found)
+    groups = [_group(noisy, float(noise))]
+    return [*groups, _group(rest, 0.0)] if rest else groups
+
+
+# ---- which -----------------------------------------------------------------------------------------------------------
+
+
+def _divided(
+    model: nn.Module,
+    found: Mapping[int, list[Kind]],
+    only: Collection[str] | None,
+    included: Collection[int],
+    excluded: Collection[int],
+) -> tuple[dict[Tensor, Kind], dict[Tensor, Kind]]:
+    """The parameters to perturb, and the rest, each with what it is."""
     noisy: dict[Tensor, Kind] = {}
     rest: dict[Tensor, Kind] = {}
     for p in model.parameters():
@@ -92,14 +105,7 @@ def noise_groups(
             rest[p] = Kind("not chosen" if weight else first.kind, first.name, first.name)
         else:
             noisy[p] = (wanted or first._replace(layer=first.name))._replace(name=first.name)
-    if not any(p.requires_grad for p in noisy):
-        raise ValueError(_nothing_to_perturb(model, noisy, rest, only))
-    _warn_of_left_out(model, {p: place for p, place in rest.items() if id(p) not in excluded}, found)
-    groups = [_group(noisy, float(noise))]
-    return [*groups, _group(rest, 0.0)] if rest else groups
-
-
-# ---- which -----------------------------------------------------------------------------------------------------------
+    return noisy, rest
 
 
 def _matching(found: Mapping[int, list[Kind]], patterns: Patterns, argument: str) -> set[int]:
@@ -123,32 +129,25 @@ def _fits(name: str, pattern: str) -> bool:
     return fnmatchcase(name, pattern) or fnmatchcase(name.replace("_orig_mod.", ""), pattern)  # torch.compile's prefix
 
 
-def _give_roles(model: nn.Module, found: dict[int, list[Kind]], roles: Mapping[type[nn.Module] | str, str]) -> None:
-    """Replaces the roles of weights as the user says. Of several that fit a weight the first holds."""
-    given: set[Kind] = set()
-    for key, role in roles.items():
-        if not isinstance(key, str | type):
-            raise TypeError(f"roles={{{key!r}: {role!r}}}: the key must be a class of modules, or a pattern for names")
-        if role not in ROLES:
-            raise ValueError(f"roles={{{key!r}: {role!r}}}: the role must be one of {', '.join(ROLES)}")
-        modules = [
-            path
-            for path, module in model.named_modules()
-            if (_fits(path, key) if isinstance(key, str) else isinstance(module, key))
-        ]
-        fitting = False
-        for places in found.values():
-            for index, place in enumerate(places):
-                inside = [path for path in modules if not path or place.name.startswith(f"{path}.")]
-                if not inside and not (isinstance(key, str) and _fits(place.name, key)):
-                    continue
-                fitting = True
-                if place.kind in ROLES and place not in given:
-                    layer = min(inside, key=len) or role if inside and role == "recurrent" else place.layer
-                    places[index] = place._replace(kind=role, layer=layer)
-                    given.add(places[index])
-        if not fitting:
-            raise ValueError(f"roles={{{key!r}: {role!r}}}: the model has no such module or parameter")
+def _give_role(model: nn.Module, found: dict[int, list[Kind]], key: type[nn.Module] | str, role: Role) -> None:
+    """Replaces the role of the weights that ``key`` fits, but for those whose role the user has named before."""
+    modules = [
+        path
+        for path, module in model.named_modules()
+        if (_fits(path, key) if isinstance(key, str) else isinstance(module, key))
+    ]
+    fitting = False
+    for places in found.values():
+        for index, place in enumerate(places):
+            inside = [path for path in modules if not path or place.name.startswith(f"{path}.")]
+            if not inside and not (isinstance(key, str) and _fits(place.name, key)):
+                continue
+            fitting = True
+            if place.kind in ROLES and not place.given:
+                layer = min(inside, key=len) or role if inside and role == "recurrent" else place.layer
+                places[index] = place._replace(kind=role, layer=layer, given=True)
+    if not fitting:
+        raise ValueError(f"roles={{{key!r}: {role!r}}}: the model has no such module or parameter")
 
 
 def _first(places: Iterable[Kind], wanted: Collection[str]) -> Kind | None:
@@ -168,6 +167,22 @@ def _group(places: Mapping[Tensor, Kind], noise: float) -> dict[str, Any]:
 
 
 # ---- what is refused, and what is said -------------------------------------------------------------------------------
+
+
+def _check_arguments(model: Any, only: Any, roles: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"noise_groups(model, noise=...) takes the model, whose modules tell what is a weight, not {type(model)}"
+        )
+    if not (only is None or _are_names(only)) or not set(only or ()) <= set(ROLES):
+        raise ValueError(f"only={only!r}: give a collection of roles out of {', '.join(ROLES)}")
+    if not isinstance(roles, Mapping | None):
+        raise TypeError(f"roles={roles!r}: give a dictionary, such as {{MyCell: 'recurrent'}}; only= chooses roles")
+    for key, role in (roles or {}).items():
+        if not isinstance(key, str | type):
+            raise TypeError(f"roles={{{key!r}: {role!r}}}: the key must be a class of modules, or a pattern for names")
+        if role not in ROLES:
+            raise ValueError(f"roles={{{key!r}: {role!r}}}: the role must be one of {', '.join(ROLES)}")
 
 
 def _check_new_level(noise: float) -> None:

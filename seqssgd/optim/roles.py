@@ -66,11 +66,13 @@ class Kind(NamedTuple):
         kind: one of ``ROLES``, or a key of ``LEFT_ALONE``.
         layer: the name of its layer. Weights with equal names share a norm.
         name: of the parameter in this place.
+        given: whether its role is one that the user has named.
     """
 
     kind: str
     layer: str
     name: str
+    given: bool = False
 
 
 def kinds(model: nn.Module) -> dict[int, list[Kind]]:
