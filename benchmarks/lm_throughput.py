@@ -21,7 +21,6 @@ import contextlib
 import io
 import random
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -29,7 +28,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from timing import Figures, asked, benchmark, in_turns, ratio, spent
+from timing import Figures, apart, asked, benchmark, in_turns, ratio, spent
 from torch import Tensor, nn
 
 from seqssgd.data.text import TextDataset, columns, load_text, write_text_dataset
@@ -156,9 +155,8 @@ LOOPS = {
 
 def rate(loop: str, model: str, args: argparse.Namespace, folder: Path) -> float:
     """Tokens per second of a loop in a process of its own; 0 if the machine has nothing to run it with."""
-    words = [loop, model, str(args.steps), str(args.threads), str(folder)]
-    done = subprocess.run([sys.executable, __file__, "--one", *words], stdout=subprocess.PIPE, text=True, check=True)
-    return (args.steps - 1) * BATCH * WINDOW[model] / float(done.stdout)
+    seconds = apart(__file__, loop, model, args.steps, args.threads, folder)
+    return (args.steps - 1) * BATCH * WINDOW[model] / seconds
 
 
 def one(loop: str, model: str, steps: str, threads: str, folder: str) -> None:

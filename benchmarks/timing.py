@@ -4,6 +4,8 @@ import argparse
 import json
 import platform
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,6 +26,7 @@ def benchmark(
     rounds: int = 5,
     steps: int | None = 40,
     threads: int | None = None,
+    data: str | None = None,
 ) -> None:
     """The program of a benchmark: its options, its figures as text, and with ``--json`` as a file.
 
@@ -33,6 +36,7 @@ def benchmark(
         default: the models that are measured unless ``--models`` says otherwise; None: all.
         rounds, steps, threads: what they are unless the options say otherwise; steps None: no such option; threads
             None: torch's choice.
+        data: the prepared data that it needs; None: no such option.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--models", nargs="+", choices=models, default=default or list(models))
@@ -40,6 +44,8 @@ def benchmark(
     if steps is not None:
         parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--threads", type=int, default=threads or torch.get_num_threads())
+    if data is not None:
+        parser.add_argument("--data", type=Path, required=True, metavar="DIR", help=data)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -77,6 +83,12 @@ def in_turns(functions: Mapping[str, Callable[[], float]], rounds: int) -> dict[
         for name, function in functions.items():
             values[name].append(function())
     return values
+
+
+def apart(program: str, *words: object) -> float:
+    """What ``program`` prints when it is called with ``--one`` and ``words``, in a process of its own."""
+    command = [sys.executable, program, "--one", *map(str, words)]
+    return float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
 
 def asked(batches: Iterable[T], times: list[float]) -> Iterator[T]:

@@ -56,6 +56,7 @@ BENCHMARKS = {
     "benchmarks/optimizer_overhead": "benchmarks/README.md",
     "benchmarks/lm_throughput": "benchmarks/README.md",
     "benchmarks/speech": "benchmarks/README.md",
+    "benchmarks/speech_throughput": "benchmarks/README.md",
     "benchmarks/images": "benchmarks/README.md",
     "benchmarks/landscape": "benchmarks/README.md",
     "benchmarks/exactness": "docs/in_your_trainer.md",
