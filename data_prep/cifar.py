@@ -13,6 +13,7 @@ import hashlib
 import io
 import os
 import pickle
+import pickletools
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -229,6 +230,10 @@ class _Unpickler(pickle.Unpickler):
 def unpickle(content: bytes, where: str) -> dict:
     """A pickled dictionary of numbers, texts and arrays; nothing else is loaded, and nothing is run."""
     try:
+        for opcode, argument, _ in pickletools.genops(content):
+            # the unpickler makes room for as many values as the highest number that one is put aside under
+            if opcode.name == "LONG_BINPUT" and argument > len(content):
+                raise pickle.UnpicklingError(f"it numbers a value {argument:,}")
         value = _Unpickler(io.BytesIO(content), encoding="latin-1").load()
         if not isinstance(value, dict):
             raise pickle.UnpicklingError(f"it holds a {type(value).__name__}")

@@ -288,6 +288,8 @@ def test_truncated_and_strange_files_are_refused_by_name(tmp_path, capsys):
         content = python2_pickle({"data": data, "labels": wrong})
         assert "does not hold images and labels" in said(python, "test_batch", content)
     assert "it holds a list" in said(python, "test_batch", python2_pickle([1]))
+    room_for_many = b"\x80\x02}r" + (2**26).to_bytes(4, "little") + b"."
+    assert "it numbers a value 67,108,864" in said(python, "batches.meta", room_for_many)
     assert "does not hold the names" in said(python, "batches.meta", python2_pickle({"label_names": "cat"}))
     assert not (tmp_path / "out").exists()
 
