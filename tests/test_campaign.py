@@ -15,7 +15,7 @@ from campaign.kills import Kills
 from campaign.mutations import mutate
 from campaign.powercut import Disk
 from campaign.processes import Child, Started
-from campaign.readers import Reader, say
+from campaign.reader import Reader, say
 from campaign.trainings import RECIPES, Trainings
 from programs import load
 

@@ -225,6 +225,12 @@ def test_resampling_does_not_depend_on_how_blocks_are_cut(own):
         assert np.array_equal(np.concatenate(list(resampled(parts, own, 16_000))), whole)
 
 
+@pytest.mark.parametrize("rate", [1, 3_111_040])
+def test_a_rate_that_no_sound_has_is_refused(rate):
+    with pytest.raises(AudioError, match=f"its header says {rate:,} Hz, where sound has 1,000 to 1,000,000"):
+        resample(Recording(np.zeros((800, 1), np.int16), rate), 16_000)
+
+
 @pytest.mark.parametrize("dtype", [np.int16, np.int32])
 def test_clips_too_short_for_the_resampler_keep_their_length(dtype):
     tone = np.full((66, 1), 1000, dtype) << (8 if dtype == np.int32 else 0)

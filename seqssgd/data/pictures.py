@@ -1,7 +1,9 @@
 """Encoded images, of any format that Pillow reads, decoded."""
 
+import functools
 import io
 import re
+import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # Pillow belongs to an extra and is imported where it is needed
@@ -24,10 +26,9 @@ def decode(content: bytes) -> tuple["Picture", bool]:
     Raises:
         ImageError: it cannot be decoded, or not to its end.
     """
-    from PIL import Image
-
+    pillow = _pillow()
     try:
-        image = Image.open(io.BytesIO(content))
+        image = pillow.open(io.BytesIO(content))
         width, height = image.size
         if width * height > max(SMALL, PER_BYTE * len(content)):
             raise ImageError(f"says that it has {width:,} × {height:,} pixels in {len(content):,} bytes")
@@ -38,6 +39,15 @@ def decode(content: bytes) -> tuple["Picture", bool]:
         reason = (str(error) or type(error).__name__).partition(" <")[0]  # without the address of the buffer
         raise ImageError(f"is a broken image ({reason})") from None
     return image, image.mode == "F" or image.mode.startswith("I") or _bits(image, content) > 8
+
+
+@functools.cache
+def _pillow() -> Any:
+    """Pillow, which need not warn of what is large: :func:`decode` has a limit of its own."""
+    from PIL import Image
+
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    return Image
 
 
 def _bits(image: "Picture", content: bytes) -> int:

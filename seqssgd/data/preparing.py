@@ -25,6 +25,7 @@ from seqssgd.data.shards import Form, Item, Rejected, Shard, cut, merge, write_s
 from seqssgd.documents import parse_json
 from seqssgd.errors import UserError
 from seqssgd.files import atomic_path, naming
+from seqssgd.kinds import misfit
 from seqssgd.locks import alone
 from seqssgd.notes import note, warn
 
@@ -193,8 +194,10 @@ def rejections(folder: str | Path) -> str:
     """
     report = Path(folder) / "rejected.jsonl"
     try:
-        lines = report.read_bytes().split(b"\n")
-        rejected = [Rejected(**parse_json(line)) for line in lines if line]
+        rows = [parse_json(line) for line in report.read_bytes().split(b"\n") if line]
+        if wrong := misfit(list[Rejected], rows):
+            raise ValueError(wrong)
+        rejected = [Rejected(**row) for row in rows]
     except (OSError, ValueError, TypeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(f"{report} is damaged ({reason}); remove {folder} and prepare it again") from None

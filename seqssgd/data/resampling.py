@@ -6,6 +6,8 @@ import numpy as np
 
 from seqssgd.data.sphere import AudioError
 
+SLOWEST, FASTEST = 1_000, 1_000_000  # Hz; beyond them a header is damaged, and the filter takes any memory
+
 
 def resampled(blocks: Iterable[np.ndarray], own: int, rate: int) -> Iterator[np.ndarray]:
     """Blocks (n, 1) of samples at another rate, by FFmpeg's resampler (PyAV), however they are cut.
@@ -15,6 +17,8 @@ def resampled(blocks: Iterable[np.ndarray], own: int, rate: int) -> Iterator[np.
     if own == rate:
         yield from blocks
         return
+    if not SLOWEST <= own <= FASTEST:
+        raise AudioError(f"cannot be resampled: its header says {own:,} Hz, where sound has {SLOWEST:,} to {FASTEST:,}")
     import av
 
     resampler, kind, count, given = None, "s16", 0, 0

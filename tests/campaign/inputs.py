@@ -11,7 +11,8 @@ from pathlib import Path
 
 from .mutations import mutate
 from .processes import child, learn, learning
-from .readers import Reader, Sources
+from .reader import Reader
+from .readers import Sources
 from .trainings import Trainings
 
 BATCH = 100  # inputs of a trial, of one reader, at most; and

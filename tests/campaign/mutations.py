@@ -1,4 +1,8 @@
-"""Faults put into inputs: into their bytes, or into the values that their bytes stand for."""
+"""Faults put into inputs: into their bytes, or into the values that their bytes stand for.
+
+Not by Hypothesis, which makes values from descriptions of them and shrinks a failure within its own process: here good
+files of some seventy forms are changed, their reader may take its process with it, and a seed alone repeats a fault.
+"""
 
 import io
 import json
