@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .chunks import pieces
 from .entry import Entry
 from .part import Pass
 from .products import NoiseTimesGradient, OwnNoiseTimesGradient
@@ -56,7 +57,7 @@ class PairCurvature:
             everywhere: whether to give the mean over all data-parallel processes: one reduction of a number a tensor.
         """
         if part.index == 0:
-            self._squares = [_total((entry.weight - entry.saved).square()) for entry in entries]
+            self._squares = [_squared_distance(entry) for entry in entries]
         found = self.products.take(part, entries)
         if not part.last:
             return
@@ -147,6 +148,10 @@ class RecordsCurvature(RandomNoise):
             )
         if any(is_sharded(entry.parameter) for entry in self.entries()):
             raise ValueError("curvature of sharded weights is not recorded; use DDP")
+
+
+def _squared_distance(entry: Entry) -> Tensor:
+    return sum(_total((p - w).square_()) for _, ((p,), (w,)) in pieces([entry.weight], [entry.saved]))
 
 
 def _total(products: Tensor) -> Tensor:

@@ -39,25 +39,28 @@ class NoiseTimesGradient:
             (``entry.earlier``) is left out.
         """
         first, self._first, found = self._first, {}, {}
+        weights = part.importance if part.last and len(part.importance) == 2 else (0.0, 1.0)
         for entry in entries:
-            if (gradient := entry.gradient) is None:
-                continue
-            product = torch.empty_like(entry.weight)
-            if entry.earlier is not None:
-                gradient = gradient - entry.earlier
-            for _, ((n,), (w,), (g,), (out,)) in pieces([entry.weight], [entry.saved], [gradient], [product]):
-                torch.sub(n, w, out=out).mul_(g)
-            found[entry.number] = product if self._reduce is None else self._reduce(product)
+            if (gradient := entry.gradient) is not None:
+                if entry.earlier is not None:
+                    gradient = gradient - entry.earlier
+                found[entry.number] = self._add_product(first.get(entry.number), weights, entry, gradient)
         if not part.last:
-            self._first = found
-            return {}
-        if len(part.importance) == 2:
-            for number, product in found.items():
-                if number not in first:
-                    product.mul_(part.importance[1])
-                    continue
-                for _, ((a,), (ns,)) in pieces([first.pop(number)], [product]):
-                    ns.mul_(part.importance[1]).add_(a.mul_(2 * part.importance[0]))
+            self._first, found = found, {}
+        return found
+
+    def _add_product(
+        self, first: Tensor | None, weights: tuple[Any, ...], entry: Entry, gradient: Tensor
+    ) -> Tensor:
+        """2w₀A + w₁ n∘g, n being where the weight is moved, in the memory of ``first``, A, if there is any."""
+        columns = [entry.weight], [entry.saved], [gradient]
+        if self._reduce is not None:
+            total = sum(self._reduce((n - w).mul_(g)) for _, ((n,), (w,), (g,)) in pieces(*columns))
+            return _weighted_sum(first, weights, total)
+        found = torch.empty_like(entry.weight) if first is None else first
+        for _, ((n,), (w,), (g,), (out,)) in pieces(*columns, [found]):
+            product = torch.sub(n, w, out=out if first is None else None).mul_(g)
+            _weighted_sum(None if first is None else out, weights, product)
         return found
 
     def __reduce__(self) -> Any:  # in a copy of the optimizer no loop is under way
@@ -82,10 +85,8 @@ class OwnNoiseTimesGradient(NoiseTimesGradient):
     @torch.no_grad()
     def _add(self, entry: Entry, gradient: Tensor) -> None:
         """Called by autograd, before it adds ``gradient`` to ``.grad``."""
-        product = (entry.weight - entry.saved).mul_(gradient)
-        product = product if self._reduce is None else self._reduce(product)
         before = self._first.get(entry.number)
-        self._first[entry.number] = product if before is None else before.add_(product)
+        self._first[entry.number] = self._add_product(before, (0.5, 1.0), entry, gradient)
 
     def take(self, part: Pass, entries: list[Entry]) -> dict[int, Tensor]:
         found = self._first
@@ -96,3 +97,13 @@ class OwnNoiseTimesGradient(NoiseTimesGradient):
         for handle in self._handles:
             handle.remove()
         self._handles, self._first = [], {}
+
+
+def _weighted_sum(first: Tensor | None, weights: tuple[Any, ...], product: Tensor) -> Tensor:
+    """2w₀A + w₁ times ``product``, in place."""
+    _scale(product, weights[1])
+    return product if first is None else _scale(first, 2 * weights[0]).add_(product)
+
+
+def _scale(tensor: Tensor, factor: float | Tensor) -> Tensor:
+    return tensor.mul_(factor) if isinstance(factor, Tensor) or factor != 1 else tensor

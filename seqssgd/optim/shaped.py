@@ -111,8 +111,7 @@ class ShapedNoise(EstimatesDiagonal, SymmetricNoise):
 
     def go_to(self, position: Mapping[str, Any]) -> None:
         super().go_to(position)
-        self.shape.means.clear()
-        self.shape.means.update({number: mean.clone() for number, mean in position.get("means", {}).items()})
+        self.shape.load(position.get("means", {}))
 
     def check_groups(self) -> None:
         super().check_groups()
