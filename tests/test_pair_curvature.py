@@ -8,7 +8,7 @@ from torch import nn
 from toy_task import toy_config, train
 
 from seqssgd.errors import UserError
-from seqssgd.optim import SymmetricNoise, noise_groups
+from seqssgd.optim import SymmetricNoise, chunks, noise_groups
 from seqssgd.optim.reference import scaled_noise, unit_noise
 
 INPUTS = torch.randn(20, 4, dtype=torch.double, generator=torch.Generator().manual_seed(0))
@@ -217,3 +217,15 @@ def test_methods_without_a_pair_have_no_curvature_to_log(tmp_path):
     ):
         with pytest.raises(UserError, match=f"training.log_curvature: .*{said}"):
             train(tmp_path / said[:4], toy_config(optim=optim, training={"log_curvature": True}))
+
+
+def test_large_tensors_are_summed_in_pieces(monkeypatch):
+    found = []
+    for size in (10**6, 3):
+        monkeypatch.setattr(chunks, "CHUNK", size)
+        model = network()
+        optimizer = optimizer_of(model)
+        optimizer.record_curvature()
+        step(model, optimizer)
+        found.append(torch.stack([torch.stack(figures) for figures in optimizer.curvature().values()]))
+    torch.testing.assert_close(*found, rtol=1e-12, atol=0)

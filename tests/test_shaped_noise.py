@@ -11,7 +11,7 @@ from peer_methods import X, Y, bits, losses_of, network, same_bits
 from torch import nn
 from torch.func import functional_call
 
-from seqssgd.optim import ShapedNoise, noise_groups
+from seqssgd.optim import ShapedNoise, chunks, noise_groups
 from seqssgd.optim.reference import unit_noise
 
 
@@ -190,8 +190,23 @@ def test_layers_of_two_tensors_have_one_mean():
         optimizer.zero_grad()
     means = [optimizer.shape.means[i].clamp(min=0) for i in range(2)]
     size = torch.cat([h.flatten() for h in means]).mean()
-    for precision, h in zip(optimizer.shape.precisions(optimizer.entries()), means, strict=True):
-        torch.testing.assert_close(precision, h / size + 0.5)
+    noise = [torch.ones_like(h) for h in means]
+    optimizer.shape.apply(optimizer.entries(), noise)
+    for z, h in zip(noise, means, strict=True):
+        torch.testing.assert_close(z, (h / size + 0.5).rsqrt())
+
+
+@pytest.mark.parametrize("settings", [{}, {"precondition": True, "signs": "halves"}], ids=str)
+def test_large_tensors_are_worked_on_in_pieces(settings, monkeypatch):
+    found = []
+    for size in (10**6, 5):
+        monkeypatch.setattr(chunks, "CHUNK", size)
+        model = network()
+        model[2].weight.data = model[2].weight.detach().T.contiguous().T  # one that no pieces are made of
+        train(model, make(model, **settings), 3)
+        found.append(bits(model))
+    for whole, pieces in zip(*found, strict=True):
+        torch.testing.assert_close(pieces, whole, rtol=1e-12, atol=1e-14)
 
 
 def test_a_copy_of_the_optimizer_goes_on_alike():

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
-CHUNK = 2**17  # elements: on a CPU a new tensor of many megabytes costs more than the arithmetic on it
+CHUNK = 2**18  # elements: on a CPU a new tensor of many megabytes costs more than the arithmetic on it
 
 
 def pieces(*columns: Sequence[Tensor]) -> Iterator[tuple[list[int], tuple[list[Tensor], ...]]]:
@@ -25,6 +25,5 @@ def pieces(*columns: Sequence[Tensor]) -> Iterator[tuple[list[int], tuple[list[T
         if row[0].numel() <= CHUNK or not all(t.is_contiguous() for t in row):
             yield [place], tuple([t] for t in row)
             continue
-        flat = [t.view(-1) for t in row]
-        for start in range(0, len(flat[0]), CHUNK):
-            yield [place], tuple([t[start : start + CHUNK]] for t in flat)
+        for parts in zip(*(t.view(-1).split(CHUNK) for t in row), strict=True):
+            yield [place], tuple([part] for part in parts)

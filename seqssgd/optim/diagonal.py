@@ -15,7 +15,7 @@ AverageOver = Literal["weight", "row", "layer"]
 
 
 class DiagonalEstimate:
-    """An estimate of the diagonal from all loops of a step: one buffer of the weights' size, two while passes go on.
+    """An estimate of the diagonal from all loops of a step: one buffer of the weights' size, two in a further loop.
 
     What happens to a gradient between the loop and the step, as unscaling it or clipping its norm, is to happen to
     the estimate too: it is scaled as the norm of the gradient was.

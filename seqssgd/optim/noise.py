@@ -3,7 +3,7 @@
 import math
 import operator
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Literal, get_args
 
@@ -59,7 +59,7 @@ class NoiseSource:
         levels: Sequence[float | Tensor],
         layers: Sequence[str],
         draw: int,
-        shapes: Sequence[Tensor] | None = None,
+        shape: Callable[[list[Tensor]], None] | None = None,
     ) -> None:
         """Sets ``weights`` to ``saved`` + n, the size of n as the granularity says.
 
@@ -69,14 +69,14 @@ class NoiseSource:
             levels: one noise level for each weight; tensors, of no dimensions, are not waited for.
             layers: one layer name for each weight.
             draw: which perturbation of the stream.
-            shapes: what the elements are multiplied with before n is scaled to its size; None: nothing.
+            shape: what changes the elements, in place, before n is scaled to its size; None: nothing does.
 
         Raises:
             ValueError: DTensors that are sharded otherwise than FSDP2 does.
         """
         pieces = self.fill_(weights, draw)
-        if shapes is not None:
-            torch._foreach_mul_(pieces, list(shapes))
+        if shape is not None:
+            shape(pieces)
         if self.granularity == "absolute":
             scales = [w.new_ones(()) for w in saved]
         elif self.granularity == "filter_std":
@@ -87,7 +87,7 @@ class NoiseSource:
                 for w, z in zip(saved, pieces, strict=True)
             ]
         else:
-            scales = self._ratios(weights, saved, pieces, layers, flat=shapes is None)
+            scales = self._ratios(weights, saved, pieces, layers, flat=shape is None)
         for piece, w, scale, level in zip(pieces, saved, scales, levels, strict=True):
             if isinstance(level, Tensor):
                 scale, level = scale * level.to(scale), 1.0

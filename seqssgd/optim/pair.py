@@ -151,7 +151,7 @@ class RecordsCurvature(RandomNoise):
 
 
 def _squared_distance(entry: Entry) -> Tensor:
-    return sum(_total((p - w).square_()) for _, ((p,), (w,)) in pieces([entry.weight], [entry.saved]))
+    return torch.stack([_total((p - w).square_()) for _, ((p,), (w,)) in pieces([entry.weight], [entry.saved])]).sum()
 
 
 def _total(products: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ class NoiseTimesGradient:
     ratio of the passes' weights, and n∘g₊ and −n∘g₋ have the weighted sum 2w₀A − w₁n∘S.
 
     Args:
-        reduce: what to keep of each n∘g, a linear function of it such as its sum; None: all.
+        reduce: a sum over a tensor, called for n∘g piece by piece; no more than that is kept then. None: all.
     """
 
     def __init__(self, reduce: Callable[[Tensor], Tensor] | None = None) -> None:
@@ -39,28 +39,29 @@ class NoiseTimesGradient:
             (``entry.earlier``) is left out.
         """
         first, self._first, found = self._first, {}, {}
-        weights = part.importance if part.last and len(part.importance) == 2 else (0.0, 1.0)
+        pair = part.last and len(part.importance) == 2
+        factors = (2 * part.importance[0], part.importance[1]) if pair else (1.0, 1.0)
         for entry in entries:
             if (gradient := entry.gradient) is not None:
                 if entry.earlier is not None:
                     gradient = gradient - entry.earlier
-                found[entry.number] = self._add_product(first.get(entry.number), weights, entry, gradient)
+                found[entry.number] = self._add_product(first.get(entry.number), entry, gradient, factors)
         if not part.last:
             self._first, found = found, {}
         return found
 
     def _add_product(
-        self, first: Tensor | None, weights: tuple[Any, ...], entry: Entry, gradient: Tensor
+        self, first: Tensor | None, entry: Entry, gradient: Tensor, factors: tuple[Any, Any] = (1.0, 1.0)
     ) -> Tensor:
-        """2w₀A + w₁ n∘g, n being where the weight is moved, in the memory of ``first``, A, if there is any."""
+        """``first`` and n∘g, n being where the weight is moved, times their factors, in the memory of ``first``."""
         columns = [entry.weight], [entry.saved], [gradient]
         if self._reduce is not None:
-            total = sum(self._reduce((n - w).mul_(g)) for _, ((n,), (w,), (g,)) in pieces(*columns))
-            return _weighted_sum(first, weights, total)
+            sums = [self._reduce((n - w).mul_(g)) for _, ((n,), (w,), (g,)) in pieces(*columns)]
+            return _weighted_sum(first, torch.stack(sums).sum(), factors)
         found = torch.empty_like(entry.weight) if first is None else first
         for _, ((n,), (w,), (g,), (out,)) in pieces(*columns, [found]):
             product = torch.sub(n, w, out=out if first is None else None).mul_(g)
-            _weighted_sum(None if first is None else out, weights, product)
+            _weighted_sum(None if first is None else out, product, factors)
         return found
 
     def __reduce__(self) -> Any:  # in a copy of the optimizer no loop is under way
@@ -86,7 +87,7 @@ class OwnNoiseTimesGradient(NoiseTimesGradient):
     def _add(self, entry: Entry, gradient: Tensor) -> None:
         """Called by autograd, before it adds ``gradient`` to ``.grad``."""
         before = self._first.get(entry.number)
-        self._first[entry.number] = self._add_product(before, (0.5, 1.0), entry, gradient)
+        self._first[entry.number] = self._add_product(before, entry, gradient)
 
     def take(self, part: Pass, entries: list[Entry]) -> dict[int, Tensor]:
         found = self._first
@@ -99,10 +100,10 @@ class OwnNoiseTimesGradient(NoiseTimesGradient):
         self._handles, self._first = [], {}
 
 
-def _weighted_sum(first: Tensor | None, weights: tuple[Any, ...], product: Tensor) -> Tensor:
-    """2w₀A + w₁ times ``product``, in place."""
-    _scale(product, weights[1])
-    return product if first is None else _scale(first, 2 * weights[0]).add_(product)
+def _weighted_sum(first: Tensor | None, product: Tensor, factors: tuple[Any, Any]) -> Tensor:
+    """In the place of ``first``, or of ``product`` where there is none."""
+    _scale(product, factors[1])
+    return product if first is None else _scale(first, factors[0]).add_(product)
 
 
 def _scale(tensor: Tensor, factor: float | Tensor) -> Tensor:

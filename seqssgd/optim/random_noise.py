@@ -1,7 +1,7 @@
 """What the methods share that take gradients at random perturbations of the weights."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -69,7 +69,7 @@ class RandomNoise(MultiPassOptimizer):
         """Sets the weights to w + n, n being perturbation ``draw`` of the stream."""
         params, saved = [entry.parameter for entry in entries], [entry.saved for entry in entries]
         levels, layers = self.levels_of(entries), [entry.layer for entry in entries]
-        self.source.add_(params, saved, levels, layers, draw, self.shapes(entries))
+        self.source.add_(params, saved, levels, layers, draw, self.shaper(entries))
         if self.source.granularity in NORMS and not isinstance(levels[0], Tensor):
             self._precision.check(params, saved, levels)
 
@@ -77,8 +77,8 @@ class RandomNoise(MultiPassOptimizer):
         """The level of each weight; a number, or all are tensors of no dimensions."""
         return [entry.level for entry in entries]
 
-    def shapes(self, entries: list[Entry]) -> list[Tensor] | None:
-        """What the elements of the noise are multiplied with before it is scaled to its size; None: nothing."""
+    def shaper(self, entries: list[Entry]) -> Callable[[list[Tensor]], None] | None:
+        """What changes the noise of ``entries``, in place, before it is scaled to its size; None: nothing does."""
         return None
 
     def draw_number(self, index: int) -> int:

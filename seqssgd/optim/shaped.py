@@ -1,9 +1,9 @@
 """S-SGD whose noise follows the curvature that its pair measures."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Annotated, Any
 
-import torch
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 
@@ -88,15 +88,12 @@ class ShapedNoise(EstimatesDiagonal, SymmetricNoise):
                 f'shaped noise has one size in a layer or a tensor, not granularity="{self.source.granularity}"'
             )
 
-    def shapes(self, entries: list[Entry]) -> list[Tensor]:
-        return [precision.rsqrt_() for precision in self.shape.precisions(entries)]
+    def shaper(self, entries: list[Entry]) -> Callable[[list[Tensor]], None]:
+        return partial(self.shape.apply, entries)
 
     def over_variances(self, entries: list[Entry], products: list[Tensor]) -> None:
-        precisions = dict(zip(map(id, self.entries()), self.shape.precisions(self.entries()), strict=True))
-        for entry, product in zip(entries, products, strict=True):  # E[n∘n] = s² / precision
-            precision = precisions[id(entry)]
-            size = (entry.weight - entry.saved).square_().sum() / precision.reciprocal().sum()  # s²
-            product.mul_(precision.div_(size.clamp_min(torch.finfo(size.dtype).tiny)))
+        numbers = [entry.number for entry in entries]
+        self.shape.over_variances(self.entries(), dict(zip(numbers, products, strict=True)))
 
     def before_step(self) -> None:
         super().before_step()
