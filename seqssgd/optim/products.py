@@ -38,9 +38,10 @@ class NoiseTimesGradient:
             by ``entry.number``; weights without a gradient are missing. What is not of this loop in the gradients
             (``entry.earlier``) is left out.
         """
-        first, self._first, found = self._first, {}, {}
         pair = part.last and len(part.importance) == 2
+        first = self._first if pair else {}  # not what a loop has left that was not finished
         factors = (2 * part.importance[0], part.importance[1]) if pair else (1.0, 1.0)
+        self._first, found = {}, {}
         for entry in entries:
             if (gradient := entry.gradient) is not None:
                 if entry.earlier is not None:
