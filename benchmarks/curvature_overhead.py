@@ -1,23 +1,44 @@
 """What the methods that follow the curvature cost beyond their passes and their own step.
 
-    python benchmarks/curvature_overhead.py [--rounds 9] [--models conv1d resnet20] [--threads 2]
+    python benchmarks/curvature_overhead.py [--rounds 9] [--models conv1d resnet20 small_lstm] [--threads 1]
 
 For each model, ratios within one run (median, smallest and largest of the rounds), each of a step to its passes
-(forward-backward) and one step of the optimizer inside: SGD, for IVON its own update. Beside them one-sided Gaussian
-noise, which draws as many normal numbers as IVON and measures nothing.
+(forward-backward) and one step of the optimizer inside: SGD, for IVON its own update. Beside them S-SGD and one-sided
+Gaussian noise, which measure nothing, and what IVON's ratio would be if it cost no more than the draw of its normal
+numbers, one for each weight. Nanoseconds are for each weight: they tell how many operations on all of them a
+forward-backward is worth. Of one thread seconds are the processor's. As the recipes do, the program keeps freed memory.
+
+Time on one core: 3 minutes.
 """
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
-from optimizer_overhead import MODELS
-from timing import Figures, benchmark, interleaved, ratio
+import torch.nn.functional as F
+from optimizer_overhead import MODELS, model
+from timing import Figures, benchmark, interleaved, ratio, spent
 from torch import Tensor, nn
 
+from seqssgd.models.lstm import ZAREMBA, LSTMLanguageModel
 from seqssgd.optim import IVON, MultiPassOptimizer, OneSidedNoise, ShapedNoise, SymmetricNoise, noise_groups
 from seqssgd.optim.ivon import NaturalStep
+from seqssgd.optim.noise import NoiseSource
+from seqssgd.training.memory import keep_freed_memory
+
+
+@model
+def small_lstm():
+    """Zaremba et al.'s small model, 2 x 200 units, batch 20, 20 steps of time: many weights for few tokens."""
+    network = LSTMLanguageModel(10_000, **ZAREMBA["small"])
+    tokens = torch.randint(10_000, (21, 20))
+
+    def loss(inputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(network(inputs)[0].flatten(0, 1), targets.flatten()) * len(inputs)
+
+    return network, loss, (tokens[:-1], tokens[1:]), 1
 
 
 def sgd(network: nn.Module) -> torch.optim.SGD:
@@ -50,12 +71,14 @@ def stepping(optimizer: MultiPassOptimizer, loss: Callable[..., Tensor], batch: 
 
 
 def measure(name: str, args: argparse.Namespace, folder: Path) -> Figures:
+    keep_freed_memory()
     torch.manual_seed(0)
     network, loss, batch, _ = MODELS[name]()
     plain = torch.optim.SGD(network.parameters(), lr=1e-4)
     natural = NaturalStep(
         network.parameters(), lr=1e-6, betas=(0.9, 0.99999), weight_decay=1e-4, hess_init=1e-3, clip_radius=float("inf")
     )
+    source, tensors = NoiseSource("gaussian", "absolute"), [torch.zeros_like(p) for p in network.parameters()]
 
     def forward_backward() -> None:
         plain.zero_grad()
@@ -67,15 +90,24 @@ def measure(name: str, args: argparse.Namespace, folder: Path) -> Figures:
 
     functions = {"passes": forward_backward, "SGD": plain.step, "own": own_step}
     functions |= {label: stepping(build(network), loss, batch) for label, (build, _) in METHODS.items()}
-    seconds = interleaved(functions, args.rounds)
+    functions["draw"] = lambda: source.fill_(tensors, 0)
+    functions["add"] = lambda: torch._foreach_add_(tensors, [p.detach() for p in network.parameters()])
+    seconds = interleaved(functions, args.rounds, clock=partial(spent, args.threads))
     figures: Figures = {}
     for label, (_, passes) in METHODS.items():
         inside = seconds["own" if label.startswith("IVON") else "SGD"]
         ideal = [passes * f + s for f, s in zip(seconds["passes"], inside, strict=True)]
         figures[f"{label} step / ({passes} forward-backward + step)"] = ratio(seconds[label], ideal)
-    return {**figures, "seconds of a forward-backward": min(seconds["passes"])}
+        if label.startswith("IVON"):
+            drawing = [a + b for a, b in zip(ideal, seconds["draw"], strict=True)]
+            figures[f"{label}, if its draw were all it cost"] = ratio(drawing, ideal)
+    weights = sum(p.numel() for p in network.parameters())
+    for what, key in (("a forward-backward", "passes"), ("a normal number", "draw"), ("a sum of two tensors", "add")):
+        figures[f"nanoseconds of {what}"] = 1e9 * min(seconds[key]) / weights
+    return figures
 
 
 if __name__ == "__main__":
     about = {name: (function.__doc__ or "").strip() for name, function in MODELS.items()}
-    benchmark(__doc__.splitlines()[0], about, measure, default=["conv1d", "resnet20"], rounds=9, steps=None)
+    default = ["conv1d", "resnet20", "small_lstm"]
+    benchmark(__doc__.splitlines()[0], about, measure, default=default, rounds=9, steps=None, threads=1)

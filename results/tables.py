@@ -54,11 +54,13 @@ FORMS = {
 }
 BENCHMARKS = {
     "benchmarks/optimizer_overhead": "benchmarks/README.md",
+    "benchmarks/curvature_overhead": "benchmarks/README.md",
     "benchmarks/lm_throughput": "benchmarks/README.md",
     "benchmarks/speech": "benchmarks/README.md",
     "benchmarks/speech_throughput": "benchmarks/README.md",
     "benchmarks/images": "benchmarks/README.md",
     "benchmarks/landscape": "benchmarks/README.md",
+    "benchmarks/sign_parallel": "benchmarks/README.md",
     "benchmarks/exactness": "docs/in_your_trainer.md",
 }
 
