@@ -55,30 +55,30 @@ command = main  # the name of the installed program's entry point
 
 
 COMMANDS = {
-    "describe": Subcommand(
-        "show what noise does to each layer of a model", runs.describe_arguments, runs.describe_command, passes_on=True
-    ),
-    "perplexity": Subcommand(
-        "score text files with a trained language model", models.perplexity_arguments, models.perplexity_command
-    ),
+    "evaluate": Subcommand("score a finished run on test data", runs.evaluate_arguments, runs.evaluate_command),
     "compare": Subcommand(
-        "average runs over seeds, set methods side by side", runs.compare_arguments, runs.compare_command
+        "set methods side by side, averaged over seeds", runs.compare_arguments, runs.compare_command
     ),
-    "evaluate": Subcommand("figures of a finished run on test data", runs.evaluate_arguments, runs.evaluate_command),
     "runs": Subcommand(
         "list the runs of a folder, or find where two of them part", runs.runs_arguments, runs.runs_command
     ),
-    "export": Subcommand("a finished run as a folder to give away", runs.export_arguments, runs.export_command),
+    "describe": Subcommand(
+        "show what noise does to each layer of a model", runs.describe_arguments, runs.describe_command, passes_on=True
+    ),
+    "export": Subcommand("write a finished run as a folder to give away", runs.export_arguments, runs.export_command),
+    "perplexity": Subcommand(
+        "score text files with a trained language model", models.perplexity_arguments, models.perplexity_command
+    ),
+    "generate": Subcommand(
+        "write text with a trained language model", models.generate_arguments, models.generate_command
+    ),
     "transcribe": Subcommand(
         "write down what is said in audio files", models.transcribe_arguments, models.transcribe_command
-    ),
-    "landscape": Subcommand(
-        "how flat minima are, and where they lie", studies.landscape_arguments, studies.landscape_command
     ),
     "noise-finder": Subcommand(
         "suggest a noise level for a recipe", studies.noise_finder_arguments, studies.noise_finder_command
     ),
-    "generate": Subcommand(
-        "write text with a trained language model", models.generate_arguments, models.generate_command
+    "landscape": Subcommand(
+        "measure how flat minima are, and where they lie", studies.landscape_arguments, studies.landscape_command
     ),
 }

@@ -1,4 +1,8 @@
-"""Optimizers with weight noise. Needs torch alone."""
+"""Optimizers with weight noise, for any loop; they need torch alone.
+
+:func:`noise_groups` says which weights of a model get noise and how much, :class:`SymmetricNoise` is S-SGD around any
+base optimizer, and other classes are what it is compared with. :mod:`seqssgd.optim.reference` is S-SGD slow and plain.
+"""
 
 from . import schedules
 from .averaging import WeightAverage

@@ -45,7 +45,7 @@ def parse_recipe(config_class: type, argv: Sequence[str] | None = None, descript
     Args:
         config_class: a dataclass with the recipe's settings, one of them ``seed``, nested dataclasses such as
             ``optim: OptimConfig`` and ``training: TrainingConfig`` included. Each is a key of the file and, with dots,
-            an option, which goes before the file.
+            an option, which overrides the file.
         argv: the arguments; None: those of the program.
 
     Raises:
