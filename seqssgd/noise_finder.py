@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import UserError
+from .kinds import misfit
 from .optim.finder import POINTS, NoiseCurve, points
 from .runs import layout
 from .runs.metrics import read_rows
-from .runs.settings import read_config
+from .runs.settings import flatten, read_config
 from .training import parse_recipe
 from .training.methods import find_method
 from .training.recipe import as_options, load_program
@@ -99,11 +100,19 @@ class NoiseFinder:
     def _level(self) -> float | None:
         """The level that the ramp of a search begun before has at its (distant) end."""
         known = self.out / "noisy"
-        return read_config(known)["optim"]["noise"] if (known / layout.CONFIG).is_file() else None
+        if not (known / layout.CONFIG).is_file():
+            return None
+        level = flatten(read_config(known)).get("optim.noise")
+        if wrong := misfit(float, level, "optim.noise"):
+            raise UserError(f"{known / layout.CONFIG}: {wrong}; delete {self.out} and search again")
+        return level
 
     def _losses(self, name: str) -> list[float]:
         """The loss of each step, as the mean of some: infinite if that of one of them was not finite."""
-        rows = [row for row in read_rows(self.out / name / layout.METRICS) if row["kind"] == "train"]
+        file = self.out / name / layout.METRICS
+        rows = [row for row in read_rows(file, figures=True) if row["kind"] == "train"]
+        if not all({"loss", "nonfinite"} <= set(row) for row in rows):
+            raise UserError(f"{file}: damaged (a row without its loss); delete {self.out} and search again")
         if len(rows) < (self.warmup + self.rising) // self._log_every:
             raise UserError(
                 f"{self.out / name}: ended before step {self.warmup} + {self.rising}; "

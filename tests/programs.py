@@ -42,6 +42,15 @@ def places(tree, at=()):
         yield from places(value, (*at, key))
 
 
+def replaced(tree, at, value):
+    """A copy with the value at ``at`` replaced."""
+    if not at:
+        return value
+    if isinstance(tree, dict):
+        return {key: replaced(old, at[1:], value) if key == at[0] else old for key, old in tree.items()}
+    return type(tree)(replaced(old, at[1:], value) if index == at[0] else old for index, old in enumerate(tree))
+
+
 def refused(capsys, main, *arguments: object) -> str:
     """What a program says on standard error when it refuses; checks that this one line is all and the status is 2."""
     capsys.readouterr()

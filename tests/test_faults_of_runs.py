@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from programs import places
+from programs import places, replaced
 from toy_task import ToyTask, toy_config, train
 
 from seqssgd.errors import UserError
@@ -202,15 +202,6 @@ def test_a_damaged_configuration_is_refused(tmp_path, content, said):
     (tmp_path / "config.yaml").write_text(content)
     with pytest.raises(UserError, match=rf"config\.yaml.*{said}.*choose another directory"):
         train(tmp_path, toy_config())
-
-
-def replaced(tree, at, value):
-    """A copy with the value at ``at`` replaced."""
-    if not at:
-        return value
-    if isinstance(tree, dict):
-        return {key: replaced(old, at[1:], value) if key == at[0] else old for key, old in tree.items()}
-    return type(tree)(replaced(old, at[1:], value) if index == at[0] else old for index, old in enumerate(tree))
 
 
 def test_whole_checkpoints_with_wrong_contents_are_refused_or_train_on(tmp_path, capsys):

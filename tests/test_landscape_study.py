@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from programs import ROOT, coloured_images, generated_lines, load
+from programs import ROOT, coloured_images, generated_lines, load, places, replaced
 
 from seqssgd import cli
 from seqssgd.errors import UserError
@@ -194,6 +194,20 @@ def test_it_writes_figures_surfaces_and_a_section_of_the_comparison(measured, la
     assert (tmp_path / "landscape_lines.png").is_file()
 
 
+def test_a_damaged_landscape_is_refused_with_its_file(measured, tmp_path):
+    """Some values are those of another kind."""
+    found = json.loads((measured / FILE).read_bytes())
+    chosen = [at for at in places(found) if at and at[0] != "settings"]
+    refused = 0
+    for number, at in enumerate(chosen[:: 1 + len(chosen) // 80]):
+        (tmp_path / FILE).write_text(json.dumps(replaced(found, at, [None, "x", [], {}][number % 4])))
+        try:
+            section(tmp_path, pictures=False)
+        except UserError as error:
+            refused += str(tmp_path / FILE) in str(error)
+    assert refused > 8
+
+
 def test_stopped_by_the_limit_it_goes_on_and_comes_to_the_same(measured, language, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("seqssgd.landscape.section.draw", lambda found, surfaces: {})  # which is most of the time
     out = tmp_path / "landscape"
@@ -305,7 +319,7 @@ def test_runs_that_do_not_fit_are_refused(refuse, language, speech, images, tmp_
     wide = other_run(language[1], tmp_path / "wide", lambda c: c["model"].update(hidden_size=16))
     assert "weights of another model" in refuse(language[0], wide)
     strange = other_run(language[1], tmp_path / "strange", lambda c: c.update(model={"depth": 3}, recipe=None))
-    assert "landscapes are for runs of the recipes" in refuse(strange)
+    assert "is that of no recipe; give a run of a recipe" in refuse(strange)
     assert "not a run directory" in refuse(tmp_path / "nothing")
     assert "given twice" in refuse(language[0], language[0])
     copy = shutil.copytree(language[0], tmp_path / "copy")

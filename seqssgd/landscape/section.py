@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..errors import UserError
 from ..report.page import Section
 from ..report.tables import Table
 from .figures import draw
@@ -52,8 +53,17 @@ def section(folder: str | Path, pictures: bool = True) -> Section:
     Raises:
         UserError: there is no landscape, or it is damaged.
     """
-    folder = Path(folder)
-    found = read(folder / FILE)
+    found = read(Path(folder) / FILE)
+    try:
+        return _section(found, Path(folder), pictures)
+    except UserError:
+        raise
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise UserError(f"{Path(folder) / FILE}: damaged, or of another version ({why}); measure again") from error
+
+
+def _section(found: Mapping[str, Any], folder: Path, pictures: bool) -> Section:
     drawn: dict[str, dict[str, bytes]] = {}
     if pictures:
         made = draw(found, surfaces_of(found, folder))

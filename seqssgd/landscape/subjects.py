@@ -17,8 +17,7 @@ from ..errors import UserError
 from ..optim.batchnorm import recalibrate_bn
 from ..runs.checkpoints import find_checkpoint
 from ..runs.reading import data_folder
-from ..runs.recipes import recipe_of
-from ..runs.settings import read_config
+from ..runs.recipes import read_recipe
 from .ctc import ctc_loss
 from .objective import Objective
 
@@ -141,10 +140,9 @@ def open_run(
     Raises:
         UserError: no run of these recipes, no such checkpoint or one of another model, other data.
     """
-    settings, path = read_config(run), find_checkpoint(run, checkpoint)
-    folder = data_folder(run, data)
-    recipe = recipe_of(settings)
-    build = None if recipe is None else KINDS.get(recipe.name)
+    recipe, settings = read_recipe(run)
+    path, folder = find_checkpoint(run, checkpoint), data_folder(run, data)
+    build = KINDS.get(recipe.name)
     if build is None:
         raise UserError(f"{run}: landscapes are for runs of the recipes {', '.join(KINDS)}")
     subject = build(Path(run), folder, path, settings, torch.device(device), bn_images)
