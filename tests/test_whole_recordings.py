@@ -110,6 +110,10 @@ def test_what_the_decoder_of_mp3_finds_damaged_is_refused_and_not_said_elsewhere
     last = bytearray(FORMS["MP3"])
     last[FORMS["MP3"].rindex(last[:2]) + 2] &= 0x0F
     assert "1 of" in refusal(bytes(last)) and "frames are missing" in refusal(bytes(last))
+    first = FORMS["MP3"].index(FORMS["MP3"][:2], 2)
+    second = FORMS["MP3"].index(FORMS["MP3"][:2], first + 2)
+    for end in (b"", b"TAG" + bytes(125)):  # a single frame
+        assert "cannot be decoded" in refusal(FORMS["MP3"][first:second] + end)
     assert capfd.readouterr() == ("", "")
     with damage_heard():
         print("a line of another thread", file=sys.stderr, flush=True)

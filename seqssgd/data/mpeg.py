@@ -153,6 +153,7 @@ def _follows(file: BinaryIO, position: int) -> bool:
 # ---- the decoder -----------------------------------------------------------------------------------------------------
 
 _listening = threading.Lock()
+_ITS_LINES = (b"[src/libmpg123/", b"Note: ", b"Warning: ")  # of what it finds between frames, which is judged here
 
 
 @contextlib.contextmanager
@@ -175,7 +176,7 @@ def damage_heard() -> Iterator[None]:
             lines = file.readlines()
             found = [match for line in lines if (match := re.search(rb"libmpg123/layer\w*\.c:.*error: (.*)", line))]
             for line in lines:
-                if b"libmpg123/layer" not in line:
+                if line.strip() and not line.startswith(_ITS_LINES):
                     os.write(2, line)
     if found:
         raise AudioError(f"is damaged: {found[0][1].decode(errors='replace').strip(' !')} (libmpg123)")
