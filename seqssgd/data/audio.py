@@ -208,7 +208,8 @@ class _Decoder:
     def __init__(self, file: BinaryIO, part: Part) -> None:
         view: Any = View(file, *part)  # as much of a file as its readers ask for
         self._md5 = flac.checksum(view)
-        self._listening = damage_heard if is_mpeg(View(file, *part)) else contextlib.nullcontext
+        self._listening = damage_heard if is_mpeg(view) else contextlib.nullcontext
+        view.seek(0)
         with self._listening():
             try:
                 self.sound = soundfile.SoundFile(view)

@@ -2,6 +2,7 @@
 
 import functools
 import io
+import logging
 import re
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -43,10 +44,11 @@ def decode(content: bytes) -> tuple["Picture", bool]:
 
 @functools.cache
 def _pillow() -> Any:
-    """Pillow, which need not warn of what is large: :func:`decode` has a limit of its own."""
+    """Pillow, which need not say what it finds odd in files that it does not name: :func:`decode` is the judge."""
     from PIL import Image
 
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    logging.getLogger("PIL").addHandler(logging.NullHandler())  # or else errors go to standard error
     return Image
 
 

@@ -76,7 +76,7 @@ def forget_older(out: str | Path, args: argparse.Namespace) -> None:
 
 def _written_after(time: float, args: argparse.Namespace) -> Path | None:
     """The last written file of the source, if that was after ``time``."""
-    given = getattr(args, "source", None) or args.hub
+    given = getattr(args, "source", None) or getattr(args, "hub", None) or []
     sources = map(Path, given if isinstance(given, list) else [given])
     files = itertools.chain.from_iterable([source] if source.is_file() else source.rglob("*") for source in sources)
     own = _stage(Path(args.out)).name  # which may lie within the source
