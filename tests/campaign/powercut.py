@@ -76,7 +76,8 @@ class Disk:
                 continue
             content, current = self.contents.get(own, b""), b"" if path is None else path.read_bytes()
             if not strict and path is not None and content != current:
-                content = chance.choice([content, current, current[: chance.randrange(len(current) + 1)]])
+                least = len(os.path.commonprefix([content, current]))  # what only grew, or was cut, keeps its beginning
+                content = chance.choice([content, current, current[: chance.randint(least, len(current))]])
             (out / name).write_bytes(content)
 
 
