@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 from .errors import UserError
 from .kinds import misfit
@@ -20,6 +21,13 @@ from .training.methods import find_method
 from .training.recipe import as_options, load_program
 
 _LENGTH = 1_000_000  # steps, more than any search has: the ramp of the level is written as reaching them
+
+
+class Losses(TypedDict):
+    """What a row of a training has that is read here."""
+
+    loss: float | None
+    nonfinite: int
 
 
 @dataclass
@@ -110,9 +118,9 @@ class NoiseFinder:
     def _losses(self, name: str) -> list[float]:
         """The loss of each step, as the mean of some: infinite if that of one of them was not finite."""
         file = self.out / name / layout.METRICS
-        rows = [row for row in read_rows(file, figures=True) if row["kind"] == "train"]
-        if not all({"loss", "nonfinite"} <= set(row) for row in rows):
-            raise UserError(f"{file}: damaged (a row without its loss); delete {self.out} and search again")
+        rows = [row for row in read_rows(file) if row["kind"] == "train"]
+        if wrong := misfit(list[Losses], rows, "a row"):
+            raise UserError(f"{file}: damaged ({wrong}); delete {self.out} and search again")
         if len(rows) < (self.warmup + self.rising) // self._log_every:
             raise UserError(
                 f"{self.out / name}: ended before step {self.warmup} + {self.rising}; "

@@ -213,6 +213,17 @@ def test_a_training_that_ends_too_soon_is_refused(data, tmp_path, capsys):
     assert "ended before step 200 + 400; give fewer --warmup and --steps, or more --training.epochs" in said
 
 
+def test_rows_and_settings_of_other_kinds_are_refused(tmp_path):
+    finder = made_runs(tmp_path, lambda level: 1 + level**2)
+    file, config = tmp_path / "plain/metrics.jsonl", tmp_path / "noisy/config.yaml"
+    file.write_text(file.read_text().replace('"loss": ', '"lost": ', 1))
+    with pytest.raises(UserError, match=r"plain/metrics\.jsonl: damaged \(a row.loss is missing\); delete"):
+        finder.curve()
+    config.write_text("optim: {noise: x}\n")
+    with pytest.raises(UserError, match=r"noisy/config\.yaml: optim\.noise: 'x' is not a number; delete"):
+        finder._level()
+
+
 def test_a_loss_that_noise_has_no_share_of_is_refused(tmp_path):
     with pytest.raises(UserError, match="plain: the loss without noise is 0, not > 0"):
         made_runs(tmp_path, lambda level: 0.0).curve()

@@ -44,14 +44,14 @@ class Result(TypedDict):
     best: NotRequired[Figures]
 
 
-def read_rows(path: Path, figures: bool = False) -> list[dict[str, Any]]:
+def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a metrics.jsonl, as :func:`parse_rows` takes them.
 
     Raises:
         UserError: the file is damaged.
     """
     try:
-        return parse_rows(path.read_bytes(), figures)
+        return parse_rows(path.read_bytes())
     except ValueError as error:
         raise UserError(f"{path}, {error}; repeat the run in another directory") from None
 
