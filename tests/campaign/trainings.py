@@ -56,8 +56,6 @@ class Training:
 
     def run(self, out: Path) -> int:
         """Trains in this process; returns the exit status that the command would have."""
-        beside = str((ROOT / self.program).parent)  # where Python looks first for what a program imports
-        sys.path[:] = [beside, *(path for path in sys.path if path != beside)]
         return run_cli(lambda: load(self.program).main(self._words(out)))
 
     def command(self, out: Path) -> list[str]:
