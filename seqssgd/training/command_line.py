@@ -108,9 +108,7 @@ def _with_methods(config_class: Any, methods: Sequence[str]) -> Any:
     field = next((field for field in dataclasses.fields(config_class) if field.name == "optim"), None)
     if not others or field is None:
         return config_class
-    optim = optim_class(others)
-    make: Any = field.default_factory
-    return with_section(config_class, "optim", optim, lambda: optim(**dataclasses.asdict(make())))
+    return with_section(config_class, "optim", optim_class(others), keep=True)
 
 
 def _left_open(config_class: Any) -> dict[str, None] | None:

@@ -172,9 +172,7 @@ def _compare(usual: Any, value: Any, name: str) -> None:
         same = isinstance(number, (int, float)) and (math.isfinite(number) or usual == math.inf)
         if isinstance(number, (int, float)) and name.startswith(("optimizer.", "schedulers.")):  # rates, levels, counts
             same = same and (number >= 0 or usual < 0) and (isinstance(number, float) or number < 2**53)
-        if name.startswith("optimizer.perturbation.") and isinstance(
-            usual, int
-        ):  # numbers of draws and seeds, never rates
+        if name in ("optimizer.perturbation.draws", "optimizer.perturbation.seed"):  # what noise is drawn from
             same = same and isinstance(number, int)
     elif isinstance(usual, Mapping):
         same = isinstance(value, Mapping) and all(key in value for key in usual)
