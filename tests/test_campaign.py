@@ -161,6 +161,7 @@ def test_figures_add_up_over_trials_and_commits(tmp_path, monkeypatch):
         figures.add("kills", {"trials": 1, "kills": kills, "of": Counter({"ptb_lstm ssgd": kills})}, file)
     figures.add("soak", {"trials": 1, "seconds": 9, "memory growth in %": 0.5}, file)
     figures.add("soak", {"trials": 1, "seconds": 9, "memory growth in %": 0.1, "failed": 1, "note": "<b>"}, file)
+    figures.add("ranks", {"trials": 1, "failed": 1, "note": "<i> (mended)"}, file)
     found = figures.read(file)
     lines = figures.table(found).splitlines()
     assert lines[2] == f"| all | 3 | {figures.TITLES['kills']} | 9 kills, 1 trainings | 0 |"
@@ -171,6 +172,7 @@ def test_figures_add_up_over_trials_and_commits(tmp_path, monkeypatch):
     assert figures.totals(figures.read(tmp_path / "twice.json"))["kills"]["kills"] == 18
     page = figures.page(found)
     assert "ptb_lstm 9. By method: ssgd 9." in page and "- `two`, soak: &lt;b>" in page
+    assert "<i>" not in page and "1 failures that were noted" in page
 
 
 def test_the_page_is_the_one_that_the_figures_give():
