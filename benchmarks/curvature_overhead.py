@@ -103,7 +103,7 @@ def measure(name: str, args: argparse.Namespace, folder: Path) -> Figures:
             figures[f"{label}, if its draw were all it cost"] = ratio(drawing, ideal)
     weights = sum(p.numel() for p in network.parameters())
     for what, key in (("a forward-backward", "passes"), ("a normal number", "draw"), ("a sum of two tensors", "add")):
-        figures[f"nanoseconds of {what}"] = 1e9 * min(seconds[key]) / weights
+        figures[f"nanoseconds of {what}, for each weight"] = 1e9 * min(seconds[key]) / weights
     return figures
 
 

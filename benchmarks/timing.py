@@ -139,5 +139,6 @@ def _show(figures: Figures) -> None:
 
 def machine() -> str:
     """One line about what the figures were measured on."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+    threads = torch.get_num_threads()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{threads} CPU thread{'s' * (threads > 1)}"
     return f"{device}, torch {torch.__version__}, Python {platform.python_version()}"
