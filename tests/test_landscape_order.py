@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
+from seqssgd.landscape.figures import _sharpness
 from seqssgd.landscape.order import rank_correlation
 from seqssgd.landscape.section import order_table
 
@@ -53,3 +54,24 @@ def test_the_table_has_a_row_for_every_measure_that_enough_runs_have():
     assert [row[0] for row in table.rows] == ["tr H", "R", "rise at c = 0.3"]  # λ_max, Keskar and SAM: not, or too few
     assert [cell[:5] for cell in table.rows[0][1:3]] == ["+1.00", "-1.00"]
     assert [cell[:5] for cell in table.rows[1][1:3]] == ["-1.00", "+1.00"] and table.rows[1][3] == "6"
+
+
+def test_a_last_checkpoint_that_is_the_best_counts_once():
+    runs = {
+        f"r{i}": {"errors": {"loss": i + 1.0, "error": 2.0 * i}, "eigenvalues": {"lambda_max": float(i)}}
+        for i in range(5)
+    }
+    (row,) = order_table({"settings": {"split": "test"}, "runs": runs}).rows
+    twice = {**runs, **{f"{name}@last": run for name, run in runs.items()}}
+    assert order_table({"settings": {"split": "test"}, "runs": twice}).rows == [row] and row[-1] == "5"
+
+
+def test_many_checkpoints_have_a_panel_for_each_training():
+    noise = [{"level": 0.1, "increase": [0.1, 0.05, 0.2]}]
+    names = [f"{run}@{checkpoint}" for run in "abc" for checkpoint in ("best", "last")]
+    figure = _sharpness({name: {"sharpness": {"noise": noise}} for name in names})
+    assert [axes.get_title() for axes in figure.axes] == ["a", "b", "c"]
+    for axes in figure.axes:
+        assert axes.get_legend_handles_labels()[1][:2] == ["best", "last"] and len(axes.lines) == 7
+    (alone,) = _sharpness({name: {"sharpness": {"noise": noise}} for name in names[:2]}).axes
+    assert alone.get_legend_handles_labels()[1][:2] == names[:2]

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 LEVELS = 15  # lines of a contour plot
 
 
+MOST_CURVES = 4  # in one panel of noise levels
+
+
 def draw(found: Mapping[str, Any], surfaces: Mapping[str, Surface]) -> dict[str, dict[str, bytes]]:
     """Every picture that there are figures for, by name, as in :func:`seqssgd.report.plots.picture_files`.
 
@@ -62,31 +65,46 @@ def _colour(index: int) -> str:
     return COLOURS[index % len(COLOURS)]
 
 
-def _band(axes: "Axes", increases: Sequence[Mapping[str, Any]], colour: str, label: str, clean: bool) -> None:
-    """A curve over the noise level with its 95 % band, from level 0 on."""
+def _band(
+    axes: "Axes", increases: Sequence[Mapping[str, Any]], colour: str, label: str, clean: bool, band: bool = True
+) -> None:
+    """A curve over the noise level with its 95 % band, from level 0 on; nothing where nothing was measured."""
+    if not increases:
+        return
     x, rows = [0.0], [[0.0, 0.0, 0.0]]
     for increase in increases:
         if increase["increase"][0] is not None:
             x.append(increase["level"])
             rows.append([math.nan if value is None else value for value in increase["increase"]])
     mean, low, high = np.array(rows).T + (increases[0]["clean"] if clean else 0.0)
-    axes.plot(x, mean, "o-", color=colour, markersize=3, label=label)
-    axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+    axes.plot(x, mean, "o-", color=colour, markersize=3, label=label or None)
+    if band:
+        axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
 
 
 def _sharpness(runs: Mapping[str, Any]) -> "Figure":
-    """The measured rise of the loss, and dashed what the trace predicts."""
-    figure, (axes,) = _panels(1, 5.2, 3.8)
-    for index, (name, run) in enumerate(runs.items()):
-        if "noise" in run.get("sharpness", {}):
-            _band(axes, run["sharpness"]["noise"], _colour(index), name, clean=False)
-        predicted = run.get("traces", {}).get("predicted_sharpness")
-        if predicted:
-            levels = [0.0, *map(float, predicted)]
-            axes.plot(levels, [0.0, *(value[0] for value in predicted.values())], "--", color=_colour(index))
-    axes.plot([], [], "--", color="grey", label="½c²R, the second order")
-    axes.set(xlabel="noise level c", ylabel="E[L(w ± n)] − L(w)")
-    return _finished(figure, [axes])
+    """The measured rise of the loss, and dashed what the trace predicts; a panel for each training if they are many,
+    with the measured rises of the others in grey."""
+    trainings: dict[str, list[str]] = {}
+    for name in runs:
+        trainings.setdefault(name.partition("@")[0] if len(runs) > MOST_CURVES else "", []).append(name)
+    figure, panels = _panels(len(trainings), *((5.2, 3.8) if len(trainings) == 1 else (4.2, 3.6)))
+    for axes in panels[1:]:
+        axes.sharey(panels[0])
+    for axes, (training, own) in zip(panels, trainings.items(), strict=True):
+        for name in runs.keys() - set(own):
+            _band(axes, runs[name].get("sharpness", {}).get("noise", []), "#d5d5d5", "", clean=False, band=False)
+        for index, name in enumerate(own):
+            label = name.removeprefix(training).removeprefix("@")
+            _band(axes, runs[name].get("sharpness", {}).get("noise", []), _colour(index), label, clean=False)
+            predicted = runs[name].get("traces", {}).get("predicted_sharpness")
+            if predicted:
+                levels = [0.0, *map(float, predicted)]
+                axes.plot(levels, [0.0, *(value[0] for value in predicted.values())], "--", color=_colour(index))
+        axes.plot([], [], "--", color="grey", label="½c²R, the second order")
+        axes.set(xlabel="noise level c", ylabel="E[L(w ± n)] − L(w)")
+        axes.set_title(training, fontsize=10)
+    return _finished(figure, panels)
 
 
 def _layers(runs: Mapping[str, Any]) -> "Figure":

@@ -134,7 +134,8 @@ def order_table(found: Mapping[str, Any]) -> Table:
             pairs = [
                 (one.get(name), run.get("errors", {}).get(figure)) for one, run in zip(measures, runs, strict=True)
             ]
-            known = [pair for pair in pairs if None not in pair]
+            # equal pairs are of equal weights, as those of a last checkpoint that is the best
+            known = list(dict.fromkeys(pair for pair in pairs if None not in pair))
             if len(known) < FEWEST:
                 break
             cells.append("{:+.2f} ({:+.2f} to {:+.2f})".format(*rank_correlation(*zip(*known, strict=True))))
