@@ -24,9 +24,15 @@ ENOUGH = 1000  # words from which a text is cut that has too few lines
 def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
     if args.hub:
-        texts, name = read_hub(args.hub, args.hub_config, args.text_column), args.hub
+        texts, name = read_hub(args.hub, args.hub_config, args.text_column or "text"), args.hub
     else:
+        for option, given in (("--hub-config", args.hub_config), ("--text-column", args.text_column)):
+            if given is not None:
+                raise UserError(f"{option} {given}: it is of data sets of the hub; leave it out, or give --hub")
         files = {"train": args.train, "valid": args.valid, "test": args.test}
+        for split in filter(files.get, SPLITS[1:]):
+            if files[split].exists() and args.train.exists() and files[split].samefile(args.train):
+                raise UserError(f"--{split} {files[split]}: it is the training text; give another, or leave it out")
         texts = {split: read_lines(path) for split, path in files.items() if path}
         name = str(args.train)
     if "train" not in texts:
@@ -48,7 +54,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--valid-fraction", type=float, default=0.05, help="of the lines, if there is no --valid")
     parser.add_argument("--test-fraction", type=float, default=0.05, help="of the lines, if there is no --test")
     parser.add_argument("--hub-config", metavar="NAME", help="configuration of the hub data set")
-    parser.add_argument("--text-column", default="text", help="column of the hub data set with the text")
+    parser.add_argument(
+        "--text-column", metavar="NAME", help="column of the hub data set with the text (default: text)"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder to write, for example data/mine")
     parser.add_argument("--name", help="what to call the text in messages (default: its source)")
     parser.add_argument("--level", choices=tuple(TOKENIZERS), default="word", help="kind of token")
@@ -69,6 +77,9 @@ def cut_tail(texts: dict[str, list[str]], fractions: dict[str, float], name: str
     for split, fraction in missing.items():
         if not 0 < fraction < 1:
             raise UserError(f"--{split}-fraction {fraction}: it must lie between 0 and 1")
+    if (together := sum(fractions[split] for split in missing)) >= 1:
+        what = " and ".join(f"--{split}-fraction" for split in missing)
+        raise UserError(f"{what} are {together:g} together, which leaves nothing to train on")
     lines = [line for line in texts["train"] if line.strip()]  # a fraction of the text, not of blank lines
     sizes = {split: max(1, round(fraction * len(lines))) for split, fraction in missing.items()}
     start = len(lines) - sum(sizes.values())

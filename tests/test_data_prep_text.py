@@ -244,6 +244,10 @@ def test_texts_that_cannot_be_prepared_are_refused(tmp_path, capsys):
     assert "has too few lines (2) to cut valid and test from" in refuse(b"a\nb\n")
     for fraction in ("0", "1", "nan", "-1"):
         assert f"--test-fraction {float(fraction)}: it must lie" in refuse(b"a\nb\nc\n", f"--test-fraction={fraction}")
+    both = ["--valid-fraction", 0.6, "--test-fraction", 0.6]
+    assert "--valid-fraction and --test-fraction are 1.2 together" in refuse(b"a\nb\nc\n", *both)
+    assert "it is the training text" in refuse(b"a\nb\n", "--test", tmp_path / "text.txt")
+    assert "--hub-config c: it is of data sets of the hub" in refuse(b"a\nb\n", "--hub-config", "c")
     assert "--vocab-size 2: a word vocabulary needs" in refuse(b"a\na\na\n", "--vocab-size", 2)
     assert "add --vocab-size" in refuse(b"a\na\na\n", "--level", "sentencepiece")
     assert "line 2: <eos> stands for the end of a line" in refuse(b"a\na <eos>\na\na\n")

@@ -198,6 +198,7 @@ WRONG_OPTIONS = {  # what is given: how the message begins
     "--training.lr 3": "training.lr: no such setting; did you mean training",
     "--qqq 1": "qqq: no such setting; --help lists them all",
     "--optim.lr fast": "optim.lr: expected float, got fast",
+    "--optim.noise 50%": "optim.noise: expected float, got 50%; a share is a fraction, 0.5",
     "--optim.lr 0": "optim.lr: 0.0 is not a finite number > 0",
     "--optim.lr=-1": "optim.lr: -1.0 is not a finite number > 0",
     "--optim.lr nan": "optim.lr: ",

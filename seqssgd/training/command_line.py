@@ -217,4 +217,6 @@ def _one_line(message: str, keys: list[str], files: list[str]) -> str:
         if kinds:
             return f"{union[1]}expected {' or '.join(kinds)}, or null, got {union[3]}"
     text = re.sub(r"Expected an? <class '(\w+)'>\. Got value:", r"expected \1, got", text)
+    if percent := re.fullmatch(r"\S+: expected float, got (\d+\.?\d*)%", text):
+        return f"{text}; a share is a fraction, {float(percent[1]) / 100:g}"
     return re.sub(r"Expected a typing\.Literal\[(.*?)\]\. Got value:", r"expected one of \1, got", text)
