@@ -1,6 +1,8 @@
 """Runs to give away: the same model wherever a run is used, nothing of the machine, one line about what is damaged."""
 
+import argparse
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from seqssgd.data.text import write_text_dataset
 from seqssgd.errors import UserError
 from seqssgd.language.finished import load_language_model
 from seqssgd.language.scoring import perplexity
+from seqssgd.options import evaluation_arguments
 from seqssgd.runs import layout
 from seqssgd.runs.checkpoints import load as load_checkpoint
 from seqssgd.runs.recipes import LANGUAGE_MODEL, read_recipe
@@ -69,9 +72,9 @@ def test_half_precision_takes_half_the_space_and_changes_next_to_nothing(run, gi
     assert "stored in half precision" in (tmp_path / "half/README.md").read_text()
     state = load_checkpoint(run / "checkpoints/best.pt")
     state["model"] = {name: t + 1e5 for name, t in state["model"].items()}
-    torch.save(state, tmp_path / "large.pt")
+    torch.save(state, run / "checkpoints/large.pt")
     with pytest.raises(UserError, match="beyond what half precision can hold"):
-        export(run, tmp_path / "out", str(tmp_path / "large.pt"), half=True)
+        export(run, tmp_path / "out", "large.pt", half=True)
 
 
 def test_the_card_says_what_it_is_how_it_is_used_and_how_it_was_made(run, given):
@@ -111,14 +114,57 @@ def test_what_cannot_be_exported_or_read_is_one_line(run, given, tmp_path, capsy
     assert not (tmp_path / "out").exists()
     broken = load_checkpoint(run / "checkpoints/best.pt")
     broken["model"] = {name: t * float("nan") for name, t in broken["model"].items()}
-    torch.save(broken, tmp_path / "broken.pt")
+    torch.save(broken, run / "checkpoints/broken.pt")
     with pytest.raises(UserError, match="its weights are not finite"):
-        export(run, tmp_path / "out", str(tmp_path / "broken.pt"))
+        export(run, tmp_path / "out", "broken.pt")
     whole = (given / layout.WEIGHTS).read_bytes()
     for content in (whole[:-10], whole[:4], b"", b"x" * 100):
         (tmp_path / "m.safetensors").write_bytes(content)
         with pytest.raises(UserError, match="m.safetensors: damaged, or not exported by seqssgd"):
             load_checkpoint(tmp_path / "m.safetensors")
+
+
+def test_a_checkpoint_of_another_run_is_used_and_never_kept_as_ones_own(run, given, tmp_path, capsys):
+    other, loose = shutil.copytree(run, tmp_path / "other"), shutil.copy(run / "checkpoints/best.pt", tmp_path)
+    own, link = run / "checkpoints/best.pt", tmp_path / "link"
+    link.symlink_to(run)
+    foreign, kept = other / "checkpoints/best.pt", (run / layout.EVALUATION).read_bytes()
+    for path, whose in (
+        (foreign, f"{foreign}: a checkpoint of {other}, not of {run}"),
+        (given / layout.WEIGHTS, f"{given / layout.WEIGHTS}: a checkpoint of {given}, not of {run}"),
+        (Path(loose), f"{loose}: not a checkpoint of {run}"),
+    ):
+        words = ["--run", run, "--checkpoint", path]
+        assert whose in refused(capsys, main, "evaluate", *words, "--save")
+        assert whose in refused(capsys, main, "export", run, "--checkpoint", path, "--out", tmp_path / "out")
+        for command in (["evaluate"], ["generate", "--length", "2"]):
+            assert main([*command, *map(str, words)]) == 0
+            assert capsys.readouterr().err == f"note: {whose}\n"
+    assert (run / layout.EVALUATION).read_bytes() == kept and not (tmp_path / "out").exists()
+    for path in (own, link / "checkpoints/best.pt", "best"):
+        assert main(["evaluate", "--run", str(run), "--checkpoint", str(path), "--save"]) == 0
+        assert capsys.readouterr().err == ""
+    assert main(["generate", "--run", str(given), "--checkpoint", str(given / layout.WEIGHTS), "--length", "2"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("task", ["language", "speech", "images"])
+def test_every_task_refuses_to_keep_figures_of_another_run(task, monkeypatch):
+    from importlib import import_module
+
+    def find(run, checkpoint, own=False):
+        raise UserError("own" if own else "any")
+
+    module = import_module(f"seqssgd.{task}.evaluation")
+    for name in ("find_checkpoint", "data_folder", "load_text", "check_same_data", "read_recipe"):
+        if hasattr(module, name):
+            monkeypatch.setattr(module, name, find if name == "find_checkpoint" else lambda *args: (None, {}))
+    parser = argparse.ArgumentParser()
+    evaluation_arguments(parser)
+    module.arguments(parser)
+    for words, wanted in (([], "any"), (["--save"], "own")):
+        with pytest.raises(UserError, match=wanted):
+            module.evaluate(parser.parse_args(["--run", "run", *words]))
 
 
 SHIPPED = sorted(path.parent for path in ROOT.glob("models/*/config.yaml"))
@@ -140,8 +186,6 @@ def test_models_that_ship_are_small_and_are_what_they_say(folder):
 
 
 def test_files_that_were_exchanged_are_noticed(given, tmp_path, capsys):
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(given, copy)
     config = (copy / "config.yaml").read_text().replace("sequence_length: 4", "sequence_length: 5")

@@ -41,7 +41,7 @@ def evaluate(args: argparse.Namespace) -> None:
             raise UserError(f"--{option.replace('_', '-')} {getattr(args, option)}: it must be at least 1")
     recipe, config = read_recipe(args.run, KIND)
     device = choose_device(args.device)
-    path = find_checkpoint(args.run, args.checkpoint)
+    path = find_checkpoint(args.run, args.checkpoint, own=args.save)
     encoded = issubclass(recipe.config_class, EncodedConfig)
     split = _split(args.split, ("valid", "train") if encoded else ("test", "valid", "train"))
     data, minibatches = _encoded(args, config, split, device) if encoded else _small(args, config, split, device)

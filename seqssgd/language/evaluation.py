@@ -25,7 +25,7 @@ def evaluate(args: argparse.Namespace) -> None:
     data = load_text(args.data)
     check_same_data(args.run, data)
     device = choose_device(args.device)
-    path = find_checkpoint(args.run, args.checkpoint)
+    path = find_checkpoint(args.run, args.checkpoint, own=args.save)
     model, tokenizer = load_language_model(args.run, path)
     stream = TextDataset(data.folder, data.info, tokenizer).split(args.split)  # in the tokens that the model learned
     score = perplexity(model, stream, device)

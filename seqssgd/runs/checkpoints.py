@@ -175,7 +175,7 @@ def _has_finite_weights(path: Path) -> bool:
 # ---- of finished runs ------------------------------------------------------------------------------------------------
 
 
-def find_checkpoint(run: str | Path, checkpoint: str | Path = "best") -> Path:
+def find_checkpoint(run: str | Path, checkpoint: str | Path = "best", own: bool = False) -> Path:
     """The file of a run's checkpoint.
 
     Args:
@@ -183,14 +183,17 @@ def find_checkpoint(run: str | Path, checkpoint: str | Path = "best") -> Path:
         checkpoint: ``"best"`` on validation (of an exported run the one that it has), ``"last"``, the name of one of
             the run's checkpoints such as ``step-00001000.pt``, or the path of a file. Of a run that has no best one
             yet it is the last, which is noted.
+        own: whether a file that lies outside of the run is refused: what is found with it is kept as the run's own.
 
     Raises:
-        UserError: there is no such checkpoint.
+        UserError: there is no such checkpoint, or it is not the run's own.
     """
     folder = Path(run) / layout.CHECKPOINTS
     if checkpoint not in ("best", "last"):
         for path in (folder / checkpoint, Path(checkpoint)):
             if path.is_file():
+                if own and (whose := _foreign(run, path)):
+                    raise UserError(f"{path}: {whose}; to keep its figures or to export it, give its own run")
                 return path
         raise UserError(f"{checkpoint} is not a file; give best, last, or the name or path of a checkpoint of {run}")
     best = folder / layout.BEST
@@ -209,6 +212,19 @@ def find_checkpoint(run: str | Path, checkpoint: str | Path = "best") -> Path:
     return last
 
 
+def _foreign(run: str | Path, checkpoint: Path) -> str | None:
+    """Whose a checkpoint is that lies outside of a run; None if it lies within."""
+    folder = checkpoint.parent.resolve()
+    if folder == (Path(run) / layout.CHECKPOINTS).resolve():
+        return None
+    exported = checkpoint.name == layout.WEIGHTS
+    if exported and folder == Path(run).resolve():
+        return None
+    other = checkpoint.parent if exported else checkpoint.parent.parent
+    known = (exported or folder.name == layout.CHECKPOINTS) and (other / layout.CONFIG).is_file()
+    return f"a checkpoint of {other}, not of {run}" if known else f"not a checkpoint of {run}"
+
+
 def checksums(run: str | Path) -> dict[str, str]:
     """Checksums of what a model depends on beside its weights: the tokenizer's files, and the settings in config.yaml
     but for those of the training."""
@@ -222,11 +238,13 @@ def checksums(run: str | Path) -> dict[str, str]:
 def check_files(run: str | Path, state: Mapping[str, Any], checkpoint: Path) -> None:
     """Makes sure that the files of a run are those that the model in a checkpoint was trained with.
 
-    Checkpoints that an earlier version wrote do not say.
+    Checkpoints that an earlier version wrote do not say. One that lies outside of the run is noted.
 
     Raises:
         UserError: one of them has changed, or is missing.
     """
+    if whose := _foreign(run, checkpoint):
+        note(f"{checkpoint}: {whose}")
     known = state.get("files")
     if not isinstance(known, Mapping):
         return

@@ -38,19 +38,20 @@ def export(run: str | Path, out: str | Path, checkpoint: str = "best", about: st
     Args:
         run: the run directory.
         out: a folder that is not there yet, or empty.
-        checkpoint: as in :func:`seqssgd.runs.checkpoints.find_checkpoint`.
+        checkpoint: of this run, as in :func:`seqssgd.runs.checkpoints.find_checkpoint`.
         about: what the card says of the training data and their licence.
         half: stores weights in half precision (float16), in half of the space; they are used in float32 all the same.
 
     Raises:
-        UserError: not a run of a recipe, no such checkpoint or a damaged one, or ``out`` holds something.
+        UserError: not a run of a recipe, no such checkpoint, or a damaged one or one of another run, or ``out`` holds
+            something.
     """
     from .checkpoints import check_files, find_checkpoint, is_finite, load
     from .recipes import read_recipe
 
     run, out = Path(run), Path(out)
     recipe, _ = read_recipe(run)
-    path = find_checkpoint(run, checkpoint)
+    path = find_checkpoint(run, checkpoint, own=True)
     state = load(path)
     check_files(run, state, path)
     if not is_finite(state["model"].values()):

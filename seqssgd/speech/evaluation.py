@@ -43,7 +43,7 @@ def evaluate(args: argparse.Namespace) -> None:
     check_beam_arguments(args)
     noted, args.data = args.data is None, data_folder(args.run, args.data)
     device = choose_device(args.device)
-    path = find_checkpoint(args.run, args.checkpoint)
+    path = find_checkpoint(args.run, args.checkpoint, own=args.save)
     model, tokenizer = load_recognizer(args.run, path)
     data = load_for_run(args.run, args.data, args.split)
     tokenizer.encode_all(data.texts, data.ids)  # refuses what the model could never write
