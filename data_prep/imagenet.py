@@ -24,7 +24,7 @@ from seqssgd.data.image_rows import KIND, LabelledImage, check_classes, image_fo
 from seqssgd.data.items import NOWHERE, printable
 from seqssgd.data.lines import read_lines
 from seqssgd.data.prepared import read_sets
-from seqssgd.data.preparing import add_arguments, allowed_share, forget_older, note_newer, rejections, write_sets
+from seqssgd.data.preparing import add_arguments, allowed_share, note_newer, rejections, source_paths, write_sets
 from seqssgd.data.shards import Rejected
 from seqssgd.errors import UserError, run_cli
 
@@ -45,8 +45,9 @@ def main(argv: list[str] | None = None) -> None:
         check_classes(name, classes, Counter(str(image.label) for image in sets[name]))
     name, form = args.name or args.hub or args.source.resolve().name, image_form(classes, may_lack)
     info = {"classes": classes, "shortest_side": args.shortest_side}
-    forget_older(args.out, args)
-    if not write_sets(args.out, sets, form, name, rejected, jobs=args.jobs, info=info, most_rejected=limit):
+    written = write_sets(args.out, sets, form, name, rejected, jobs=args.jobs, info=info, most_rejected=limit,
+                         sources=source_paths(args))  # fmt: skip
+    if not written:
         print(f"{args.out} is already prepared from these images with these settings; nothing to do")
         note_newer(args.out, args)
     print(summary(args.out))

@@ -11,7 +11,9 @@ import soundfile
 from programs import load, refused
 from sphere_files import speech_like
 
+from seqssgd import locks
 from seqssgd.data import preparing, shards
+from seqssgd.errors import UserError
 
 LIBRI = load("data_prep/librispeech.py")
 IDS = ["19-198-0000", "19-198-0001", "26-495-0000", "103-1240-0000"]
@@ -61,8 +63,7 @@ def test_a_recording_that_was_exchanged_for_one_of_its_size_is_noted(small, tmp_
     said = capsys.readouterr()
     assert "nothing to do" in said.out and said.err == ""
     file = folder / "19/198/19-198-0000.flac"
-    later = (tmp_path / "out/dataset.json").stat().st_mtime + 10
-    os.utime(file, (later, later))
+    file.write_bytes(file.read_bytes())
     run(*command)
     said = capsys.readouterr()
     assert "nothing to do" in said.out
@@ -73,8 +74,11 @@ def test_what_an_interrupted_call_made_of_recordings_that_were_exchanged_since_i
     small, tmp_path, capsys, monkeypatch
 ):
     folder = write_set(tmp_path / "source/train-clean-100")
+    (tmp_path / "source/prepared").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "source/prepared")
     command = ("--source", tmp_path / "source", "--out", tmp_path / "out")
-    made = []
+    made, file = [], folder / "19/198/19-198-0000.flac"
+    os.utime(file, (2**32, 2**32))  # in 2106, for which nothing waits
 
     def interrupted():
         def interrupt(*_):
@@ -86,19 +90,23 @@ def test_what_an_interrupted_call_made_of_recordings_that_were_exchanged_since_i
 
     monkeypatch.setattr(shards, "_write_shard", lambda *a, write=shards._write_shard: made.append(a) or write(*a))
     interrupted()
-    done = tmp_path / ".out.partial/.done/train-clean-100-00000.json"
-    later = max(path.stat().st_ctime for path in folder.rglob("*")) + 10
-    os.utime(done, (later, later))
+    shard = tmp_path / "source/.prepared.partial/train-clean-100/00000.parquet"
+    shard.write_bytes(shard.read_bytes())  # is written last, and no file of the source
     interrupted()  # goes on
     assert len(made) == 1 and capsys.readouterr().err == ""
-    file = folder / "19/198/19-198-0000.flac"
-    os.utime(file, (later + 10, later + 10))
+    file.write_bytes(file.read_bytes())
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="another process is writing"):
+        patch.setattr(locks, "try_lock", lambda _: "held")
+        run(*command)
+    assert len(made) == 1 and capsys.readouterr().err == ""  # what the other one has done is left to it
     run(*command)
     assert len(made) == 2 and (tmp_path / "out/dataset.json").is_file()
     assert capsys.readouterr().err == (
-        f"warning: {file} was written after an interrupted call had begun {tmp_path / 'out'}: 1 of the 1 files that it "
-        "had finished are made again\n"
+        f"warning: {file} was written after an interrupted call had begun {tmp_path / 'source/prepared'}: 1 of the 1 "
+        "files that it had finished are made again\n"
     )
+    run(*command)
+    assert capsys.readouterr().err == ""  # what was written is none of the source either
 
 
 @pytest.mark.parametrize("given", [".", "LibriSpeech", "LibriSpeech/train-clean-100"])

@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from time import time as clock
 from typing import Any
 
 from seqssgd.data.contents import as_text, checksum, seal
@@ -51,19 +52,26 @@ def allowed_share(args: argparse.Namespace) -> float:
     return args.most_rejected
 
 
+def source_paths(args: argparse.Namespace) -> list[Path]:
+    """What ``args.source`` or ``args.hub`` names, as absolute paths; of a name on the hub there is nothing there."""
+    given = getattr(args, "source", None) or getattr(args, "hub", None) or []
+    return [Path(path).resolve() for path in (given if isinstance(given, list) else [given])]
+
+
 def note_newer(out: str | Path, args: argparse.Namespace) -> None:
-    """Says if a file of the source, by ``args.source`` or ``args.hub``, was written after ``out`` was prepared: names,
-    texts and sizes are what tells whether a preparation is to be repeated, and another recording may have the same."""
-    if (path := _written_after((Path(out) / "dataset.json").stat().st_mtime, args)) is not None:
+    """Says if a file of the source was written after ``out`` was prepared: names, texts and sizes are what tells
+    whether a preparation is to be repeated, and another recording may have the same."""
+    prepared = (Path(out) / "dataset.json").stat().st_mtime
+    if (path := _written_after(prepared, source_paths(args), Path(out).resolve())) is not None:
         note(f"{path} was written after {out} was prepared, and has the size that it had; if it is another "
              f"file, remove {out} and prepare it again")  # fmt: skip
 
 
-def forget_older(out: str | Path, args: argparse.Namespace) -> None:
-    """Forgets what an interrupted call has made for ``out`` before a file of the source, by ``args.source`` or
-    ``args.hub``, was written, and says so: it may be of another file of that name and size."""
-    done = {path: path.stat().st_mtime for path in (_stage(Path(out).resolve()) / ".done").glob("*.json")}
-    if not done or (written := _written_after(min(done.values()), args)) is None:
+def _forget_older(out: Path, sources: Sequence[Path]) -> None:
+    """Forgets what an interrupted call has made for ``out`` before a file of the source was written, and says so: it
+    may be of another file of that name and size. The caller has the lock of the stage."""
+    done = {path: path.stat().st_mtime for path in (_stage(out) / ".done").glob("*.json")}
+    if not done or (written := _written_after(min(done.values()), sources, out)) is None:
         return
     old = [path for path, time in done.items() if time < _time(written)]
     warn(
@@ -71,23 +79,25 @@ def forget_older(out: str | Path, args: argparse.Namespace) -> None:
         "that it had finished are made again"
     )
     for path in old:
-        path.unlink(missing_ok=True)
+        path.unlink()
 
 
-def _written_after(time: float, args: argparse.Namespace) -> Path | None:
-    """The last written file of the source, if that was after ``time``."""
-    given = getattr(args, "source", None) or getattr(args, "hub", None) or []
-    sources = map(Path, given if isinstance(given, list) else [given])
+def _written_after(time: float, sources: Sequence[Path], out: Path) -> Path | None:
+    """The last written file of the sources, within which ``out`` may lie, if that was after ``time``."""
+    own = {out, _stage(out)}
     files = itertools.chain.from_iterable([source] if source.is_file() else source.rglob("*") for source in sources)
-    own = _stage(Path(args.out)).name  # which may lie within the source
-    last = max(((_time(path), path) for path in files if path.is_file() and own not in path.parts), default=(0, None))
+    last = max(((_time(path), path) for path in files if path.is_file() and own.isdisjoint(path.parents)),
+               default=(0, None))  # fmt: skip
     return last[1] if last[0] > time else None
 
 
 def _time(path: Path) -> float:
-    """When a file was written, or put in the place of another."""
+    """When a file was written, or put in the place of another. The time of its modification is what some program says,
+    even one that is still to come; that of its last change is the system's own, but of its creation on Windows."""
     status = path.stat()
-    return max(status.st_mtime, status.st_ctime)
+    if os.name != "nt":
+        return status.st_ctime
+    return max(status.st_ctime, status.st_mtime if status.st_mtime <= clock() else 0)
 
 
 def _stage(out: Path) -> Path:
@@ -104,6 +114,7 @@ def write_sets(
     jobs: int = 1,
     info: Mapping[str, object] | None = None,
     most_rejected: float = 1.0,
+    sources: Sequence[Path] = (),
 ) -> bool:
     """Makes, checks and writes the rows of every set.
 
@@ -117,6 +128,8 @@ def write_sets(
         jobs: processes that make rows and write; the files do not depend on it.
         info: more entries of ``dataset.json``, and a part of what tells one preparation from another.
         most_rejected: the largest share of a set that may be left out.
+        sources: absolute paths of files and folders that the rows are made of; what an interrupted call has made before
+            one of them was written is made again.
 
     Returns:
         Whether anything was written; ``False`` if ``out`` already is this data.
@@ -145,6 +158,7 @@ def write_sets(
         raise UserError(f"{out} cannot be written ({error.strerror}); choose another folder") from None
     busy = f"another process is writing {stage}; wait for it, or choose another folder"
     with alone(stage / ".lock", busy), naming(out):
+        _forget_older(out, sources)
         results = write_shards(stage, shards, jobs)
         rejected += [Rejected(**item) for result in results for item in result["rejected"]]
         _write_report(stage, rejected)

@@ -21,7 +21,7 @@ def prepare(args: argparse.Namespace, sets: Mapping[str, Sequence[Utterance]], n
     """:func:`write_speech_dataset` with the options of ``preparing.add_arguments``; prints what there is then."""
     limit = preparing.allowed_share(args)
     options["most_rejected"] = 1.0 if getattr(args, "partial", False) else limit  # --partial takes what there is
-    preparing.forget_older(args.out, args)
+    options["sources"] = preparing.source_paths(args)
     if not write_speech_dataset(args.out, sets, name, jobs=args.jobs, **options):
         print(f"{args.out} is already prepared from this source with these settings; nothing to do")
         preparing.note_newer(args.out, args)
