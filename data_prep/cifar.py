@@ -294,15 +294,15 @@ def _read_table(path: Path):
             "(label or fine_label) are needed"
         )
     try:
-        names = parse_json((table.schema.metadata or {}).get(b"huggingface", b"{}"))
+        entry = parse_json((table.schema.metadata or {}).get(b"huggingface", b"{}"))
         for key in ("info", "features", label.name, "names"):
-            names = names.get(key, {}) if isinstance(names, dict) else {}
-        wrong = misfit(list[str], names) if names != {} else None
+            entry = entry.get(key, {}) if isinstance(entry, dict) else {}
+        wrong = misfit(list[str], entry) if entry != {} else None
     except ValueError as error:
         wrong = str(error)
     if wrong:
         raise UserError(f"{path}: what datasets has written of its classes is damaged ({wrong}); get it again")
-    return table.select([image.name, label.name]).rename_columns(["image", "label"]), names or None
+    return table.select([image.name, label.name]).rename_columns(["image", "label"]), entry or None
 
 
 def decode_image(content: bytes | None, where: str) -> tuple[np.ndarray, str]:

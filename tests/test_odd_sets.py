@@ -4,6 +4,7 @@ import argparse
 import errno
 import json
 import os
+import re
 import types
 from functools import partial
 from pathlib import Path
@@ -121,6 +122,16 @@ def test_a_long_list_of_rejections_is_summed_up_by_reason(tmp_path):
     (tmp_path / "rejected.jsonl").write_text(
         "".join(json.dumps({"set": r.set, "id": r.id, "path": r.path, "reason": r.reason}) + "\n" for r in rejected)
     )
+    good = (tmp_path / "rejected.jsonl").read_text()
+    whole = {"set": "a", "id": "b", "path": "c", "reason": "d"}
+    for row, wrong in ((whole | {"reason": 5}, "reason: 5 is not a text"), ({"set": "a"}, "id is missing"),
+                       ([], "all of it: [] is not a group of named values")):  # fmt: skip
+        (tmp_path / "rejected.jsonl").write_text(good + json.dumps(row) + "\n")
+        with pytest.raises(UserError, match=re.escape(f"is damaged (line 34: {wrong}); remove {tmp_path}")):
+            rejections(tmp_path)
+    (tmp_path / "rejected.jsonl").write_text(json.dumps(whole | {"x": 1}))  # of a later version
+    assert rejections(tmp_path).endswith("\n    a b (c) d")
+    (tmp_path / "rejected.jsonl").write_text(good)
     lines = rejections(tmp_path).splitlines()
     assert lines[0].startswith("  33 rejected, listed in") and len(lines) == 3
     assert lines[1].endswith("30 × holds 0 samples, but its header says 1,000; the first: train u0 (p/0)")

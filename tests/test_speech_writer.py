@@ -236,6 +236,9 @@ def test_folders_that_are_something_else_or_damaged_are_left_alone(tmp_path):
     (tmp_path / "text" / "dataset.json").write_text('{"format": 1, "splits": {}, "fingerprint": "0"}')
     with pytest.raises(UserError, match="damaged or of another version or kind"):
         write_speech_dataset(tmp_path / "text", SETS, "Toy")
+    (tmp_path / "folder/dataset.json").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"dataset\.json cannot be read \(Is a directory\); choose another folder"):
+        write_speech_dataset(tmp_path / "folder", SETS, "Toy")
     write_speech_dataset(tmp_path / "out", SETS, "Toy")
     shard = tmp_path / "out/train/00001.parquet"
     shard.write_bytes(shard.read_bytes()[:-1])

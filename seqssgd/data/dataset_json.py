@@ -69,25 +69,30 @@ class Images(Files):
     smallest_class: int
 
 
-class Sets(Folder):
-    """What every dataset.json of sets has."""
+class Sealed(Folder):
+    """What every dataset.json of sets has beside them."""
 
-    sets: dict[str, Files]
     sha256: NotRequired[dict[str, str]]
     content: NotRequired[dict[str, str]]
 
 
-class Corpus(Sets):
+class Sets(Sealed):
+    """dataset.json of sets of whatever kind."""
+
+    sets: dict[str, Files]
+
+
+class Corpus(Sealed):
     """dataset.json of a speech corpus."""
 
-    sets: dict[str, Utterances]  # pyright: ignore[reportIncompatibleVariableOverride]
+    sets: dict[str, Utterances]
 
 
-class EncodedImages(Sets):
+class EncodedImages(Sealed):
     """dataset.json of a set of images."""
 
     classes: list[str]
-    sets: dict[str, Images]  # pyright: ignore[reportIncompatibleVariableOverride]
+    sets: dict[str, Images]
 
 
 class Kind(NamedTuple):

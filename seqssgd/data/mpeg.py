@@ -153,7 +153,16 @@ def _follows(file: BinaryIO, position: int) -> bool:
 # ---- the decoder -----------------------------------------------------------------------------------------------------
 
 _listening = threading.Lock()
-_ITS_LINES = (b"[src/libmpg123/", b"Note: ", b"Warning: ")  # of what it finds between frames, which is judged here
+# How the lines begin that libmpg123 says, most without its name, of what it finds between frames, which is judged here:
+# those of its parse.c and libmpg123.c that need no option to be shown.
+_ITS_LINES = (
+    rb"\[src/libmpg123/",
+    rb"Note: (Skipped (RIFF header|ID3v1 tag|-?\d+ bytes in input)|Trying to resync\.|Could be a BMP album art)",
+    rb"Note: (Illegal Audio-MPEG-Header 0x|Junk at the beginning \(0x|Looks like a RIFF header|free format frame )",
+    rb"Note: (Hit end of \(available\) data during resync|Xing stream size |missing -?\d+ bytes in bit reservoir )",
+    rb"\n?Warning: (Xing stream size off by |.*Frankenstein)",
+)
+_ITS = re.compile(rb"(?m)^(?:" + b"|".join(_ITS_LINES) + rb").*\n?")
 
 
 @contextlib.contextmanager
@@ -173,10 +182,8 @@ def damage_heard() -> Iterator[None]:
             os.dup2(real, 2)
             os.close(real)
             file.seek(0)
-            lines = file.readlines()
-            found = [match for line in lines if (match := re.search(rb"libmpg123/layer\w*\.c:.*error: (.*)", line))]
-            for line in lines:
-                if line.strip() and not line.startswith(_ITS_LINES):
-                    os.write(2, line)
+            said = file.read()
+            os.write(2, _ITS.sub(b"", said))
+            found = re.search(rb"libmpg123/layer\w*\.c:.*error: (.*)", said)
     if found:
-        raise AudioError(f"is damaged: {found[0][1].decode(errors='replace').strip(' !')} (libmpg123)")
+        raise AudioError(f"is damaged: {found[1].decode(errors='replace').strip(' !')} (libmpg123)")

@@ -29,6 +29,8 @@ def read_info(folder: Path, kind: str) -> dict | None:
             wrong = f"format: {info.get('format')!r} is not {FORMAT}, that of this version"
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); choose another folder") from None
     except ValueError as error:
         wrong = str(error)
     check_kind(path, kind)

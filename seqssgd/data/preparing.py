@@ -22,7 +22,7 @@ from typing import Any
 
 from seqssgd.data.contents import as_text, checksum, seal
 from seqssgd.data.prepared import FORMAT, is_same, read_sets
-from seqssgd.data.shards import Form, Item, Rejected, Shard, cut, merge, write_shards
+from seqssgd.data.shards import Form, Item, Rejected, Rejection, Shard, cut, merge, write_shards
 from seqssgd.documents import parse_json
 from seqssgd.errors import UserError
 from seqssgd.files import atomic_path, naming
@@ -208,11 +208,9 @@ def rejections(folder: str | Path) -> str:
     """
     report = Path(folder) / "rejected.jsonl"
     try:
-        rows = [parse_json(line) for line in report.read_bytes().split(b"\n") if line]
-        if wrong := misfit(list[Rejected], rows):
-            raise ValueError(wrong)
-        rejected = [Rejected(**row) for row in rows]
-    except (OSError, ValueError, TypeError) as error:
+        lines = report.read_bytes().split(b"\n")
+        rejected = [_rejection(line, number) for number, line in enumerate(lines, 1) if line]
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(f"{report} is damaged ({reason}); remove {folder} and prepare it again") from None
     rows = [f"  {len(rejected):,} rejected" + (f", listed in {report}:" if rejected else "")]
@@ -223,6 +221,18 @@ def rejections(folder: str | Path) -> str:
     if len(groups) > SHOWN:
         rows.append(f"    … and {len(groups) - SHOWN:,} other reasons")
     return "\n".join(rows)
+
+
+def _rejection(line: bytes, number: int) -> Rejected:
+    """What a line of rejected.jsonl says; a ``ValueError`` names the line if that is nothing of use."""
+    try:
+        row = parse_json(line)
+        wrong = misfit(Rejection, row)
+    except ValueError as error:
+        wrong = str(error)
+    if wrong is not None:
+        raise ValueError(f"line {number:,}: {wrong}")
+    return Rejected(row["set"], row["id"], row["path"], row["reason"])
 
 
 def by_reason(rejected: Iterable[Rejected]) -> list[tuple[str, int, Rejected]]:

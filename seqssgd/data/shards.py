@@ -87,6 +87,15 @@ class Rejected:
         return f"{self.name} {printable(self.reason)}"
 
 
+class Rejection(TypedDict):
+    """The same as a line of rejected.jsonl."""
+
+    set: str
+    id: str
+    path: str
+    reason: str
+
+
 @dataclass(frozen=True)
 class Shard:
     """Up to ``SHARD`` rows of a set: one file, and one unit of what is resumed and done in parallel."""
