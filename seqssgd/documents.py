@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UserError
+from .kinds import misfit
 
 LARGEST = 1_000_000  # bytes of YAML: a configuration has some thousands
 DEEPEST = 50  # collections within collections
@@ -102,22 +103,27 @@ def check_keys(text: str) -> None:
         pass
 
 
-def read_json(path: str | Path, mend: str) -> Any:
+def read_json(path: str | Path, mend: str, form: Any = Any) -> Any:
     """The contents of a JSON file.
 
     Args:
         path: the file.
         mend: what the message says to do, if it cannot be used.
+        form: what they should be, as an annotation (see :func:`seqssgd.kinds.misfit`).
 
     Raises:
-        UserError: it is not there, no JSON, or gives a key twice.
+        UserError: it is not there, no JSON, gives a key twice, or is not of that form.
     """
     try:
-        return parse_json(Path(path).read_bytes())
+        found = parse_json(Path(path).read_bytes())
+        wrong = misfit(form, found)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); {mend}") from None
     except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); {mend}") from None
+        wrong = str(error)
+    if wrong is not None:
+        raise UserError(f"{path} is damaged ({wrong}); {mend}")
+    return found
 
 
 def parse_json(content: str | bytes) -> Any:

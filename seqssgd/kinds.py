@@ -1,4 +1,7 @@
-"""Whether plain values, as YAML and JSON give them, are what annotations say: what files may hold is said by types."""
+"""Whether plain values, as YAML and JSON give them, are what annotations say: what files may hold is said by types.
+
+Not by pydantic: torch is all that the package depends on, and what reads runs should need little beside it.
+"""
 
 import dataclasses
 import math
@@ -27,7 +30,10 @@ def misfit(kind: Any, value: Any, name: str = "") -> str | None:
         rest = [one for one in arguments if one is not NoneType]
         if len(rest) == 1 and value is not None:  # says where within it
             return misfit(rest[0], value, name)
-        fits = any(misfit(one, value, name) is None for one in arguments)
+        found = [misfit(one, value, name) for one in arguments]
+        if isinstance(value, Mapping) and None not in found and (first := _group(arguments)) is not None:
+            return found[first]  # says where within it, too
+        fits = None in found
     elif is_typeddict(kind) or dataclasses.is_dataclass(kind):
         if isinstance(value, Mapping):
             return _of_entries(kind, value, name)
@@ -45,7 +51,15 @@ def misfit(kind: Any, value: Any, name: str = "") -> str | None:
         fits = False
     else:
         fits = _is_plain(kind, value)
-    return None if fits else f"{name or 'all of it'}: {_shown(value)} is not {_wanted(kind)}"
+    wanted = "a usable number" if _is_extreme(kind, value) else _wanted(kind)
+    return None if fits else f"{name or 'all of it'}: {_shown(value)} is not {wanted}"
+
+
+def _group(kinds: tuple[Any, ...]) -> int | None:
+    """Which of some alternatives is the first group of named values."""
+    return next(
+        (index for index, kind in enumerate(kinds) if is_typeddict(kind) or dataclasses.is_dataclass(kind)), None
+    )
 
 
 def _of_entries(kind: Any, value: Mapping[str, Any], name: str) -> str | None:
@@ -65,6 +79,12 @@ def _is_plain(kind: Any, value: Any) -> bool:
         whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < _LARGEST
         return whole or (kind is float and isinstance(value, float) and math.isfinite(value))
     return isinstance(value, kind) if kind in (bool, str) else True
+
+
+def _is_extreme(kind: Any, value: Any) -> bool:
+    """Whether a value is a number as wanted, but for its size."""
+    numbers = {int: (int,), float: (int, float)}
+    return kind in numbers and isinstance(value, numbers[kind]) and not isinstance(value, bool)
 
 
 def _wanted(kind: Any) -> str:

@@ -118,9 +118,12 @@ class NoiseFinder:
     def _losses(self, name: str) -> list[float]:
         """The loss of each step, as the mean of some: infinite if that of one of them was not finite."""
         file = self.out / name / layout.METRICS
-        rows = [row for row in read_rows(file) if row["kind"] == "train"]
-        if wrong := misfit(list[Losses], rows, "a row"):
-            raise UserError(f"{file}: damaged ({wrong}); delete {self.out} and search again")
+        rows = []
+        for number, row in enumerate(read_rows(file), 1):
+            if row["kind"] == "train":
+                if wrong := misfit(Losses, row):
+                    raise UserError(f"{file}, line {number}: damaged ({wrong}); delete {self.out} and search again")
+                rows.append(row)
         if len(rows) < (self.warmup + self.rising) // self._log_every:
             raise UserError(
                 f"{self.out / name}: ended before step {self.warmup} + {self.rising}; "

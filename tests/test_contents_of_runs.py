@@ -10,7 +10,7 @@ from seqssgd.errors import UserError
 from seqssgd.report import compare, read_run
 from seqssgd.runs import checkpoints
 from seqssgd.runs.checkpoints import check_files, checksums, find_checkpoint
-from seqssgd.runs.reading import data_folder
+from seqssgd.runs.reading import data_folder, record
 from seqssgd.runs.recipes import read_section
 from seqssgd.training import RunDirectory
 
@@ -84,6 +84,17 @@ def test_a_run_knows_where_its_data_lay(tmp_path):
     (tmp_path / "run/environment.json").unlink()
     with pytest.raises(UserError, match="does not say where its data lie; give their folder"):
         data_folder(tmp_path / "run", None)
+
+
+def test_an_evaluation_is_not_added_to_a_damaged_file(tmp_path):
+    file = tmp_path / "evaluation.json"
+    for content, said in (("{test", "Expecting property name"), ('{"test": 3}', "test: 3 is not a group")):
+        file.write_text(content)
+        with pytest.raises(
+            UserError, match=rf"evaluation\.json is damaged \({said}.*\); delete it, and evaluate again$"
+        ):
+            record(tmp_path, "valid", {"loss": 1.0})
+        assert file.read_text() == content
 
 
 def test_what_an_earlier_version_did_not_note_is_no_difference(tmp_path):

@@ -78,6 +78,9 @@ def test_json_that_is_nested_too_deep_or_gives_a_key_twice_is_refused_with_its_f
             parse_json(content)
         with pytest.raises(UserError, match=rf"x\.json is damaged \({said}.*\); mend it$"):
             read_json(tmp_path / "x.json", "mend it")
+    (tmp_path / "x.json").write_text('{"lines": "a"}')
+    with pytest.raises(UserError, match=r"x\.json is damaged \(lines: 'a' is not a whole number\); mend it$"):
+        read_json(tmp_path / "x.json", "mend it", Lines)
 
 
 class Lines(TypedDict):
@@ -85,9 +88,13 @@ class Lines(TypedDict):
     share: NotRequired[float]
 
 
+class Other(TypedDict):
+    other: int
+
+
 @pytest.mark.parametrize("kind, good, bad, said", [
-    (int, -3, True, "x: True is not a whole number"), (int, 0, 10**30, "x: 1000.* is not a whole number"),
-    (float, 2, math.nan, "x: nan is not a number"), (float, 1e300, 10**30, "is not a number"),
+    (int, -3, True, "x: True is not a whole number"), (int, 0, 10**30, "x: 1000.* is not a usable number"),
+    (float, 2, math.nan, "x: nan is not a usable number"), (float, 1e300, 10**30, "is not a usable number"),
     (str, "", None, "x: None is not a text"), (bool, False, 0, "x: 0 is not true or false"),
     (Literal["a"], "b", 3, "x: 3 is not a text"), (float | None, None, "a", "x: 'a' is not a number"),
     (int | str, "a", 0.5, "x: 0.5 is not a whole number or a text"), (Any, [None], None, None),
@@ -97,6 +104,10 @@ class Lines(TypedDict):
     (dict[str, int], {}, [1], r"x: \[1\] is not a group of named values"),
     (list, [None], {}, r"x: \{\} is not a list"), (dict, {"a": None}, [], r"x: \[\] is not a group"),
     (Lines, {"lines": 1, "more": []}, {"share": 0.5}, r"x\.lines is missing"),
+    (float, 1, "x", "x: 'x' is not a number"), (int, 1, math.inf, "x: inf is not a whole number"),
+    (Other | Lines, {"lines": 1}, {"lines": "a"}, r"x\.other is missing"),
+    (Lines | Other, {"other": 1}, {"lines": "a"}, r"x\.lines: 'a' is not a whole number"),
+    (Lines | Other, {"other": 1}, 3, "x: 3 is not a group of named values"),
     (Lines | None, {"lines": 1, "share": 2}, {"lines": 1, "share": "a"}, r"x\.share: 'a' is not a number"),
 ])  # fmt: skip
 def test_values_are_what_annotations_say(kind, good, bad, said):

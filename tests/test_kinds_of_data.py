@@ -58,14 +58,14 @@ def test_every_entry_is_what_it_should_be_or_is_named(folders, kind):
         *path, key = at
         within = functools.reduce(operator.getitem, path, info)
         if number % 3:
-            within[key] = [None, "x", [], {}, -1, True][number % 6]
+            within[key] = [None, "x", [], {}, -1, True][number // 3 % 6]
         else:
             del within[key]
         file.write_text(json.dumps(info))
         try:
             LOADERS[kind](folders[kind])
         except UserError as error:
-            named += any(str(name) in str(error) for name in at)
+            named += ".".join(name for name in at if isinstance(name, str)) in str(error).partition("dataset.json")[2]
     file.write_bytes(content)
     LOADERS[kind](folders[kind])
     file.write_bytes(content.replace(b'"name"', b'"name": "", "name"', 1))

@@ -194,18 +194,38 @@ def test_it_writes_figures_surfaces_and_a_section_of_the_comparison(measured, la
     assert (tmp_path / "landscape_lines.png").is_file()
 
 
-def test_a_damaged_landscape_is_refused_with_its_file(measured, tmp_path):
+def test_a_damaged_landscape_is_refused_with_its_file_and_entry(measured, tmp_path):
     """Some values are those of another kind."""
     found = json.loads((measured / FILE).read_bytes())
-    chosen = [at for at in places(found) if at and at[0] != "settings"]
-    refused = 0
-    for number, at in enumerate(chosen[:: 1 + len(chosen) // 80]):
+    chosen = list(places(found))[1:]
+    tried = chosen[:: 1 + len(chosen) // 80]
+    refused = []
+    for number, at in enumerate(tried):
         (tmp_path / FILE).write_text(json.dumps(replaced(found, at, [None, "x", [], {}][number % 4])))
         try:
             section(tmp_path, pictures=False)
         except UserError as error:
-            refused += str(tmp_path / FILE) in str(error)
-    assert refused > 8
+            entry = ".".join(name for name in at if isinstance(name, str))
+            assert str(error).startswith(f"{tmp_path / FILE} is damaged ({entry}"), error
+            refused.append(at)
+    assert len(refused) > len(tried) / 3
+    found["runs"]["run1"]["variance"]["of_step"]["pair"] = None  # not finite, which is no damage
+    (tmp_path / FILE).write_text(json.dumps(found))
+    [table] = [table for name, table in section(tmp_path, pictures=False).tables.items() if name.startswith("Variance")]
+    assert [row[0] for row in table.rows] == ["run0", "run2"]
+    del found["runs"]["run0"]["variance"]["level"]
+    (tmp_path / FILE).write_text(json.dumps(found))
+    with pytest.raises(UserError, match=r"runs\.run0\.variance\.level is missing\); delete it, and measure again"):
+        section(tmp_path, pictures=False)
+
+
+def test_a_bug_in_drawing_is_not_taken_for_damage(measured, monkeypatch):
+    def broken(found, surfaces):
+        raise KeyError("a bug")
+
+    monkeypatch.setattr("seqssgd.landscape.section.draw", broken)
+    with pytest.raises(KeyError, match="a bug"):
+        section(measured)
 
 
 def test_stopped_by_the_limit_it_goes_on_and_comes_to_the_same(measured, language, tmp_path, capsys, monkeypatch):

@@ -217,7 +217,7 @@ def test_rows_and_settings_of_other_kinds_are_refused(tmp_path):
     finder = made_runs(tmp_path, lambda level: 1 + level**2)
     file, config = tmp_path / "plain/metrics.jsonl", tmp_path / "noisy/config.yaml"
     file.write_text(file.read_text().replace('"loss": ', '"lost": ', 1))
-    with pytest.raises(UserError, match=r"plain/metrics\.jsonl: damaged \(a row.loss is missing\); delete"):
+    with pytest.raises(UserError, match=r"plain/metrics\.jsonl, line \d+: damaged \(loss is missing\); delete"):
         finder.curve()
     config.write_text("optim: {noise: x}\n")
     with pytest.raises(UserError, match=r"noisy/config\.yaml: optim\.noise: 'x' is not a number; delete"):

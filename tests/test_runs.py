@@ -18,7 +18,7 @@ from seqssgd.report.listing import list_runs
 from seqssgd.runs import checkpoints, layout
 from seqssgd.runs.comparing import differences
 from seqssgd.runs.directory import RunDirectory
-from seqssgd.runs.settings import completed
+from seqssgd.runs.settings import check_kinds, completed
 from seqssgd.training import OptimConfig, TrainingConfig, build_optimizer, build_schedulers, fit
 
 ROOT = Path(__file__).parents[1]
@@ -77,6 +77,32 @@ def test_what_a_configuration_lacks_has_its_default_and_what_follows_from_it():
     }
     assert completed({"inner": {"width": 0, "of old": 1}}, Outer)["inner"] == {"width": 0, "twice": 6, "of old": 1}
     assert completed({"inner": "no section"}, Outer)["inner"] == "no section"
+
+
+def test_a_bug_of_a_section_is_not_taken_for_a_setting_that_it_refuses():
+    @dataclass
+    class Broken:
+        width: int = 3
+
+        def __post_init__(self):
+            if self.width != 3:
+                raise AttributeError("a bug")
+
+    with pytest.raises(AttributeError, match="a bug"):
+        completed({"width": 5}, Broken)
+
+
+def test_settings_of_another_type_are_named(tmp_path):
+    check_kinds({"inner": {"width": 5}, "rates": [1, 2], "seed": 4}, Outer)
+    for settings, said in (({"inner": {"width": "5"}}, "inner.width: '5' is not a whole number"),
+                           ({"seed": False}, "seed: False is not a whole number"),  # which is equal to its default
+                           ({"rates": [True, 2.0]}, "rates: True is not a number")):  # fmt: skip
+        with pytest.raises(ValueError, match=f"^{said}$"):
+            check_kinds(settings, Outer)
+    RunDirectory(tmp_path, Outer()).close()
+    edit(tmp_path / "config.yaml", lambda settings: settings.update(seed=False))
+    with pytest.raises(UserError, match=r"config\.yaml: seed: False is not a whole number; put the run's own back"):
+        RunDirectory(tmp_path, Outer())
 
 
 def test_a_run_of_a_version_without_some_settings_resumes_to_the_same_bits(tmp_path):

@@ -487,7 +487,7 @@ def test_a_key_that_is_given_twice_is_refused_in_files_and_in_options(parse, yam
         parse(*options, yaml=yaml)
 
 
-@pytest.mark.parametrize("value", ["!!timestamp x", "!!int _", "!!float ''", "!!binary x", "!!set {a}", "[" * 200,
+@pytest.mark.parametrize("value", ["!!timestamp x", "!!int _", "!!float ''", "!!binary x", "!!set {a}", "[" * 200, "._",
                                    "!!python/object/apply:os.system [ls]", "!!omap [a: 1]", '"\\0"',
                                    "? [a]\n: b"])  # fmt: skip
 @pytest.mark.parametrize("key", ["optim.lr", "optim.method", "model", "seed"])

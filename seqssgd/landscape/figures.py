@@ -37,7 +37,7 @@ def draw(found: Mapping[str, Any], surfaces: Mapping[str, Surface]) -> dict[str,
         pictures["robustness"] = partial(_robustness, runs)
     if any("nodes" in run.get("density", {}) for run in runs.values()):
         pictures["density"] = partial(_density, runs)
-    if any("of_step" in run.get("variance", {}) for run in runs.values()):
+    if any(map(variance_of, runs.values())):
         pictures["variance"] = partial(_variance, runs)
     known = {name: surface for name, surface in surfaces.items() if surface.values}
     lines = {name: surface for name, surface in known.items() if surface.b.size == 1}
@@ -49,6 +49,12 @@ def draw(found: Mapping[str, Any], surfaces: Mapping[str, Surface]) -> dict[str,
         for key in names:
             pictures[f"{kind}_{key.replace(' ', '_')}"] = partial(_contours, chosen, key)
     return {name: picture_files(figure, name) for name, figure in pictures.items()}
+
+
+def variance_of(run: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What was measured of the variance of a run's steps; empty if that is nothing, or not finite."""
+    split = run.get("variance", {})
+    return split if None not in split.get("of_step", {"none": None}).values() else {}
 
 
 def _panels(count: int, width: float = 4.2, height: float = 3.2) -> tuple["Figure", list["Axes"]]:
@@ -131,8 +137,9 @@ def _robustness(runs: Mapping[str, Any]) -> "Figure":
     figure, panels = _panels(len(keys))
     for axes, key in zip(panels, keys, strict=True):
         for index, name in enumerate(runs):
-            if key in known.get(name, {}):
-                _band(axes, known[name][key], _colour(index), name, clean=True)
+            curve = known.get(name, {}).get(key)
+            if curve and curve[0]["clean"] is not None:
+                _band(axes, curve, _colour(index), name, clean=True)
         axes.set(xlabel="noise level c", ylabel=_title(key))
     return _finished(figure, panels)
 
@@ -156,7 +163,7 @@ def _density(runs: Mapping[str, Any]) -> "Figure":
 
 def _variance(runs: Mapping[str, Any]) -> "Figure":
     """The parts of each method's variance, stacked, for every run; those of one training are a course over time."""
-    known = {name: run["variance"] for name, run in runs.items() if "of_step" in run.get("variance", {})}
+    known = {name: split for name, run in runs.items() if (split := variance_of(run))}
     figure, (axes,) = _panels(1, 2.2 + 0.9 * len(known), 3.8)
     place = np.arange(len(known))
     for shift, method in enumerate(("one-sided", "halves", "pair")):

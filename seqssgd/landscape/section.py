@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
 from ..report.page import Section
 from ..report.tables import Table
-from .figures import draw
+from .figures import draw, variance_of
 from .order import FEWEST, rank_correlation
 from .study import FILE, file_name, read
 from .surface import Surface, read_surface
@@ -53,17 +52,8 @@ def section(folder: str | Path, pictures: bool = True) -> Section:
     Raises:
         UserError: there is no landscape, or it is damaged.
     """
-    found = read(Path(folder) / FILE)
-    try:
-        return _section(found, Path(folder), pictures)
-    except UserError:
-        raise
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        why = f"{type(error).__name__}: {error}"
-        raise UserError(f"{Path(folder) / FILE}: damaged, or of another version ({why}); measure again") from error
-
-
-def _section(found: Mapping[str, Any], folder: Path, pictures: bool) -> Section:
+    folder = Path(folder)
+    found = read(folder / FILE)
     drawn: dict[str, dict[str, bytes]] = {}
     if pictures:
         made = draw(found, surfaces_of(found, folder))
@@ -80,7 +70,7 @@ def _section(found: Mapping[str, Any], folder: Path, pictures: bool) -> Section:
         tables["Curvature and sharpness"] = curvature_table(found)
     if (order := order_table(found)).rows:
         tables["Whether flatness orders the errors"] = order
-    if any("of_step" in run.get("variance", {}) for run in found["runs"].values()):
+    if any(map(variance_of, found["runs"].values())):
         tables["Variance of a step's gradient, in that of plain steps"] = variance_table(found)
     if any("barriers" in surface for surface in found["surfaces"].values()):
         tables["Barriers"] = barrier_table(found)
@@ -104,7 +94,10 @@ def curvature_table(found: Mapping[str, Any]) -> Table:
         measured = {f"{row['level']:g}": row["increase"][0] for row in sharp.get("noise", [])}
         predicted = {level: value[0] for level, value in traces.get("predicted_sharpness", {}).items()}
         cells = [name, _number(errors.get("loss")), _number(errors.get("error"))]
-        cells += [_number(sharp.get("noise", [top])[0].get("clean", top.get("loss"))), _number(top.get("lambda_max"))]
+        cells += [
+            _number((sharp.get("noise") or [top])[0].get("clean", top.get("loss"))),
+            _number(top.get("lambda_max")),
+        ]
         cells += [" / ".join(map(_number, top.get("of_halves", []))) or "–"]
         cells += [_with_interval(traces.get("trace")), _with_interval(traces.get("relative_trace"))]
         cells += [f"{_number(measured.get(level))} / {_number(predicted.get(level))}" for level in levels]
@@ -149,8 +142,7 @@ def variance_table(found: Mapping[str, Any]) -> Table:
     head = ["run", "noise level", "minibatch", "one-sided", "halves", "pair (2 passes)", "the pair pays from", "take"]
     rows = []
     for name, run in found["runs"].items():
-        split = run.get("variance", {})
-        if "of_step" in split:
+        if split := variance_of(run):
             steps = split["of_step"]
             cells = [_number(steps[key] / steps["none"]) for key in ("one-sided", "halves", "pair")]
             edge = "never" if split["break_even"] is None else f"{split['break_even']:,.0f}"

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..documents import parse_json
+from ..documents import read_json
 from ..errors import UserError
 from ..files import atomic_path
+from .form import Landscape
 from .stages import STAGES, TERMS, StageSettings, run_stage
 from .subjects import Subject, open_run
 from .surface import Figures, Plane, Surface, line, measure, plane, random_slice, weights_of
@@ -245,15 +246,12 @@ def read(path: str | Path) -> dict[str, Any]:
         UserError: there is none, or it is damaged.
     """
     path = Path(path)
-    try:
-        found = parse_json(path.read_bytes())
-        if not {"settings", "runs", "surfaces"} <= set(found):
-            raise ValueError("it has not settings, runs and surfaces")
-        return found
-    except OSError:
-        raise UserError(f"{path} is missing; write it with: seqssgd landscape RUN… --out {path.parent}") from None
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path}: damaged, or no landscape ({error}); delete it") from None
+    if not path.exists():
+        raise UserError(f"{path} is missing; write it with: seqssgd landscape RUN… --out {path.parent}")
+    found = read_json(path, "delete it, and measure again", Landscape)
+    if not found["runs"]:
+        raise UserError(f"{path} is damaged (runs: there are none); delete it, and measure again")
+    return found
 
 
 def _work(spec: Spec, stage: str, settings: StageSettings) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from . import layout
 from .checkpoints import checksums
 from .environment import environment, read_environment, warn_of_changes
 from .metrics import check_result, read_rows
-from .settings import check_same, completed, flatten, plain
+from .settings import check_kinds, check_same, completed, flatten, plain
 
 
 class RunDirectory:
@@ -111,7 +111,13 @@ class RunDirectory:
         old = read_yaml(known, "choose another directory")
         if not isinstance(old, Mapping):
             raise UserError(f"{known}: not the configuration of a run; choose another directory")
-        old = flatten(old if self._like is None else completed(old, self._like))
+        if self._like is not None:
+            try:
+                check_kinds(old, type(self._like))
+            except ValueError as error:
+                raise UserError(f"{known}: {error}; put the run's own back, or choose another directory") from None
+            old = completed(old, self._like)
+        old = flatten(old)
         new = flatten(self.config)
         later = {key for key in flatten(self._noted) if key not in old}
         check_same(self.path, old, {key: value for key, value in new.items() if key not in later})

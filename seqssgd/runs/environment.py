@@ -13,8 +13,6 @@ import torch
 
 from .. import processes
 from ..documents import printable, read_json
-from ..errors import UserError
-from ..kinds import misfit
 from ..notes import warn
 from . import layout
 
@@ -85,10 +83,7 @@ def read_environment(run: Path) -> dict[str, Any]:
         UserError: it is damaged.
     """
     path, mend = run / layout.ENVIRONMENT, "put the run's own back, or delete it"
-    found = read_json(path, mend) if path.is_file() else {}
-    if wrong := misfit(Record, found):
-        raise UserError(f"{path} is damaged ({wrong}); {mend}")
-    return found
+    return read_json(path, mend, Record) if path.is_file() else {}
 
 
 def warn_of_changes(old: dict[str, Any], new: dict[str, Any]) -> None:

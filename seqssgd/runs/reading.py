@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..documents import parse_json, parse_yaml, printable
+from ..documents import parse_json, parse_yaml, printable, read_json
 from ..errors import UserError
 from ..files import atomic_path
 from ..kinds import misfit
@@ -116,7 +116,8 @@ def _checked_result(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _checked_evaluations(evaluations: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The figures of all splits: of what one of them or the validation has a number, each has a number or None."""
+    """The figures of all splits; a name that is a number in one split, or in the validation, must be a number or null
+    in the others."""
     if wrong := misfit(dict[str, dict], evaluations):
         raise ValueError(f"{layout.EVALUATION}: {wrong}")
     found = {split: usable(figures) for split, figures in evaluations.items()}
@@ -133,14 +134,15 @@ def record(run: str | Path, split: str, figures: dict[str, Any]) -> None:
     """Adds the evaluation of a split, with the name of its checkpoint, to a run's evaluation.json.
 
     Raises:
-        UserError: the run directory cannot be written to.
+        UserError: the run directory cannot be written to, or its evaluation.json is damaged.
     """
     path = Path(run) / layout.EVALUATION
+    known = read_json(path, "delete it, and evaluate again", dict[str, dict]) if path.is_file() else {}
+    text = json.dumps({**known, split: figures}, indent=2) + "\n"
     try:
-        evaluations = {**_json(path), split: figures}
         with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(evaluations, indent=2) + "\n", encoding="utf-8")
-    except (OSError, ValueError) as error:
+            temporary.write_text(text, encoding="utf-8")
+    except OSError as error:
         raise UserError(f"{path}: cannot be written ({error})") from None
 
 

@@ -61,14 +61,14 @@ def check_kinds(config: Mapping[str, Any], like: Any, prefix: str = "") -> None:
     Raises:
         ValueError: one is not; the message begins with its key.
     """
-    kinds = typing.get_type_hints(like, include_extras=True)
+    kinds = typing.get_type_hints(like if isinstance(like, type) else type(like), include_extras=True)
     for field, section in _sections(config, like):
         value, key = config.get(field.name, _default(field)), f"{prefix}{field.name}"
         if section is not None and isinstance(value, Mapping):
             check_kinds(value, section, f"{key}.")
         elif (
             field.name in config
-            and value != plain(_default(field))
+            and repr(value) != repr(plain(_default(field)))  # True == 1
             and (wrong := misfit(section or kinds[field.name], value, key))
         ):
             raise ValueError(wrong)
@@ -133,7 +133,7 @@ def _default(field: dataclasses.Field) -> Any:
 def _settled(settings: Mapping[str, Any], config: Mapping[str, Any], kind: type) -> dict[str, Any]:
     try:
         return dataclasses.asdict(kind(**settings))
-    except Exception:  # refused by now, in whatever way: compared as it stands, beside the defaults
+    except (TypeError, ValueError):  # refused by now: compared as it stands, beside the defaults
         return {**_defaults(kind), **config}
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..documents import WRONG_VALUE, NotTaken, check_keys, check_places, parse_yaml
+from ..documents import NotTaken, check_keys, check_places, parse_yaml
 from ..errors import UserError
 from ..networks import choose
 from ..sections import with_section
@@ -133,7 +133,7 @@ def _strict() -> str:
             return plain(text)
         except NotTaken:
             raise
-        except (*WRONG_VALUE, RecursionError, ValueError) as error:  # such as !!int x: the text itself is the value
+        except ValueError as error:  # no YAML, or too much of it: as a value it is a text, as a file it is refused
             raise yaml.YAMLError(str(error)) from None
 
     set_loader("seqssgd", load, (yaml.YAMLError, NotTaken))

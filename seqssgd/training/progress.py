@@ -54,7 +54,7 @@ class Progress:
 
         Args:
             metrics: that it gave.
-            best: see :class:`Task`.
+            best: the metric that the best evaluation is chosen by, and ``"min"`` or ``"max"``; None: it is the last.
             scheduled: whether it is due by ``training.evaluate_every``.
 
         Raises:
