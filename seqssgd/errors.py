@@ -7,6 +7,7 @@ import io
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable
 from types import ModuleType
 
@@ -54,11 +55,14 @@ def run_cli(main: Callable[[], int | None]) -> int:
     ``None`` counts as 0. A :class:`UserError`, a full disk or memory, or a refused permission is printed as one line
     ``error: …`` (status 2); Ctrl-C gives 130; a reader that went away (``… | head``) ends the program
     quietly with 141, as the signal SIGPIPE would. Every other exception is a bug and keeps its traceback.
+    Warnings that no user can use are not shown (:func:`ignore_warnings`).
     A standard stream that was closed (``>&-``) takes what is written to it and forgets it.
     """
     _complete_streams()
     try:
-        status = main() or 0
+        with warnings.catch_warnings():
+            ignore_warnings()
+            status = main() or 0
         sys.stdout.flush()  # here, so that a closed pipe is noticed inside this try
         return status
     except UserError as error:
@@ -86,6 +90,12 @@ def run_cli(main: Callable[[], int | None]) -> int:
         if error.errno not in _MENDABLE:
             raise
         return _refuse(f"{name}{error.strerror}")
+
+
+def ignore_warnings() -> None:
+    """Leaves out, in a process of a program, what Pillow finds odd in images, which it does not name: they are judged
+    where they are decoded. The package leaves other people's programs the filters that they have."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def forget_output() -> None:

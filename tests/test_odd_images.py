@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import warnings
 from pathlib import Path
 
 import datasets
@@ -14,6 +15,7 @@ from programs import load
 
 from seqssgd.data import pictures
 from seqssgd.data.pictures import ImageError, decode_rgb
+from seqssgd.errors import run_cli
 
 IMAGENET = load("data_prep/imagenet.py")
 
@@ -150,8 +152,22 @@ def test_an_image_of_far_more_pixels_than_it_has_bytes_is_refused_before_it_is_d
     with pytest.raises(pictures.ImageError, match=f"8,000 × 8,000 pixels in {len(content):,} bytes"):
         pictures.decode(content)
     with io.BytesIO() as buffer:  # as many for a byte as PNG makes of one colour
-        Image.new("RGB", (3000, 3000)).save(buffer, "PNG")
-        assert pictures.decode(buffer.getvalue())[0].size == (3000, 3000)
+        Image.new("1", (8_000, 8_000)).save(buffer, "PNG")
+        assert pictures.decode(buffer.getvalue())[0].size == (8_000, 8_000)
+
+
+def test_what_pillow_warns_of_is_left_out_in_programs_and_nowhere_else():
+    def warn(module: str) -> None:
+        warnings.warn_explicit("odd", UserWarning, "file.py", 1, module)
+
+    before = list(warnings.filters)
+    pictures._pillow.cache_clear()
+    pictures.decode(encoded(picture(1, 1, (8, 8)), "PNG"))
+    assert run_cli(lambda: warn("PIL.Image")) == 0
+    for call in (lambda: warn("PIL.Image"), lambda: run_cli(lambda: warn("PILLAR"))):
+        with pytest.raises(UserWarning, match="odd"):
+            call()
+    assert list(warnings.filters) == before
 
 
 @pytest.mark.parametrize("error", [RuntimeError("bad"), NotImplementedError(), KeyError("x")])

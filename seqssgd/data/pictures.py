@@ -4,15 +4,17 @@ import functools
 import io
 import logging
 import re
-import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # Pillow belongs to an extra and is imported where it is needed
     from PIL.Image import Image as Picture
 
 
-SMALL = 2**22  # pixels that any file may have, and
-PER_BYTE = 10_000  # how many it may have for each of its bytes: more than formats for photographs make of one colour
+# Pixels that any file may have; decoders hold up to 20 bytes for each of them (JPEG 2000; lossless WebP 16, AVIF 10).
+SMALL = 2**22
+# How many a larger one may have for each of its bytes: more than PNG (8,200) and JPEG (64) make of one colour. Lossless
+# WebP, JPEG 2000, AVIF and TIFF's group 4 make more of it, and then cannot be told from what is to fill the memory.
+PER_BYTE = 10_000
 _PNG = re.compile(rb"(?s)\x89PNG\r\n\x1a\n.{17}")
 _DEEP_DXGI = {2, 6, 10, 11, 24, 26, 94, 95, 96}  # floats, 16 or 10 bits, and BC6H, by their numbers in DXGI_FORMAT
 
@@ -32,7 +34,9 @@ def decode(content: bytes) -> tuple["Picture", bool]:
         image = pillow.open(io.BytesIO(content))
         width, height = image.size
         if width * height > max(SMALL, PER_BYTE * len(content)):
-            raise ImageError(f"says that it has {width:,} × {height:,} pixels in {len(content):,} bytes")
+            raise ImageError(
+                f"says that it has {width:,} × {height:,} pixels in {len(content):,} bytes (if so, save it as PNG)"
+            )
         image.load()
     except (ImageError, MemoryError):
         raise
@@ -44,10 +48,9 @@ def decode(content: bytes) -> tuple["Picture", bool]:
 
 @functools.cache
 def _pillow() -> Any:
-    """Pillow, which need not say what it finds odd in files that it does not name: :func:`decode` is the judge."""
+    """Pillow, whose logger need not tell of errors: :func:`decode` raises them."""
     from PIL import Image
 
-    warnings.filterwarnings("ignore", module=r"PIL\.")
     logging.getLogger("PIL").addHandler(logging.NullHandler())  # or else errors go to standard error
     return Image
 

@@ -21,7 +21,7 @@ from seqssgd.data.items import printable, reason_of
 from seqssgd.data.prepared import FORMAT
 from seqssgd.data.progress import ProgressBar
 from seqssgd.documents import parse_json
-from seqssgd.errors import UserError
+from seqssgd.errors import UserError, ignore_warnings
 from seqssgd.files import atomic_path
 from seqssgd.kinds import misfit
 from seqssgd.notes import note
@@ -171,7 +171,7 @@ def write_shards(stage: Path, shards: Sequence[Shard], jobs: int) -> list[dict]:
             # spawned, because forking a process that has threads (pyarrow's) can hang
             context = multiprocessing.get_context("spawn")
             workers = min(jobs, len(todo))
-            with ProcessPoolExecutor(workers, context, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+            with ProcessPoolExecutor(workers, context, _begin) as pool:
                 futures = {pool.submit(_write_shard, stage, shard): i for i, shard in todo.items()}
                 try:
                     for future in as_completed(futures):
@@ -183,6 +183,12 @@ def write_shards(stage: Path, shards: Sequence[Shard], jobs: int) -> list[dict]:
                 finally:
                     pool.shutdown(wait=True, cancel_futures=True)
     return [results[i] for i in range(len(shards))]
+
+
+def _begin() -> None:
+    """What a worker does first: Ctrl-C is for the process that started it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ignore_warnings()
 
 
 def _finished(stage: Path, shard: Shard) -> dict | None:
