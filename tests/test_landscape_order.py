@@ -1,12 +1,15 @@
 """Rank correlations against scipy's, and their intervals by how often they hold what they are of."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from seqssgd.landscape.figures import _sharpness
+from seqssgd.landscape.figures import _sharpness, draw
 from seqssgd.landscape.order import rank_correlation
 from seqssgd.landscape.section import order_table
+from seqssgd.landscape.study import read
 
 
 def test_it_is_spearmans_with_ties_too():
@@ -75,3 +78,14 @@ def test_many_checkpoints_have_a_panel_for_each_training():
         assert axes.get_legend_handles_labels()[1][:2] == ["best", "last"] and len(axes.lines) == 7
     (alone,) = _sharpness({name: {"sharpness": {"noise": noise}} for name in names[:2]}).axes
     assert alone.get_legend_handles_labels()[1][:2] == names[:2]
+
+
+def test_what_is_empty_or_not_finite_is_not_drawn(monkeypatch):
+    monkeypatch.setattr("seqssgd.landscape.figures.picture_files", lambda figure, name: figure() and {})
+    found = read(Path(__file__).parents[1] / "results/landscape/ptb_dropout/landscape.json")
+    [run] = found["runs"].values()
+    run["traces"]["layers"], run["robustness"]["curves"] = {}, {}
+    run["density"]["nodes"][0] = run["variance"]["data"][0] = None
+    assert list(draw(found, {})) == ["sharpness", "density"]
+    run["density"]["nodes"] = []
+    assert list(draw(found, {})) == ["sharpness"]

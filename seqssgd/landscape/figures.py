@@ -31,11 +31,11 @@ def draw(found: Mapping[str, Any], surfaces: Mapping[str, Surface]) -> dict[str,
     pictures = {}
     if any("noise" in run.get("sharpness", {}) for run in runs.values()):
         pictures["sharpness"] = partial(_sharpness, runs)
-    if any("layers" in run.get("traces", {}) for run in runs.values()):
+    if any(run.get("traces", {}).get("layers") for run in runs.values()):
         pictures["layers"] = partial(_layers, runs)
-    if any("curves" in run.get("robustness", {}) for run in runs.values()):
+    if any(run.get("robustness", {}).get("curves") for run in runs.values()):
         pictures["robustness"] = partial(_robustness, runs)
-    if any("nodes" in run.get("density", {}) for run in runs.values()):
+    if any(map(_nodes, runs.values())):
         pictures["density"] = partial(_density, runs)
     if any(map(variance_of, runs.values())):
         pictures["variance"] = partial(_variance, runs)
@@ -54,7 +54,16 @@ def draw(found: Mapping[str, Any], surfaces: Mapping[str, Surface]) -> dict[str,
 def variance_of(run: Mapping[str, Any]) -> Mapping[str, Any]:
     """What was measured of the variance of a run's steps; empty if that is nothing, or not finite."""
     split = run.get("variance", {})
-    return split if None not in split.get("of_step", {"none": None}).values() else {}
+    if "of_step" not in split:
+        return {}
+    figures = [*split["of_step"].values(), *(split[key][0] for key in ("data", "first", "second"))]
+    return {} if None in figures else split
+
+
+def _nodes(run: Mapping[str, Any]) -> list[tuple[float, float]]:
+    """The nodes of a run's density, with their weights, that are finite."""
+    found = run.get("density", {})
+    return [pair for pair in zip(found.get("nodes", []), found.get("weights", []), strict=False) if None not in pair]
 
 
 def _panels(count: int, width: float = 4.2, height: float = 3.2) -> tuple["Figure", list["Axes"]]:
@@ -115,7 +124,7 @@ def _sharpness(runs: Mapping[str, Any]) -> "Figure":
 
 def _layers(runs: Mapping[str, Any]) -> "Figure":
     """What each layer has of the relative trace."""
-    known = {name: run["traces"]["layers"] for name, run in runs.items() if "layers" in run.get("traces", {})}
+    known = {name: run["traces"]["layers"] for name, run in runs.items() if run.get("traces", {}).get("layers")}
     layers = list(next(iter(known.values())))
     figure, (axes,) = _panels(1, 5.6, 1.2 + 0.16 * len(layers) * len(known))
     height = 0.8 / len(known)
@@ -148,9 +157,9 @@ def _density(runs: Mapping[str, Any]) -> "Figure":
     """Every eigenvalue a Gaussian, on a logarithmic scale, as Ghorbani et al. (ICML 2019) draw it."""
     figure, (axes,) = _panels(1, 5.2, 3.8)
     for index, (name, run) in enumerate(runs.items()):
-        if "nodes" not in run.get("density", {}):
+        if not _nodes(run):
             continue
-        nodes, weights = np.array(run["density"]["nodes"]), np.array(run["density"]["weights"])
+        nodes, weights = np.array(_nodes(run)).T
         span = max(nodes.max() - nodes.min(), 1e-12)
         grid = np.linspace(nodes.min() - 0.1 * span, nodes.max() + 0.1 * span, 600)
         width = 0.01 * span
