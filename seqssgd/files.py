@@ -2,9 +2,12 @@
 
 import contextlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from .errors import FULL, UserError
 
 
 @contextlib.contextmanager
@@ -32,6 +35,47 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         finally:
             temporary.unlink(missing_ok=True)
         sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """Yields a temporary folder beside ``path``, which is absent or an empty folder; on success it takes that name.
+
+    If the block raises, ``path`` is left as it was and the temporary folder is removed.
+
+    Raises:
+        UserError: no folder can be made there.
+        OSError: the disk is full.
+    """
+    target = Path(os.path.realpath(path))
+    with _making(path):
+        make_folder(target.parent)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+    try:
+        with naming(path):
+            yield temporary
+            for entry in temporary.rglob("*"):
+                if entry.is_dir():
+                    sync_folder(entry)
+                    continue
+                with open(entry, "rb") as file:
+                    os.fsync(file.fileno())
+            temporary.chmod(0o777 & ~_umask())  # mkdtemp makes folders private
+        with _making(path):
+            os.replace(temporary, target)  # replaces an empty folder, never a full one
+            sync_folder(target.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _making(folder: str | os.PathLike) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            raise
+        raise UserError(f"{folder}: cannot write there ({error.strerror}); choose another folder") from None
 
 
 def is_leftover(path: Path) -> bool:

@@ -287,6 +287,7 @@ def test_a_study_that_was_stopped_goes_on_to_the_same_results(few, tmp_path, cap
 
 def test_bad_options_and_other_results_are_one_line(few, tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
+    assert "--seed: -1 is not" in refused(capsys, PROGRAM.main, "--out", out, "--seed", "-1")
     assert "--workers 0" in refused(capsys, PROGRAM.main, "--out", out, "--workers", "0")
     for minutes in ("0", "nan"):
         assert "--max-minutes" in refused(capsys, PROGRAM.main, "--out", out, "--max-minutes", minutes)

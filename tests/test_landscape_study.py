@@ -364,7 +364,7 @@ def test_data_and_splits_that_are_missing_are_refused(refuse, language, images, 
     assert "corpus.valid: 0" in refuse(unheld, "--split", "valid")
 
 
-def test_settings_that_make_no_sense_are_refused(refuse, language, measured):
+def test_settings_that_make_no_sense_are_refused(refuse, language, measured, tmp_path):
     for words, said in (
         (["--terms", "1"], "--terms 1"),
         (["--side", "2"], "--side 2"),
@@ -375,6 +375,10 @@ def test_settings_that_make_no_sense_are_refused(refuse, language, measured):
     ):
         assert said in refuse(language[0], after=words)
     assert "of other runs, checkpoints or settings" in refuse(language[0], out=measured)
+    assert f"--out {language[0]}: a run directory; choose another" in refuse(language[0], out=language[0])
+    assert "cannot write there" in refuse(language[0], out=Path("/proc/x"))
+    (tmp_path / "file").touch()
+    assert "cannot write there" in refuse(language[0], out=tmp_path / "file")
 
 
 def test_a_landscape_that_is_damaged_or_missing_is_refused(tmp_path, measured):

@@ -200,6 +200,7 @@ def test_wrong_input_is_refused(data, tmp_path, capsys):
     assert "README.md: no such program" in refusal("--program", ROOT / "README.md")
     other = refusal("--program", ROOT / "recipes/wsj_sgcn/ngram.py")
     assert "ngram.py: trains no recipe (it has no Config and main); give its train.py" in other
+    assert f"--out {data}: prepared data; choose another folder" in refusal("--out", data)
     assert "--highest -1: it must be a number > 0" in refusal("--highest", "-1")
     assert "--warmup 0 --steps 9: at least 0 and 10" in refusal("--warmup", "0", "--steps", "9")
     assert "optim.method: sam has no noise level" in refusal("--", "--optim.method", "sam", "--optim.noise", "0")

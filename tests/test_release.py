@@ -1,6 +1,7 @@
 """Runs to give away: the same model wherever a run is used, nothing of the machine, one line about what is damaged."""
 
 import argparse
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -109,6 +110,17 @@ def test_tied_and_scalar_weights_survive(tmp_path):
 def test_what_cannot_be_exported_or_read_is_one_line(run, given, tmp_path, capsys):
     assert "not an empty folder" in refused(capsys, main, "export", run, "--out", given)
     assert "not a run directory" in refused(capsys, main, "export", tmp_path, "--out", tmp_path / "out")
+    for out, more, reason in (
+        ("/proc/x", [], "/proc/x: cannot write there"),
+        ("/proc/x", ["--record"], "/proc/x: cannot write there"),
+        (run / "config.yaml", [], f"in {run}, a run directory; choose another folder"),
+        (run / "new", ["--record"], f"in {run}, a run directory; choose another folder"),
+        (run.parent / "data/new", [], f"in {run.parent / 'data'}, prepared data; choose another folder"),
+        (tmp_path / "out", ["--about", "\udcff"], "--about: '\\udcff' is not UTF-8 text"),
+        (tmp_path / "\udcff", [], "--out: '\\udcff' is not UTF-8 text"),
+    ):
+        assert reason in refused(capsys, main, "export", run, "--out", out, *more)
+    assert not any(tmp_path.iterdir()) and not (run / "new").exists()
     with pytest.raises(UserError, match="none.pt is not a file"):
         export(run, tmp_path / "out", "none.pt")
     assert not (tmp_path / "out").exists()
@@ -183,6 +195,22 @@ def test_models_that_ship_are_small_and_are_what_they_say(folder):
         forth, back = (tokenizer.encode([" ".join(words)], "text") for words in (said, said[::-1]))
         values = [perplexity(model, stream, torch.device("cpu")).perplexity for stream in (forth, back)]
         assert values[0] < 100 < values[1]
+
+
+def test_an_export_is_whole_or_not_there(run, tmp_path, monkeypatch):
+    def fail(path, state):
+        assert (path.parent / layout.CONFIG).is_file()
+        raise OSError(errno.ENOSPC, "full")
+
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setattr("seqssgd.runs.release.save", fail)
+    for name in ("new", "empty"):
+        with pytest.raises(OSError, match=name):
+            export(run, tmp_path / name)
+    assert [path.name for path in tmp_path.rglob("*")] == ["empty"]
+    monkeypatch.undo()
+    assert export(run, tmp_path / "empty") == tmp_path / "empty" and (tmp_path / "empty" / layout.WEIGHTS).is_file()
+    assert (tmp_path / "empty").stat().st_mode & 0o777 == run.stat().st_mode & 0o777
 
 
 def test_files_that_were_exchanged_are_noticed(given, tmp_path, capsys):

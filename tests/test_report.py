@@ -392,6 +392,9 @@ def test_what_cannot_be_compared_is_named(tmp_path, capsys):
     both = make_run(tmp_path / "both", [31.0], **SSGD)
     again = make_run(tmp_path / "again", [31.0], **SSGD)
     (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "prepared").mkdir()
+    (tmp_path / "prepared/dataset.json").touch()
     for arguments, message in (
         ([wer, other], f"{other}: no metric in common with {wer} (valid_perplexity; valid_wer)"),
         ([wer, data], f"{data}: its data are not those of {wer} (data.fingerprint)"),
@@ -403,7 +406,10 @@ def test_what_cannot_be_compared_is_named(tmp_path, capsys):
         ([tmp_path / "nowhere"], f"{tmp_path}/nowhere: not a run directory (no config.yaml)"),
         ([tmp_path / "empty"], f"{tmp_path}/empty: not a run directory (no config.yaml)"),
         ([wer / "config.yaml"], "not a run directory"),
-        ([wer, "--out", wer / "config.yaml"], f"{wer}/config.yaml: cannot write there"),
+        ([wer, "--out", tmp_path / "file"], f"{tmp_path}/file: cannot write there"),
+        ([wer, "--out", other], f"--out {other}: a run directory; choose another folder"),
+        ([wer, "--out", other / "report"], f"--out {other}/report: in {other}, a run directory"),
+        ([wer, "--out", tmp_path / "prepared"], f"--out {tmp_path}/prepared: prepared data; choose another folder"),
     ):
         assert message in refused(capsys, main, "compare", *arguments)
 

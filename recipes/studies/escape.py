@@ -30,6 +30,7 @@ from escape_tables import markdown
 from seqssgd.documents import read_json
 from seqssgd.errors import UserError, require, run_cli
 from seqssgd.files import atomic_path
+from seqssgd.training.config import check_seed
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -62,6 +63,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.workers < 1:
         raise UserError(f"--workers {args.workers}: it must be at least 1")
+    check_seed("--seed", args.seed)
     require("sklearn", "study")  # has the networks' data; asked for before the first cell, not after the last but one
     if args.max_minutes is not None and not args.max_minutes > 0:
         raise UserError(f"--max-minutes {args.max_minutes:g}: it must be a number > 0")

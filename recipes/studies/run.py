@@ -34,6 +34,7 @@ from seqssgd.runs import layout
 from seqssgd.runs.directory import in_use
 from seqssgd.runs.settings import check_same, flatten, plain
 from seqssgd.training import parse_recipe
+from seqssgd.training.config import check_seed
 from seqssgd.training.recipe import as_options, load_program
 
 HERE = Path(__file__).resolve().parent
@@ -181,6 +182,8 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     args = parser.parse_args(words[:end])
     if args.max_minutes is not None and not args.max_minutes > 0:
         raise UserError(f"--max-minutes {args.max_minutes:g}: it must be a number > 0")
+    for seed in args.seeds:
+        check_seed("--seeds", seed)
     if len(set(args.seeds)) < len(args.seeds):
         raise UserError(f"--seeds {' '.join(map(str, args.seeds))}: give each of them once")
     if (args.study is None) != (args.recipe is None) or (args.study is None and not args.list):

@@ -43,9 +43,12 @@ def generate_command(args: argparse.Namespace) -> None:
     from ..devices import choose_device
     from ..language.finished import load_language_model
     from ..language.generation import generate
+    from ..training.config import check_seed
 
     if args.count < 1:
         raise UserError(f"--count {args.count}: it must be at least 1")
+    for seed in (args.seed, args.seed + args.count - 1):
+        check_seed("--seed", seed)
     device = choose_device(args.device)
     model, tokenizer = load_language_model(args.run, args.checkpoint)
     model.to(device)

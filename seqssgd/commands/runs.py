@@ -55,7 +55,10 @@ def compare_arguments(parser: argparse.ArgumentParser) -> None:
 def compare_command(args: argparse.Namespace) -> None:
     """``seqssgd compare``: writes the report, and its table to standard output."""
     from ..report import compare, read_run, summary, write_report
+    from ..runs.outputs import check_output
 
+    if args.out:
+        check_output(args.out)
     comparison = compare([read_run(path) for path in args.runs], args.metric, args.baseline, args.partial)
     sections = []
     if args.landscape:

@@ -39,7 +39,9 @@ def landscape_command(args: argparse.Namespace) -> None:
     from ..landscape.section import curvature_table, notes, section
     from ..landscape.study import PARTS, Study, default_processes, parse_run
     from ..report.writing import write_section
+    from ..runs.outputs import check_output
 
+    check_output(args.out)
     for name, least in (("terms", 2), ("points", 3), ("side", 3), ("processes", 1)):
         if (value := getattr(args, name)) is not None and value < least:
             raise UserError(f"--{name} {value}: it must be at least {least}")
@@ -84,8 +86,10 @@ def noise_finder_command(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from ..noise_finder import NoiseFinder
+    from ..runs.outputs import check_output
     from ..training.recipe import find_program
 
+    check_output(args.out)
     config, out = Path(args.config), Path(args.out)
     program = find_program(config, Path(args.program) if args.program else None)
     options = ["--config", args.config, "--data", args.data, *args.options]

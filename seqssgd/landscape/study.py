@@ -84,7 +84,10 @@ class Study:
         for subject in subjects.values():
             subject.batches(self.split, figure_terms)  # a split that is missing is found out before anything is done
         shapes = self._shapes(subjects)
-        self.out.mkdir(parents=True, exist_ok=True)
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{self.out}: cannot write there ({error.strerror}); choose another folder") from None
         found = self._begun(subjects)
         for name, stage, result in self._stages(found):
             found["runs"][name][stage] = result

@@ -15,9 +15,10 @@ import torch
 from .. import __version__
 from ..documents import parse_json
 from ..errors import UserError, require
-from ..files import atomic_path, make_folder
+from ..files import atomic_folder, atomic_path
 from . import layout
 from .environment import read_environment
+from .outputs import check_output
 from .settings import read_config
 
 CARD = "README.md"
@@ -33,7 +34,7 @@ LIMITS = (
 
 
 def export(run: str | Path, out: str | Path, checkpoint: str = "best", about: str = "", half: bool = False) -> Path:
-    """Writes the folder; returns its path.
+    """Writes the folder, whole or not at all; returns its path.
 
     Args:
         run: the run directory.
@@ -44,12 +45,15 @@ def export(run: str | Path, out: str | Path, checkpoint: str = "best", about: st
 
     Raises:
         UserError: not a run of a recipe, no such checkpoint, or a damaged one or one of another run, or ``out`` holds
-            something.
+            something or cannot be written, or a text is not UTF-8.
     """
     from .checkpoints import check_files, find_checkpoint, is_finite, load
     from .recipes import read_recipe
 
     run, out = Path(run), Path(out)
+    for option, text in (("--about", about), ("--out", out.name)):
+        _check_text(option, text)  # both go onto the card
+    _check_empty(out)
     recipe, _ = read_recipe(run)
     path = find_checkpoint(run, checkpoint, own=True)
     state = load(path)
@@ -59,11 +63,12 @@ def export(run: str | Path, out: str | Path, checkpoint: str = "best", about: st
     if half:
         state = {**state, "model": {name: _halved(tensor, path) for name, tensor in state["model"].items()}}
     text = card(run, out.name, recipe.kind, state, about)
-    export_record(run, out)
-    if (run / layout.TOKENIZER).is_dir():
-        shutil.copytree(run / layout.TOKENIZER, out / layout.TOKENIZER, ignore=shutil.ignore_patterns(".*"))
-    (out / CARD).write_text(text, encoding="utf-8")
-    save(out / layout.WEIGHTS, state)  # last: without it the folder is no model
+    with atomic_folder(out) as folder:
+        _copy_record(run, folder)
+        if (run / layout.TOKENIZER).is_dir():
+            shutil.copytree(run / layout.TOKENIZER, folder / layout.TOKENIZER, ignore=shutil.ignore_patterns(".*"))
+        (folder / CARD).write_text(text, encoding="utf-8", errors="backslashreplace")  # a command may name any file
+        save(folder / layout.WEIGHTS, state)
     return out
 
 
@@ -71,20 +76,36 @@ def export_record(run: str | Path, out: str | Path) -> Path:
     """Writes what a run says of itself, without its weights, and without folders of this machine; returns the folder.
 
     Raises:
-        UserError: not a run directory, or ``out`` holds something.
+        UserError: not a run directory, or ``out`` holds something or cannot be written.
     """
     run, out = Path(run), Path(out)
+    _check_empty(out)
     read_config(run)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    with atomic_folder(out) as folder:
+        _copy_record(run, folder)
+    return out
+
+
+def _check_text(option: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{option}: {text!r} is not UTF-8 text; give it in that encoding") from None
+
+
+def _check_empty(out: Path) -> None:
+    if out.is_dir() and any(out.iterdir()):
         raise UserError(f"--out {out}: not an empty folder; choose another one")
+    check_output(out)
+
+
+def _copy_record(run: Path, folder: Path) -> None:
     environment = _environment(run)
-    make_folder(out)
     for name in (layout.CONFIG, layout.METRICS, layout.RESULT, layout.EVALUATION):
         if (run / name).is_file():
-            shutil.copyfile(run / name, out / name)
+            shutil.copyfile(run / name, folder / name)
     if environment:
-        (out / layout.ENVIRONMENT).write_text(json.dumps(environment, indent=2) + "\n", encoding="utf-8")
-    return out
+        (folder / layout.ENVIRONMENT).write_text(json.dumps(environment, indent=2) + "\n", encoding="utf-8")
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
