@@ -17,6 +17,7 @@ from seqssgd.data.lines import split_lines
 from seqssgd.data.text import SPLITS, load_text, read_lines, summary, write_text_dataset
 from seqssgd.data.tokenizers import TOKENIZERS
 from seqssgd.errors import UserError, run_cli
+from seqssgd.notes import warn
 
 ENOUGH = 1000  # words from which a text is cut that has too few lines
 
@@ -32,7 +33,8 @@ def main(argv: list[str] | None = None) -> None:
         files = {"train": args.train, "valid": args.valid, "test": args.test}
         for split in filter(files.get, SPLITS[1:]):
             if files[split].exists() and args.train.exists() and files[split].samefile(args.train):
-                raise UserError(f"--{split} {files[split]}: it is the training text; give another, or leave it out")
+                warn(f"--{split} {files[split]} is the training text, whose figures say nothing of another; "
+                     "give another, or leave it out, and it is cut from the end")  # fmt: skip
         texts = {split: read_lines(path) for split, path in files.items() if path}
         name = str(args.train)
     if "train" not in texts:

@@ -246,7 +246,6 @@ def test_texts_that_cannot_be_prepared_are_refused(tmp_path, capsys):
         assert f"--test-fraction {float(fraction)}: it must lie" in refuse(b"a\nb\nc\n", f"--test-fraction={fraction}")
     both = ["--valid-fraction", 0.6, "--test-fraction", 0.6]
     assert "--valid-fraction and --test-fraction are 1.2 together" in refuse(b"a\nb\nc\n", *both)
-    assert "it is the training text" in refuse(b"a\nb\n", "--test", tmp_path / "text.txt")
     assert "--hub-config c: it is of data sets of the hub" in refuse(b"a\nb\n", "--hub-config", "c")
     assert "--vocab-size 2: a word vocabulary needs" in refuse(b"a\na\na\n", "--vocab-size", 2)
     assert "add --vocab-size" in refuse(b"a\na\na\n", "--level", "sentencepiece")
@@ -272,6 +271,12 @@ def test_a_data_set_on_disk_is_read_split_by_split(tmp_path, datasets):
     saved.save_to_disk(tmp_path / "saved")
     prepare(TEXT, "--hub", tmp_path / "saved", "--text-column", "sentence", "--out", tmp_path / "out")
     assert_prepared(tmp_path / "out")
+
+
+def test_a_test_that_is_the_training_text_is_said(tmp_path, caplog):
+    (tmp_path / "text.txt").write_text("a b\n" * 30)
+    prepare(TEXT, "--train", tmp_path / "text.txt", "--test", tmp_path / "text.txt", "--out", tmp_path / "out")
+    assert "text.txt is the training text, whose figures say nothing of another" in caplog.text
 
 
 def test_a_folder_of_json_lines_is_read_as_a_data_set(tmp_path, datasets):
