@@ -54,6 +54,7 @@ def test_ctrl_c_while_a_program_is_loading_is_one_word(program):
         [sys.executable, "-X", "importtime", str(ROOT / program), "--help"],
         env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         pipesize=4096,  # it waits for the reader before it can have imported all
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a shell in the background ignores
     )  # fmt: skip
     for line in process.stderr:  # its list of imports
         if "torch" in line:
