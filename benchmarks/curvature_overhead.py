@@ -17,12 +17,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from optimizer_overhead import MODELS, model
+from optimizer_overhead import MODELS, model, zaremba
 from timing import Figures, benchmark, interleaved, ratio, spent
 from torch import Tensor, nn
 
-from seqssgd.models.lstm import ZAREMBA, LSTMLanguageModel
 from seqssgd.optim import IVON, MultiPassOptimizer, OneSidedNoise, ShapedNoise, SymmetricNoise, noise_groups
 from seqssgd.optim.ivon import NaturalStep
 from seqssgd.optim.noise import NoiseSource
@@ -32,13 +30,7 @@ from seqssgd.training.memory import keep_freed_memory
 @model
 def small_lstm():
     """Zaremba et al.'s small model, 2 x 200 units, batch 20, 20 steps of time: many weights for few tokens."""
-    network = LSTMLanguageModel(10_000, **ZAREMBA["small"])
-    tokens = torch.randint(10_000, (21, 20))
-
-    def loss(inputs: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(network(inputs)[0].flatten(0, 1), targets.flatten()) * len(inputs)
-
-    return network, loss, (tokens[:-1], tokens[1:]), 1
+    return zaremba("small", 20)
 
 
 def sgd(network: nn.Module) -> torch.optim.SGD:

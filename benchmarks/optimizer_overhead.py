@@ -38,16 +38,21 @@ def model(function):
     return function
 
 
-@model
-def lstm():
-    """Zaremba et al.'s large model: 2 x 1500 units, batch 20, 35 steps of time."""
-    network = LSTMLanguageModel(10_000, **ZAREMBA["large"])
-    tokens = torch.randint(10_000, (36, 20))
+def zaremba(size: str, steps: int):
+    """One of Zaremba et al.'s models, batch 20, so many steps of time."""
+    network = LSTMLanguageModel(10_000, **ZAREMBA[size])
+    tokens = torch.randint(10_000, (steps + 1, 20))
 
     def loss(inputs: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(network(inputs)[0].flatten(0, 1), targets.flatten()) * len(inputs)
 
     return network, loss, (tokens[:-1], tokens[1:]), 1
+
+
+@model
+def lstm():
+    """The large model: 2 x 1500 units, 35 steps of time."""
+    return zaremba("large", 35)
 
 
 class GatedConv(nn.Module):

@@ -207,9 +207,13 @@ def test_minibatches_of_like_halves_share_a_pass(counted):
 def test_a_method_with_weights_of_its_own_takes_minibatches_of_any_sizes_in_one_pass():
     model = nn.Linear(2, 2)
     optimizer, whole = MRWP(torch.optim.SGD(noise_groups(model, 0.1), lr=0.1)), torch.arange(10.0).view(5, 2)
+    lengths = []
     for part in optimizer.passes():
         for x in (whole, whole[:2]):
-            model(part.take(x)).sum().backward()
+            mine = part.take(x)
+            lengths.append(len(mine))
+            model(mine).sum().backward()
+    assert lengths[0] + lengths[2] == 5 and lengths[1] + lengths[3] == 2  # of each minibatch all, in two parts
 
 
 def test_one_count_serves_two_takes_on_any_device():

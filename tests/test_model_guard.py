@@ -74,9 +74,11 @@ def test_a_network_may_be_trained_in_evaluation_mode_and_looked_at_in_training_m
         losses_of(model).mean().backward()
     optimizer.step()
     model.train()
+    looked = []
     for _ in optimizer.passes():
         with torch.no_grad():
-            model(X)
+            looked.append(model(X))
+    assert len(looked) == 2 and not torch.equal(*looked)  # the network as it is perturbed, at either sign
 
 
 def test_copies_and_saved_models_are_free_and_guards_go_with_their_optimizer():

@@ -210,9 +210,12 @@ def test_weights_that_are_no_numbers_are_not_taken_for_changed():
     model, optimizer = regression()
     with torch.no_grad():
         model[0].weight[0, 0] = float("nan")
+    clean = weights_of(model)
     for _ in optimizer.passes():
         loss_of(model).backward()
+    assert all(torch.equal(value.nan_to_num(7), clean[name].nan_to_num(7)) for name, value in weights_of(model).items())
     optimizer.step()
+    assert not equal(weights_of(model), clean)
 
 
 # ---- loud errors -----------------------------------------------------------------------------------------------------

@@ -354,7 +354,7 @@ BEST = '{"step": 3, "epoch": 1, "valid_wer": "x"}'
 def test_damaged_runs_are_named_with_what_is_wrong(tmp_path, capsys):
     cases = [
         ("metrics.jsonl", '{"kind": \n', "damaged"),
-        ("metrics.jsonl", ROW + ROW.replace("10", "20"), "result.json and metrics.jsonl end differently"),
+        ("metrics.jsonl", ROW + ROW.replace("10", "20"), "result.json ends differently"),
         ("metrics.jsonl", "[1]\n", "no row of metrics"),
         ("metrics.jsonl", ROW.replace('"epoch": 1, ', ""), "line 1: damaged (epoch is missing)"),
         ("metrics.jsonl", ROW.replace("20,", '"many",'), "passes: 'many' is not a number"),
@@ -369,19 +369,20 @@ def test_damaged_runs_are_named_with_what_is_wrong(tmp_path, capsys):
         ("config.yaml", CONFIG.replace("1}", "'1'}"), "training.epochs: '1' is not a whole number"),
         ("config.yaml", f"{CONFIG}model: 3\nrecipe: ptb_lstm", "model: 3 is not a group of named values"),
         ("config.yaml", f"{CONFIG}model: {{name: []}}\nrecipe: ptb_lstm", "model.name: [] is not a text"),
-        ("evaluation.json", '{"test": 3}', "evaluation.json: test: 3 is not a group of named values"),
-        ("evaluation.json", '{"test": {"wer": "3"}}', "evaluation.json: test.wer: '3' is not a number"),
-        ("result.json", "{", "result.json: "),
-        ("result.json", RESULT.replace("1,", '"1",'), "result.json: epochs: '1' is not a whole number"),
-        ("result.json", RESULT.replace("false", "0"), "result.json: stopped_early: 0 is not true or false"),
-        ("result.json", RESULT.replace("}", ', "best": {"step": 3}}'), "result.json: best.epoch is missing"),
-        ("result.json", RESULT.replace("}", f', "best": {BEST}}}'), "result.json: best.valid_wer: 'x' is not a number"),
-        ("result.json", RESULT.replace("}", ', "steps": 1}'), "result.json: steps is given twice"),
+        ("evaluation.json", '{"test": 3}', "test: 3 is not a group of named values"),
+        ("evaluation.json", '{"test": {"wer": "3"}}', "test.wer: '3' is not a number"),
+        ("result.json", "{", "Expecting property name"),
+        ("result.json", RESULT.replace("1,", '"1",'), "epochs: '1' is not a whole number"),
+        ("result.json", RESULT.replace("false", "0"), "stopped_early: 0 is not true or false"),
+        ("result.json", RESULT.replace("}", ', "best": {"step": 3}}'), "best.epoch is missing"),
+        ("result.json", RESULT.replace("}", f', "best": {BEST}}}'), "best.valid_wer: 'x' is not a number"),
+        ("result.json", RESULT.replace("}", ', "steps": 1}'), "steps is given twice"),
     ]
     for number, (name, text, message) in enumerate(cases):
         run = damage(tmp_path / str(number), name, text)
         line = refused(capsys, main, "compare", run)
-        assert f"{run}: its files are damaged" in line and message in line, line
+        assert f"{run / name}: cannot be used (" in line and message in line, line
+        assert ("evaluate again" if name == "evaluation.json" else "repeat the run") in line
 
 
 def test_what_cannot_be_compared_is_named(tmp_path, capsys):

@@ -190,6 +190,7 @@ def test_a_list_tells_how_far_the_runs_of_a_folder_are(tmp_path, capsys):
     train(tmp_path / "begun", toy_config(), max_minutes=1e-9)
     shutil.copytree(tmp_path / "begun", tmp_path / "damaged")
     (tmp_path / "damaged/metrics.jsonl").write_text("{}\n")
+    shutil.copytree(tmp_path / "begun", tmp_path / "in two\nlines")
     held = RunDirectory(tmp_path / "held", {"seed": 0})
     capsys.readouterr()
     try:
@@ -199,12 +200,12 @@ def test_a_list_tells_how_far_the_runs_of_a_folder_are(tmp_path, capsys):
     head, *lines = capsys.readouterr().out.splitlines()
     found = {line.split()[0]: line.split()[1:] for line in lines}
     assert head.split() == ["run", "state", "epoch", "step", "metric", "minutes"]
-    assert list(found) == ["begun", "damaged", "held", "study/limited", "study/whole"]
+    assert list(found) == ["begun", "damaged", "held", "in", "study/limited", "study/whole"]
     best = checkpoints.load(tmp_path / "study/whole/checkpoints/best.pt")["metrics"]["valid_loss"]
     assert found["study/whole"] == ["finished", "4/4", "20", "valid_loss", f"{best:.4g}", "0.0"]
     assert found["study/limited"][:3] == ["limited", "1/4", "7"]
     assert found["begun"][:3] == ["unfinished", "0/4", "1"] and found["held"][0] == "unfinished"
-    assert "damaged: its files are damaged (line 1" in lines[1]
+    assert "damaged: metrics.jsonl: cannot be used (line 1" in lines[1]
     assert main(["runs", "list", str(tmp_path / "none")]) == 2 and "not a folder" in capsys.readouterr().err
     assert [entry.run for entry in list_runs(tmp_path / "begun")] == ["begun"]
 

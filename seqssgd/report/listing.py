@@ -1,8 +1,10 @@
 """The runs in a folder, and how far each is."""
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
+from ..documents import printable
 from ..errors import UserError
 from ..runs import layout
 from ..runs.directory import in_use
@@ -49,13 +51,14 @@ def table(entries: list[Entry]) -> str:
 
 
 def _entry(path: Path, name: str) -> Entry:
+    name = printable(name)  # a line break would make two rows of it
     training, saved = in_use(path), max(layout.step_files(path / layout.CHECKPOINTS), default=0)
     if not (path / layout.METRICS).is_file():
         return Entry(name, "training" if training else "unfinished", "", f"{saved:,}", "", "")
     try:
         run = read_run(path)
     except UserError as error:
-        return Entry(name, f"damaged: {str(error).removeprefix(f'{path}: ')}", "", f"{saved:,}", "", "")
+        return Entry(name, f"damaged: {str(error).removeprefix(f'{path}{os.sep}')}", "", f"{saved:,}", "", "")
     last = run.rows[-1] if run.rows else {}
     epoch = f"{run.result.get('epochs', last.get('epoch', 0))}/{run.settings['training.epochs']}"
     step = max(saved, run.result.get("steps", 0), last.get("step", 0))

@@ -1,8 +1,10 @@
 """What a run directory says about its run, and what an evaluation adds to it."""
 
+import contextlib
 import dataclasses
 import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,9 @@ from .environment import read_environment
 from .metrics import Figures, check_result, parse_rows, usable
 from .recipes import recipe_of
 from .settings import check_kinds, completed, flatten, read_config
+
+REPEAT = "repeat the run in another directory"
+AGAIN = "delete it, and evaluate again"
 
 
 @dataclasses.dataclass(eq=False)
@@ -44,6 +49,17 @@ class Run:
         return bool(self.result) and (self.result["stopped_early"] or self.result["epochs"] >= epochs)
 
 
+@contextlib.contextmanager
+def _reading(file: Path, mend: str = REPEAT) -> Iterator[None]:
+    """Whatever is wrong with a file of a run in one line: the file, why, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise UserError(f"{file}: cannot be used ({str(error).splitlines()[0]}); {mend}") from None
+
+
 def read_run(path: str | Path) -> Run:
     """Reads a run directory, finished or not.
 
@@ -57,22 +73,22 @@ def read_run(path: str | Path) -> Run:
     for file in (config, metrics):
         if not file.is_file():
             raise UserError(f"{path}: not a run directory (no {file.name})")
-    try:
+    with _reading(config, f"put the run's own back, or {REPEAT}"):
         settings = _settings(parse_yaml(config.read_bytes()))
+    with _reading(metrics):
         rows = parse_rows(metrics.read_bytes(), figures=True)
-        curvature = [row for row in rows if row["kind"] == "train" and "relative_trace" in row]
-        rows = [row for row in rows if row["kind"] == "valid"]
-        result, evaluations = (_json(path / name) for name in (layout.RESULT, layout.EVALUATION))
+    curvature = [row for row in rows if row["kind"] == "train" and "relative_trace" in row]
+    rows = [row for row in rows if row["kind"] == "valid"]
+    with _reading(path / layout.RESULT):
+        result = _json(path / layout.RESULT)
         if result:
-            result = _checked_result(result)
-            if not (rows and rows[-1]["step"] == result["steps"]):
-                raise ValueError(f"{layout.RESULT} and {layout.METRICS} end differently")
-        evaluations = _checked_evaluations(evaluations, rows)
-    except OSError as error:
-        raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: its files are damaged ({reason}); repeat the run in another directory") from None
+            check_result(result)
+            result = {**result, "best": usable(result.get("best") or {})}
+    with _reading(metrics):
+        if result and not (rows and rows[-1]["step"] == result["steps"]):
+            raise ValueError(f"{layout.RESULT} ends differently")
+    with _reading(path / layout.EVALUATION, AGAIN):
+        evaluations = _checked_evaluations(_json(path / layout.EVALUATION), rows)
     settings, rows, result, evaluations, curvature = map(printable, (settings, rows, result, evaluations, curvature))
     # evaluated again at the end of an epoch in which an earlier limit of steps had ended the run
     return Run(path, settings, list({row["epoch"]: row for row in rows}.values()), result, evaluations, curvature)
@@ -82,11 +98,11 @@ def _settings(config: Any) -> dict[str, Any]:
     from ..training.config import OptimConfig, TrainingConfig  # here: a training writes runs
 
     if not isinstance(config, dict):
-        raise ValueError(f"{layout.CONFIG} holds no settings")
+        raise ValueError("holds no settings")
     given = flatten(config)
     for key in ("optim.method", "optim.base", "training.epochs"):
         if key not in given:
-            raise ValueError(f"{layout.CONFIG} has no {key}")
+            raise ValueError(f"has no {key}")
     recipe = recipe_of(config, imports=False)  # a run to compare may be anyone's
     if recipe is None:  # of a task that no recipe has: what every task has
         kind = dataclasses.make_dataclass("Config", [("optim", OptimConfig), ("training", TrainingConfig)])
@@ -98,35 +114,24 @@ def _settings(config: Any) -> dict[str, Any]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = parse_json(path.read_bytes()) if path.is_file() else {}
-    except ValueError as error:
-        raise ValueError(f"{path.name}: {error}") from None
+    found = parse_json(path.read_bytes()) if path.is_file() else {}
     if not isinstance(found, dict):
-        raise ValueError(f"{path.name} holds no object")
+        raise ValueError("holds no object")
     return found
-
-
-def _checked_result(result: dict[str, Any]) -> dict[str, Any]:
-    try:
-        check_result(result)
-    except ValueError as error:
-        raise ValueError(f"{layout.RESULT}: {error}") from None
-    return {**result, "best": usable(result.get("best") or {})}
 
 
 def _checked_evaluations(evaluations: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """The figures of all splits; a name that is a number in one split, or in the validation, must be a number or null
     in the others."""
     if wrong := misfit(dict[str, dict], evaluations):
-        raise ValueError(f"{layout.EVALUATION}: {wrong}")
+        raise ValueError(wrong)
     found = {split: usable(figures) for split, figures in evaluations.items()}
     names = {key.removeprefix("valid_") for row in rows[-1:] for key in row}
     names |= {key for figures in found.values() for key, value in figures.items() if isinstance(value, float)}
     for split, figures in found.items():
         own = {key: value for key, value in figures.items() if key in names}
         if wrong := misfit(Figures, own, split):
-            raise ValueError(f"{layout.EVALUATION}: {wrong}")
+            raise ValueError(wrong)
     return found
 
 
@@ -137,7 +142,7 @@ def record(run: str | Path, split: str, figures: dict[str, Any]) -> None:
         UserError: the run directory cannot be written to, or its evaluation.json is damaged.
     """
     path = Path(run) / layout.EVALUATION
-    known = read_json(path, "delete it, and evaluate again", dict[str, dict]) if path.is_file() else {}
+    known = read_json(path, AGAIN, dict[str, dict]) if path.is_file() else {}
     text = json.dumps({**known, split: figures}, indent=2) + "\n"
     try:
         with atomic_path(path) as temporary:
