@@ -69,6 +69,8 @@ class TrainingConfig:
         log_curvature: of ssgd with signs batch or pairs: log the trace of the Hessian by layer, the relative trace and
             the sharpness, which the two passes of a step give away; null: do not.
         max_nonfinite: steps skipped in a row, for a loss or gradient that is not finite, after which training stops.
+        graphs: record what the network computes as CUDA graphs, for each shape of its inputs, and replay them: several
+            times as fast where a network is small. For networks that do the same for all inputs of one shape.
         deterministic: refuse operations that have no deterministic form (torch.use_deterministic_algorithms).
     """
 
@@ -87,6 +89,7 @@ class TrainingConfig:
     max_nonfinite: int = 20
     deterministic: bool = False
     log_curvature: bool | None = None
+    graphs: bool = False
 
     def __post_init__(self) -> None:
         for key in ("epochs", "accumulate", "keep", "evaluate_every", "log_every", "max_nonfinite"):

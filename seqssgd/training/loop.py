@@ -20,6 +20,7 @@ from ..runs.directory import RunDirectory
 from . import outcome, snapshot
 from .config import TrainingConfig
 from .curvature import CurvatureLog
+from .graphs import Graphed
 from .logs import Console
 from .noise_size import relative_noise
 from .progress import Progress
@@ -77,7 +78,7 @@ class _Loop:
         self.task, self.optimizer, self.schedulers, self.config, self.run = task, optimizer, schedulers, config, run
         self.model = task.model
         self.device = next(self.model.parameters()).device
-        self.wrapped = processes.parallel(self.model)
+        self.wrapped = self.graphed() if config.graphs else processes.parallel(self.model)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.progress = Progress()
         self.last_step = config.epochs * task.steps_per_epoch
@@ -212,9 +213,20 @@ class _Loop:
             return contextlib.nullcontext()
         return self.wrapped.no_sync()
 
+    def half(self) -> torch.dtype | None:
+        """What matrices are multiplied in, if not in single precision."""
+        return {"fp32": None, "fp16": torch.float16}.get(self.config.precision, torch.bfloat16)
+
     def autocast(self) -> torch.autocast:
-        half = torch.float16 if self.config.precision == "fp16" else torch.bfloat16
-        return torch.autocast(self.device.type, half, enabled=self.config.precision != "fp32")
+        half = self.half()
+        return torch.autocast(self.device.type, half, enabled=half is not None)
+
+    def graphed(self) -> Graphed:
+        if self.device.type != "cuda" or processes.world_size() > 1:
+            raise UserError("training.graphs: it takes one process with a CUDA device; leave it out")
+        if not getattr(self.task, "replayable", False):  # as in shown, a task may be of any class
+            raise UserError("training.graphs: this task's network does not do the same at every step; leave it out")
+        return Graphed(self.model, self.half())
 
     def step_schedulers(self, when: str) -> None:
         with warnings.catch_warnings():  # a skipped first step looks to torch like a scheduler called too early

@@ -20,11 +20,14 @@ class Task:
             it is the model with averaged weights, if the optimizer has one.
         steps_per_epoch: optimizer steps in an epoch, each of ``accumulate`` minibatches (the last may have fewer).
         best: a name in ``evaluate()``'s metrics and ``"min"`` or ``"max"``; None: the last model is the best.
+        replayable: whether the model does the same for all inputs of one shape and its minibatches have few, so that
+            ``training.graphs`` can record it.
     """
 
     model: nn.Module
     steps_per_epoch: int
     best: tuple[str, str] | None = None
+    replayable: bool = False
 
     def start_epoch(self, epoch: int) -> None:
         """Called before epoch 0, 1, …: to zero a carried state. Not called when a run is resumed within an epoch."""
