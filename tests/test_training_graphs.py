@@ -116,6 +116,30 @@ def test_weights_in_other_memory_are_an_error():
         network(torch.zeros(3, 2, dtype=torch.long), None)
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_recording_moves_no_weights(device, monkeypatch):
+    """An LSTM that meets other weights than its own gathers those it has in new memory, on a GPU."""
+    model, _ = twins(device)
+    moves, network = [], graphed(model, device, warm=0)
+    monkeypatch.setattr(torch.nn.LSTM, "flatten_parameters", lambda self: moves.append(self))
+    for _ in range(2):
+        network(torch.zeros(3, 2, dtype=torch.long, device=device), None)[0].sum().backward()
+        model.eval()
+        model(torch.zeros(3, 2, dtype=torch.long, device=device), None)
+        model.train()
+    assert network._recorded and not moves
+
+
+def test_hooks_see_each_gradient_once():
+    model, _ = twins("cpu")
+    seen = []
+    model.output.weight.register_hook(lambda gradient: seen.append(gradient.clone()))
+    network = graphed(model, "cpu", warm=1)
+    for _ in range(3):
+        network(torch.zeros(3, 2, dtype=torch.long), None)[0].sum().backward()
+    assert len(seen) == 3 and all(torch.equal(seen[0], gradient) for gradient in seen)
+
+
 def test_frozen_weights_get_no_gradient():
     model, _ = twins("cpu")
     model.embedding.weight.requires_grad_(False)

@@ -4,8 +4,9 @@ A small recurrent network asks a GPU for hundreds of tiny kernels, and Python ta
 them. A CUDA graph asks for all of them at once.
 """
 
+import contextlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -68,17 +69,13 @@ class _Recorded:
     def __init__(self, owner: Graphed, leaves: Sequence[Any], tree: Any) -> None:
         record = owner.recorder()
         self.inputs = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        named = {name: p for name, p in owner.model.named_parameters() if p.requires_grad}
-        self.weights = list(named.values())
-        # the same memory as other leaves, as whoever has hooks on the weights is not to be called while this records
-        own = {name: p.detach().requires_grad_() for name, p in named.items()}
+        self.weights = [p for p in owner.model.parameters() if p.requires_grad]
         device = self.weights[0].device.type
 
         def forward() -> list[Tensor]:
             # no cache of cast weights: they have other values at each replay
             with torch.autocast(device, owner.autocast, enabled=owner.autocast is not None, cache_enabled=False):
-                results = torch.func.functional_call(owner.model, own, tree_unflatten(self.inputs, tree))
-            found, self.tree = tree_flatten(results)
+                found, self.tree = tree_flatten(owner.model(*tree_unflatten(self.inputs, tree)))
             return found
 
         self.outputs, self.forward = record(forward)  # a list, of the same tensors ever after
@@ -87,7 +84,8 @@ class _Recorded:
 
         def backward() -> Sequence[Tensor | None]:
             outputs = [self.outputs[i] for i in self.with_gradient]
-            return torch.autograd.grad(outputs, list(own.values()), self.arriving, allow_unused=True)
+            with _unhooked(self.weights):
+                return torch.autograd.grad(outputs, self.weights, self.arriving, allow_unused=True)
 
         self.gradients, self.backward = record(backward)
         self.places, self.calls = self.addresses(), 0
@@ -103,6 +101,22 @@ class _Recorded:
         mine = [leaf for leaf in self.inputs if isinstance(leaf, Tensor)]
         torch._foreach_copy_(mine, list(tensors))
         return tree_unflatten(_Replayed.apply(self, *self.weights), self.tree)
+
+
+@contextlib.contextmanager
+def _unhooked(weights: Sequence[Tensor]) -> Iterator[None]:
+    """Whoever has hooks on the weights gets the gradients of every replay: none while it is being recorded.
+
+    Other leaves in their place would do too, but an LSTM that sees them moves its weights to other memory.
+    """
+    hooks = [(p._backward_hooks, dict(p._backward_hooks)) for p in weights if p._backward_hooks]
+    for present, _ in hooks:
+        present.clear()
+    try:
+        yield
+    finally:
+        for present, saved in hooks:
+            present.update(saved)
 
 
 class _Replayed(torch.autograd.Function):
