@@ -249,7 +249,7 @@ def tables(compared: dict[str, Comparison]) -> dict[str, tuple[Path, str]]:
     shown["escape"] = (root / "recipes/studies/README.md", escape_tables())
     shown["diagonal"] = (root / "recipes/studies/README.md", diagonal_tables())
     for folder in sorted(path.parent for path in (RESULTS / "landscape").glob("*/landscape.json")):
-        shown[f"landscape/{folder.name}"] = (root / "docs/landscape.md", landscape_tables(folder))
+        shown[f"landscape/{folder.name}"] = (root / "docs/flatness.md", landscape_tables(folder))
     measured = {name: readme for name, readme in BENCHMARKS.items() if (RESULTS / f"{name}.json").is_file()}
     return shown | {name: (root / readme, benchmark_table(name)) for name, readme in measured.items()}
 

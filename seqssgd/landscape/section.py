@@ -1,5 +1,6 @@
 """What was measured in words, tables and pictures: a section of the comparison page."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -178,12 +179,15 @@ def notes(found: Mapping[str, Any]) -> list[str]:
             "ρ: Spearman's rank correlation over the runs, with the 95 % interval of ranks like those of a bivariate "
             "normal; checkpoints of one training are not independent, and the interval is then too narrow."
         )
+    alike: dict[str, list[str]] = {}  # the same but for its numbers, which are in the table
     for name, run in runs.items():
         for stage, result in run.items():
             if isinstance(result, dict) and (why := result.get("left_out")):
                 said.append(f"{name}: no {stage}: {why}.")
             elif isinstance(result, dict) and (warning := result.get("warning")):
-                said.append(f"{name}: {warning}.")
+                alike.setdefault(re.sub(r"-?\d\S*", "", warning), [f"{name}: {warning}"]).append(name)
+    for text, _, *others in alike.values():
+        said.append(f"{text}{'; likewise ' * bool(others)}{', '.join(others)}.")
     for name, surface in found["surfaces"].items():
         if surface["done"] < surface["points"]:
             said.append(f"{name}: {surface['done']} of {surface['points']} points so far.")
