@@ -32,6 +32,7 @@ class Job:
         data: the folder of its prepared data, within that of --data.
         processes: as many as it has runs, of which each takes the next one.
         rehearsal: options that leave nothing of its size.
+        options: of all runs, on the GPU alone.
     """
 
     study: str
@@ -40,16 +41,17 @@ class Job:
     data: str
     processes: int
     rehearsal: tuple[str, ...]
+    options: tuple[str, ...] = ("--training.graphs", "true")
 
 
 _IMAGES = ("--training.epochs", "7", "--optim.lr_milestones", "[3, 5]", "--batch_size", "4", "--bn_images", "8")
+_TEXT = ("--model.hidden_size", "6", "--batch_size", "5", "--sequence_length", "4", "--training.epochs", "3")
 JOBS = {  # in order of value
-    "lstm": Job("table5", "ptb_large", (0,), "ptb", 2, (
-        "--model.hidden_size", "6", "--batch_size", "5", "--sequence_length", "4", "--training.epochs", "3",
-    )),
-    "resnet20": Job("table2", "cifar_paper_all", (0, 1), "cifar10", 6, _IMAGES),
-    "4k": Job("table2", "cifar_4k", (0,), "cifar10", 3, _IMAGES),
-}  # fmt: skip
+    "rnn300": Job("table5", "rnn300", (0, 1), "ptb", 4, _TEXT),
+    "lstm": Job("table5", "ptb_large", (0,), "ptb", 2, _TEXT),
+    "resnet20": Job("table2", "cifar_paper_all", (0, 1), "cifar10", 6, _IMAGES, ()),
+    "4k": Job("table2", "cifar_4k", (0,), "cifar10", 3, _IMAGES, ()),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     status = Pool(args, limit).work(waiting)
     for name in args.jobs:
         print(f"\n{name}:", flush=True)
-        subprocess.run([*command(name, args), "--list", *rehearsal(name, args)], check=False)
+        subprocess.run([*command(name, args), "--list", *options(name, args)], check=False)
     print(f"\nthe same command goes on; seqssgd compare {args.out}/JOB/*/seed* --out report", flush=True)
     return status
 
@@ -93,8 +95,9 @@ def command(name: str, args: argparse.Namespace) -> list[str]:
     return [*words, "--data", str(args.data / job.data), "--out", str(args.out / name)]
 
 
-def rehearsal(name: str, args: argparse.Namespace) -> list[str]:
-    return ["--", *JOBS[name].rehearsal] if args.rehearse else []
+def options(name: str, args: argparse.Namespace) -> list[str]:
+    """What follows the study's own options."""
+    return ["--", *(JOBS[name].rehearsal if args.rehearse else JOBS[name].options)]
 
 
 class Pool:
@@ -125,7 +128,7 @@ class Pool:
     def start(self, name: str, log: Path) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         minutes = max(self.minutes(), 1e-4)
-        words = [*command(name, self.args), "--max-minutes", f"{minutes:.4f}", *rehearsal(name, self.args)]
+        words = [*command(name, self.args), "--max-minutes", f"{minutes:.4f}", *options(name, self.args)]
         with open(log, "a", encoding="utf-8") as file:
             # a group of its own: Ctrl-C reaches it through this process alone, once
             process = subprocess.Popen(words, stdout=file, stderr=file, env=environment, start_new_session=True)
