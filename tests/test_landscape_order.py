@@ -8,7 +8,7 @@ from scipy.stats import spearmanr
 
 from seqssgd.landscape.figures import _sharpness, draw
 from seqssgd.landscape.order import rank_correlation
-from seqssgd.landscape.section import order_table
+from seqssgd.landscape.section import notes, order_table
 from seqssgd.landscape.study import read
 
 
@@ -89,3 +89,20 @@ def test_what_is_empty_or_not_finite_is_not_drawn(monkeypatch):
     assert list(draw(found, {})) == ["sharpness", "density"]
     run["density"]["nodes"] = []
     assert list(draw(found, {})) == ["sharpness"]
+
+
+def test_warnings_that_differ_by_numbers_are_one_line():
+    common = {"checkpoint": "best.pt", "terms_are": "tokens", "errors_are": "next tokens"}
+    warnings = {
+        "a": "λ_max is -1.5e-3 on 48 tokens",
+        "b": "λ_max is 2, and 3 on 48 tokens",
+        "c": "λ_max is 7 on 9 tokens",
+    }
+    runs = {name: {**common, "eigenvalues": {"warning": warning}} for name, warning in warnings.items()}
+    found = {
+        "settings": {"terms": 48, "figure_terms": 9, "split": "test"},
+        "runs": runs,
+        "surfaces": {},
+        "complete": True,
+    }
+    assert notes(found)[-2:] == ["a: λ_max is -1.5e-3 on 48 tokens; likewise c.", "b: λ_max is 2, and 3 on 48 tokens."]
