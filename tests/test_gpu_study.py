@@ -93,7 +93,7 @@ def test_a_process_that_fails_is_named_with_its_log_and_the_others_run(tmp_path,
 
 
 def test_what_cannot_be_done_is_one_line(tmp_path, capsys, monkeypatch):
-    assert "--jobs lstn: there are lstm, resnet20, 4k" in refused(capsys, GPU.main, "--jobs", "lstn")
+    assert f"--jobs lstn: there are {', '.join(GPU.JOBS)}" in refused(capsys, GPU.main, "--jobs", "lstn")
     assert "--max-minutes must be a number > 0" in refused(capsys, GPU.main, "--max-minutes", "nan")
     assert "--parallel at least 1" in refused(capsys, GPU.main, "--parallel", 0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
