@@ -272,6 +272,13 @@ def test_a_shipped_configuration_says_what_its_name_promises(name):
     assert len(yaml.safe_load(FILES[name].read_text())) == 7  # all of it, and nothing twice
 
 
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_every_method_can_halve_its_minibatches(name):
+    corpus = parsed(name).corpus  # of which a minibatch may have to take three of the longest utterances
+    longest = {"an4": 6.3}.get(name.split("_")[0], corpus.max_seconds)
+    assert 3 * longest <= corpus.batch_seconds
+
+
 def test_labels_of_wsj_are_what_was_said_without_noises_and_marks():
     text = '<NOISE> HE <*IN*> ,COMMA *ROSE* :COLON "DOUBLE-QUOTE'
     tokenizer = TRAIN.build_tokenizer(parsed("wsj_12x190").tokens, [text])
