@@ -17,19 +17,23 @@ DEVICES = [
 
 
 def computing():
-    """A recorder for machines without CUDA."""
+    """A recorder for machines without CUDA: what it computes anew it writes over all that it gave, as a replay does."""
 
     def record(compute):
-        results = compute()
+        with torch.random.fork_rng([]):  # recording draws nothing
+            results = compute()
+        given, cast = [list(results)], (torch.get_autocast_dtype("cpu"), torch.is_autocast_enabled("cpu"))
 
         def replay():
-            with torch.enable_grad():
+            with torch.enable_grad(), torch.autocast("cpu", cast[0], enabled=cast[1]):  # as it was then
                 new = compute()
-            if isinstance(results, list):
+            for earlier in given:
+                for mine, other in zip(earlier, new, strict=True):
+                    if mine is not None:
+                        mine.detach().copy_(other.detach())
+            if isinstance(results, list):  # whose graph the backward computation needs
+                given.append(list(new))
                 results[:] = new
-            else:
-                for mine, other in zip(results, new, strict=True):
-                    mine.copy_(other)
 
         return results, replay
 
@@ -50,26 +54,75 @@ def twins(device, build=lambda: LSTMLanguageModel(30, 8)):
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(
     "build",
-    [lambda: LSTMLanguageModel(30, 8), lambda: TransformerLanguageModel(30, width=8, num_layers=1, heads=2, context=8)],
-    ids=["lstm", "transformer"],
+    [
+        lambda: LSTMLanguageModel(30, 8),
+        lambda: LSTMLanguageModel(30, 8, dropout=0.3),
+        lambda: TransformerLanguageModel(30, width=8, num_layers=1, heads=2, context=8),
+    ],
+    ids=["lstm", "dropout", "transformer"],
 )
 @pytest.mark.parametrize("signs", ["batch", "halves"])
 def test_training_is_the_same(device, build, signs):
     plain, recorded = twins(device, build)
     replayed = graphed(recorded, device)
-    models = [(plain, plain), (recorded, replayed)]
-    optimizers = [SymmetricNoise(torch.optim.SGD(noise_groups(m, 0.3), lr=0.1), signs=signs) for m, _ in models]
-    states = [{}, {}]
+    networks = [(plain, plain), (recorded, replayed)]
+    optimizers = [SymmetricNoise(torch.optim.SGD(noise_groups(m, 0.3), lr=0.1), signs=signs) for m, _ in networks]
+    states, random = (
+        [{}, {}],
+        [torch.random.get_rng_state()] * 2 if device == "cpu" else [torch.cuda.get_rng_state()] * 2,
+    )
     for step in range(14):
-        tokens = torch.randint(30, (5 if step != 9 else 3, 6), device=device)  # a last, shorter window
-        for (_, call), optimizer, kept in zip(models, optimizers, states, strict=True):
-            for part in optimizer.passes():
-                inputs = part.take(tokens, dim=1)
-                logits, state = call(inputs, kept.get(part.index))
-                kept[part.index] = tuple(s.detach() for s in state)
-                part.mean(logits.logsumexp(-1).mean(0)).backward()
+        minibatches = [
+            torch.randint(30, (5 if step != 9 else 3, 6)).to(device) for _ in range(2)
+        ]  # a last one is shorter
+        for who, ((_, call), optimizer, kept) in enumerate(zip(networks, optimizers, states, strict=True)):
+            module = torch.random if device == "cpu" else torch.cuda
+            before = torch.random.get_rng_state()
+            module.set_rng_state(random[who])
+            for loop in [[tokens] for tokens in minibatches] if signs == "halves" else [minibatches]:
+                for part in optimizer.passes():
+                    for tokens in loop:
+                        inputs = part.take(tokens, dim=1)
+                        logits, state = call(inputs, kept.get(part.index))
+                        kept[part.index] = tuple(s.detach() for s in state)
+                        part.mean(logits.logsumexp(-1).mean(0)).backward()
+            random[who] = module.get_rng_state()
+            torch.random.set_rng_state(before)
             optimizer.step()
             optimizer.zero_grad()
+    assert replayed._recorded
+    for one, other in zip(plain.parameters(), recorded.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+class _Mixed(nn.Module):
+    """A part in single precision within autocast, as normalisations have."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x):
+        x = self.first(x)
+        with torch.autocast(x.device.type, enabled=False):
+            x = self.last(x.float()).tanh()
+        return self.first(x)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_training_in_autocast_is_the_same(device):
+    plain, recorded = twins(device, _Mixed)
+    replayed = graphed(recorded, device, autocast=torch.bfloat16)
+    for _ in range(6):
+        x = torch.randn(4, 6, device=device)
+        for network, weights in ((plain, plain), (replayed, recorded)):
+            with torch.autocast(device, torch.bfloat16):
+                loss = network(x).float().square().sum()
+            loss.backward()
+            with torch.no_grad():
+                for weight in weights.parameters():
+                    weight -= 0.1 * weight.grad
+                    weight.grad = None
     assert replayed._recorded
     for one, other in zip(plain.parameters(), recorded.parameters(), strict=True):
         assert torch.equal(one, other)
@@ -98,17 +151,22 @@ def test_what_was_returned_is_not_overwritten():
     assert torch.equal(first, kept)
 
 
-def test_a_second_call_before_backward_is_an_error():
+def test_backward_late_or_twice_is_an_error():
     model, _ = twins("cpu")
     network = graphed(model, "cpu", warm=0)
     first, _ = network(torch.zeros(3, 2, dtype=torch.long), None)
-    network(torch.zeros(3, 2, dtype=torch.long), None)
-    with pytest.raises(RuntimeError, match="again before backward"):
+    second, _ = network(torch.zeros(3, 2, dtype=torch.long), None)
+    with pytest.raises(RuntimeError, match="after the network was called again"):
         first.sum().backward()
+    second.sum().backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="set training.graphs to false"):
+        second.sum().backward()
 
 
-def test_weights_in_other_memory_are_an_error():
+@pytest.mark.parametrize("frozen", [False, True])
+def test_weights_in_other_memory_are_an_error(frozen):
     model, _ = twins("cpu")
+    model.output.weight.requires_grad_(not frozen)
     network = graphed(model, "cpu", warm=0)
     network(torch.zeros(3, 2, dtype=torch.long), None)
     model.output.weight.data = model.output.weight.data.clone()
@@ -130,23 +188,47 @@ def test_recording_moves_no_weights(device, monkeypatch):
     assert network._recorded and not moves
 
 
-def test_hooks_see_each_gradient_once():
+def test_hooks_see_each_gradient_once_and_may_keep_it():
+    plain, recorded = twins("cpu")
+    network, seen = graphed(recorded, "cpu", warm=1), [[], []]
+    for model, kept in zip((plain, recorded), seen, strict=True):
+        model.output.weight.register_hook(kept.append)
+    for token in range(4):
+        for call in (plain, network):
+            call(torch.full((3, 2), token), None)[0].logsumexp(-1).sum().backward()
+    for one, other in zip(*seen, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_outputs_that_no_loss_uses_once_and_then_does():
+    plain, recorded = twins("cpu")
+    network = graphed(recorded, "cpu", warm=0)
+    for used in (False, True, False):
+        for call in (plain, network):
+            logits, (hidden, _) = call(torch.zeros(3, 2, dtype=torch.long), None)
+            (logits.sum() + (hidden.square().sum() if used else 0)).backward()
+        for one, other in zip(plain.parameters(), recorded.parameters(), strict=True):
+            assert torch.equal(one.grad, other.grad)
+
+
+def test_inputs_of_another_type_are_recorded_apart():
     model, _ = twins("cpu")
-    seen = []
-    model.output.weight.register_hook(lambda gradient: seen.append(gradient.clone()))
-    network = graphed(model, "cpu", warm=1)
-    for _ in range(3):
-        network(torch.zeros(3, 2, dtype=torch.long), None)[0].sum().backward()
-    assert len(seen) == 3 and all(torch.equal(seen[0], gradient) for gradient in seen)
+    network = graphed(model, "cpu", warm=0)
+    for dtype in (torch.int64, torch.int32):
+        network(torch.zeros(3, 2, dtype=dtype), None)
+    assert len(network._recorded) == 2
 
 
-def test_frozen_weights_get_no_gradient():
+def test_frozen_weights_get_no_gradient_until_they_thaw():
     model, _ = twins("cpu")
     model.embedding.weight.requires_grad_(False)
     network = graphed(model, "cpu", warm=0)
     for _ in range(2):
         network(torch.zeros(3, 2, dtype=torch.long), None)[0].sum().backward()
     assert model.embedding.weight.grad is None and model.output.weight.grad is not None
+    model.embedding.weight.requires_grad_()
+    network(torch.zeros(3, 2, dtype=torch.long), None)[0].sum().backward()
+    assert model.embedding.weight.grad is not None
 
 
 class _Plain:

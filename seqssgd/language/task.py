@@ -26,8 +26,6 @@ class LanguageModelTask(Task):
     """
 
     best = ("valid_perplexity", "min")
-    replayable = True
-
     def __init__(self, model: nn.Module, dataset: TextDataset, config: Config, device: torch.device):
         share, shares = distributed.data_share(config.optim)
         if config.batch_size % shares:
@@ -35,6 +33,7 @@ class LanguageModelTask(Task):
         if config.optim.halves and config.batch_size < 2 * shares:
             raise UserError(f"batch_size: {config.batch_size} cannot be halved in every process, as optim asks for")
         self.model, self.device, self.accumulate = model, device, config.training.accumulate
+        self.replayable = not config.model.elsewhere  # of whose forward nothing is known
         data = columns(dataset.split("train"), config.batch_size).to(device)
         mine = data.chunk(shares, dim=1)[share]
         self.windows = Windows(mine.contiguous(), config.sequence_length)

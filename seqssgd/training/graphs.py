@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 Replay = Callable[[], None]
@@ -73,9 +74,10 @@ class _Recorded:
         device = self.weights[0].device.type
 
         def forward() -> list[Tensor]:
-            # no cache of cast weights: they have other values at each replay
-            with torch.autocast(device, owner.autocast, enabled=owner.autocast is not None, cache_enabled=False):
+            torch.clear_autocast_cache()  # a weight that was cast before would keep its values of now for ever
+            with torch.autocast(device, owner.autocast, enabled=owner.autocast is not None):
                 found, self.tree = tree_flatten(owner.model(*tree_unflatten(self.inputs, tree)))
+            torch.clear_autocast_cache()
             return found
 
         self.outputs, self.forward = record(forward)  # a list, of the same tensors ever after
@@ -84,19 +86,20 @@ class _Recorded:
 
         def backward() -> Sequence[Tensor | None]:
             outputs = [self.outputs[i] for i in self.with_gradient]
-            with _unhooked(self.weights):
+            with torch.autocast(device, enabled=False), _unhooked(self.weights):  # a loop has left its own by then
                 return torch.autograd.grad(outputs, self.weights, self.arriving, allow_unused=True)
 
         self.gradients, self.backward = record(backward)
+        self.tensors = [*owner.model.parameters(), *owner.model.buffers()]
         self.places, self.calls = self.addresses(), 0
 
     def addresses(self) -> list[int]:
-        return [weight.data_ptr() for weight in self.weights]
+        return [tensor.data_ptr() for tensor in self.tensors]
 
     def __call__(self, tensors: Sequence[Tensor]) -> Any:
         if self.addresses() != self.places:
             raise RuntimeError(
-                "weights have moved to other memory since the network was recorded: change them in place"
+                "weights or buffers have moved to other memory since the network was recorded: change them in place"
             )
         mine = [leaf for leaf in self.inputs if isinstance(leaf, Tensor)]
         torch._foreach_copy_(mine, list(tensors))
@@ -131,10 +134,13 @@ class _Replayed(torch.autograd.Function):
         return outputs
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *arriving: Tensor | None) -> tuple[Tensor | None, ...]:
         recorded = ctx.recorded
         if ctx.call != recorded.calls:
-            raise RuntimeError("the network was called again before backward; set training.graphs to false")
+            raise RuntimeError(
+                "backward a second time, or after the network was called again; set training.graphs to false"
+            )
         for place, index in zip(recorded.arriving, recorded.with_gradient, strict=True):
             gradient = arriving[index]
             if gradient is None:
@@ -142,6 +148,7 @@ class _Replayed(torch.autograd.Function):
             else:
                 place.copy_(gradient)
         recorded.backward()
+        recorded.calls += 1  # its memory is free for what comes next: no second time
         return None, *(None if g is None else g.clone() for g in recorded.gradients)
 
 
