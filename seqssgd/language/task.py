@@ -26,6 +26,7 @@ class LanguageModelTask(Task):
     """
 
     best = ("valid_perplexity", "min")
+
     def __init__(self, model: nn.Module, dataset: TextDataset, config: Config, device: torch.device):
         share, shares = distributed.data_share(config.optim)
         if config.batch_size % shares:
