@@ -27,8 +27,7 @@ def data(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("rehearsed", [False, True])
-@pytest.mark.parametrize("name", GPU.JOBS)
+@pytest.mark.parametrize(("name", "rehearsed"), [*((name, False) for name in GPU.JOBS), ("4k", True)])
 def test_every_job_is_a_study_with_a_process_for_each_run(name, rehearsed, data, tmp_path):
     job = GPU.JOBS[name]
     options = job.rehearsal if rehearsed else job.options
