@@ -22,7 +22,7 @@ def make_run(path: Path, values, *, settings=None, test=None, passes=20, seconds
     optim = {"method": "none", "base": "adam", "noise": 0.0, "signs": "batch", **optim}
     config = {**SPEECH, "training": {"epochs": len(values)}, **(settings or {}), "optim": optim}
     (path / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    rows = [{"kind": "train", "step": 1, "epoch": 1, "passes": 2, "seconds": 1.0, "loss": 1.0}]
+    rows = [{"kind": "train", "step": 1, "epoch": 1, "passes": passes / 10, "seconds": 1.0, "loss": 1.0}]
     for epoch, metrics in enumerate(values, 1):
         rows.append({"kind": "valid", "step": 10 * epoch, "epoch": epoch, "passes": passes * epoch, "lr": 0.1})
         rows[-1] |= {"noise": 0.0, "train_loss": 3.0 / epoch, "seconds": seconds * epoch, "units_per_second": 5.0}

@@ -91,7 +91,8 @@ def test_an_evaluation_is_not_added_to_a_damaged_file(tmp_path):
     for content, said in (("{test", "Expecting property name"), ('{"test": 3}', "test: 3 is not a group")):
         file.write_text(content)
         with pytest.raises(
-            UserError, match=rf"evaluation\.json is damaged \({said}.*\); delete it, and evaluate again$"
+            UserError,
+            match=rf"evaluation\.json is damaged \({said}.*\); delete it, and evaluate again: seqssgd evaluate --run",
         ):
             record(tmp_path, "valid", {"loss": 1.0})
         assert file.read_text() == content
@@ -113,9 +114,9 @@ def test_names_from_foreign_runs_are_text_everywhere(tmp_path):
     from seqssgd.report import summary, write_report
 
     evil = "<script>alert(1)</script>\n| x | [y](javascript:z) $\\frac{ \x1b[31m"
-    run = make_run(tmp_path / "=1+1", [3.0, 2.0], settings={"model": {"name": evil}}, base=evil)
+    run = make_run(tmp_path / "=1+1", [3.0, 2.0], settings={"model": {"name": evil}}, base=evil, passes=10)
     other = make_run(
-        tmp_path / "b", [3.0, 2.5], settings={"model": {"name": "z"}}, base="=cmd|' /C calc'!A0", noise=0.1
+        tmp_path / "b", [3.0, 2.5], settings={"model": {"name": "z"}}, base="=cmd|' /C calc'!A0", noise=0.1, passes=10
     )
     comparison = compare([read_run(run), read_run(other)])
     write_report(comparison, tmp_path / "out")

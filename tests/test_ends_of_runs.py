@@ -49,7 +49,7 @@ def test_a_limit_within_an_epoch_does_not_change_where_patience_ends(tmp_path, l
 def test_a_run_that_a_limit_ended_says_so_as_compare_does(tmp_path, capsys):
     train(tmp_path / "run", toy_config(), max_steps=7)
     assert "stopped by max_steps at step 7 of 20, and goes on with a higher limit or none" in capsys.readouterr().out
-    with pytest.raises(UserError, match="ended by a limit of steps at epoch 2 of 4; partial takes it in"):
+    with pytest.raises(UserError, match="ended by a limit of steps at epoch 2 of 4; --partial takes it in"):
         compare([read_run(tmp_path / "run")])
 
 

@@ -309,7 +309,7 @@ def test_unfinished_runs_are_left_out_and_named_or_taken_as_far_as_they_are(tmp_
     runs.append(make_run(tmp_path / "limited", [33.0, 34.0], settings=four | {"seed": 2}))  # by --max-steps
     runs.append(make_run(tmp_path / "young", [], settings=four | {"seed": 3}, finished=False))
     comparison = compared(runs)
-    unfinished = "unfinished at epoch 2 of 4; partial takes it in"
+    unfinished = "unfinished at epoch 2 of 4; --partial takes it in"
     limited = unfinished.replace("unfinished", "ended by a limit of steps")
     assert comparison.left_out == {"killed": unfinished, "limited": limited, "young": "no evaluation yet"}
     assert [len(row.group.runs) for row in comparison.rows] == [1]
@@ -377,12 +377,74 @@ def test_damaged_runs_are_named_with_what_is_wrong(tmp_path, capsys):
         ("result.json", RESULT.replace("}", ', "best": {"step": 3}}'), "best.epoch is missing"),
         ("result.json", RESULT.replace("}", f', "best": {BEST}}}'), "best.valid_wer: 'x' is not a number"),
         ("result.json", RESULT.replace("}", ', "steps": 1}'), "steps is given twice"),
+        ("metrics.jsonl", ROW.replace("valid_wer", "valid_perplexity"), None),
+        ("metrics.jsonl", ROW.replace('valid_wer": 30', 'valid_perplexity": 0'), "valid_perplexity: 0.0 is below 1"),
+        ("metrics.jsonl", ROW.replace('wer": 30.0', 'accuracy": 100.1'), "valid_accuracy: 100.1 is above 100"),
+        ("metrics.jsonl", ROW.replace("30.0", "-0.1"), "line 1: damaged (valid_wer: -0.1 is below 0)"),
+        ("metrics.jsonl", ROW.replace("30.0", "130.0"), None),  # more words inserted than there are
+        ("metrics.jsonl", ROW.replace("20,", "-20,"), "passes: -20 is below 0"),
+        ("metrics.jsonl", ROW.replace("10", "11") + ROW, "line 2: damaged (step 10 comes after 11)"),
+        ("metrics.jsonl", ROW.replace("20,", "21,") + ROW, "line 2: damaged (passes 20 comes after 21)"),
+        ("config.yaml", CONFIG.replace("1}", "0}"), "training.epochs: 0, where metrics.jsonl has epoch 1"),
+        ("result.json", RESULT.replace("1,", "99,"), "epochs: 99, where metrics.jsonl ends in epoch 1"),
+        ("result.json", RESULT.replace("}", ', "seconds": -1}'), "seconds: -1 is below 0"),
+        ("result.json", RESULT.replace("}", f', "best": {BEST[:-5]}-3}}}}'), "valid_wer: -3 is below 0"),
+        (
+            "result.json",
+            RESULT.replace("}", f', "best": {BEST[:-5].replace("3", "11")}3}}}}'),
+            "best: step 11 of epoch 1",
+        ),
+        ("evaluation.json", '{"test": {"wer": -1}}', "test.wer: -1 is below 0"),
+        ("evaluation.json", '{"test": {"wer": 1, "perplexity": 0.9}}', "test.perplexity: 0.9 is below 1"),
     ]
+    mends = {
+        "config.yaml": "put the run's own",
+        "metrics.jsonl": "repeat the run",
+        "result.json": "delete it, and the co",
+    }
     for number, (name, text, message) in enumerate(cases):
         run = damage(tmp_path / str(number), name, text)
+        if message is None:
+            read_run(run)
+            continue
         line = refused(capsys, main, "compare", run)
         assert f"{run / name}: cannot be used (" in line and message in line, line
-        assert ("evaluate again" if name == "evaluation.json" else "repeat the run") in line
+        assert mends.get(name, f"evaluate again: seqssgd evaluate --run {run} --save") in line
+
+
+@pytest.mark.parametrize(
+    "own, edited, message",
+    [
+        (SSGD, {"method": "none"}, "optim.method: none with noise 0, where metrics.jsonl has noise 0.2"),
+        (SSGD, {"noise": 0.3}, "optim.method: ssgd with noise 0.3, where metrics.jsonl has noise 0.2"),
+        (SSGD, {"method": "weight_noise"}, "optim.method: weight_noise, where metrics.jsonl has 20 passes at step 10"),
+        (SSGD, {"noise_schedule": "1-1S"}, None),  # it may be below its level
+        (SSGD, {"noise_schedule": "1-1S", "noise": 0.1}, "where metrics.jsonl has noise 0.2"),
+        ({}, {**SSGD, "lr": 0.1}, "optim.method: ssgd with noise 0.2, where metrics.jsonl has noise 0"),
+        ({}, {"method": "ema"}, "optim.method: ema, where the command in environment.json has none"),
+        ({}, {"base": "sgd"}, "optim.base: sgd, where the command in environment.json has adam"),
+        ({}, {"lr": 0.3}, "optim.lr: 0.3, where the command in environment.json has 1e-1"),
+        ({}, {"lr": 0.1, "momentum": 0.5}, None),
+    ],
+)
+def test_settings_that_a_runs_own_record_contradicts_are_refused(own, edited, message, tmp_path, capsys):
+    settings = {"recipe": "ptb_lstm", "model": {"hidden_size": 3}}
+    level, words = own.get("noise", 0.0), ["--optim.method=sam", "--optim.base", "adam", "--optim.lr", "1e-1"]
+    row = {"valid_perplexity": 30.0, "noise": level}
+    run = make_run(tmp_path / "run", [row, row], passes=20 if own else 10, settings=settings, lr=0.1, **own)
+    (run / "metrics.jsonl").write_text("".join((run / "metrics.jsonl").read_text().splitlines(True)[1:]))
+    command = ["recipes/ptb_lstm/train.py", *words, "--optim.method", own.get("method", "none")]
+    (run / "environment.json").write_text(json.dumps({"command": command}))
+    read_run(run)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["optim"] |= edited
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    if message is None:
+        read_run(run)
+        return
+    line = refused(capsys, main, "compare", run)
+    assert f"{run / 'config.yaml'}: cannot be used (" in line and message in line, line
+    assert "put the run's own config.yaml back" in line
 
 
 def test_what_cannot_be_compared_is_named(tmp_path, capsys):

@@ -334,7 +334,7 @@ def test_studies_that_cannot_be_made_are_refused_before_anything_is_written(run,
     )
     assert "none-0.001 and none-1 would be the same" not in refuse("tuned", "--max-minutes", 0)
     assert "--max-minutes nan: it must be" in refuse("pair", "--max-minutes", "nan")
-    assert "--seeds: -1 is not a whole number from 0 on" in refuse("pair", "--seeds", 0, -1)
+    assert "--seeds: -1 is not a whole number from 0 to" in refuse("pair", "--seeds", 0, -1)
     assert "--seeds 1 1: give each of them once" in refuse("pair", "--seeds", 1, 1)
     same = {"shows": "", "arms": {"a": {"optim.method": "none"}, "b": {"optim.method": "none", "epochs": 1}}}
     (tmp_path / "studies.yaml").write_text(yaml.safe_dump({"same": same}))

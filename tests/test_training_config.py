@@ -209,7 +209,8 @@ WRONG_OPTIONS = {  # what is given: how the message begins
     "--optim.noise inf": "optim.noise: ",
     "--optim.momentum=-1": "optim.momentum: -1.0 is not a number >= 0 and < 1",
     "--optim.weight_decay=-1": "optim.weight_decay: -1.0 is not a finite number >= 0",
-    "--optim.betas [0.9]": "optim.betas: ",
+    "--optim.betas [0.9]": "optim.betas: [0.9] is not [float, float]; write it so, in brackets, or null",
+    "--optim.betas 0.9": "optim.betas: 0.9 is not [float, float]; write it so, in brackets, or null",
     "--optim.base_settings 3": "optim.base_settings: expected a mapping, such as {name: value}, or null, got 3",
     "--optim.betas [0.9,1.0]": "optim.betas: (0.9, 1.0) is not two numbers >= 0 and < 1",
     "--optim.method sgd": "optim.method: 'sgd' is not one of none, ssgd",
@@ -220,12 +221,15 @@ WRONG_OPTIONS = {  # what is given: how the message begins
     "--optim.only [lstm]": "optim.only: ['lstm'] is no list of 'recurrent', 'conv', 'dense', 'embedding', 'other'; ",
     "--optim.only lstm": "optim.only: lstm is no list of 'recurrent', 'conv'",
     "--optim.noise_schedule 75S25": "optim.noise_schedule: phases '75S25': write lengths joined by hyphens",
-    "--optim.noise_ramp [1]": "optim.noise_ramp: ",
+    "--optim.noise_ramp [1]": "optim.noise_ramp: [1] is not [int, int]; ",
     "--optim.noise_ramp [-1,2]": "optim.noise_ramp: ramp(start=-1, length=2): both must be >= 0",
     "--optim.lr_schedule linear": "optim.lr_schedule: 'linear' is not one of constant, zaremba, sgdr, cosine, steps",
-    "--optim.lr_schedule zaremba --optim.lr_divisor 0.5": "optim.lr_schedule: zaremba_decay(0, 0.5): ",
+    "--optim.lr_divisor 0": "optim.lr_divisor: 0.0 is not a finite number >= 1",
+    "--optim.lr_schedule zaremba --optim.lr_divisor 0.5": "optim.lr_divisor: 0.5 is not a finite number >= 1",
     "--optim.lr_schedule steps --optim.lr_divisor nan": "optim.lr_divisor: ",
-    "--optim.lr_schedule sgdr --optim.lr_period 0": "optim.lr_schedule: sgdr(0, 2): ",
+    "--optim.lr_schedule sgdr --optim.lr_period 0": "optim.lr_period: 0 is not a finite number >= 1",
+    "--optim.lr_milestones 5": "optim.lr_milestones: 5 is no list; write it in brackets: [5]",
+    "--optim.lr_milestones [-5]": "optim.lr_milestones: [-5] is not a list of epochs >= 0",
     "--training.epochs 0": "training.epochs: 0 is not a whole number >= 1",
     "--training.epochs 1.5": "training.epochs: expected int, got 1.5",
     "--training.epochs true": "training.epochs: expected int, got True",
@@ -237,7 +241,10 @@ WRONG_OPTIONS = {  # what is given: how the message begins
     "--training.precision fp8": "training.precision: expected one of 'fp32', 'bf16', 'fp16', 'auto', got fp8",
     "--training.device tpu": "training.device: expected one of 'auto', 'cpu', 'cuda', got tpu",
     "--training.deterministic maybe": "training.deterministic: expected bool, got maybe",
-    "--optim 5": "optim: ",
+    "--optim 5": "optim: '5' is not a group of settings; see --help for them",
+    "--config=": "--config: '' is not the name of a file; give one",
+    "--data=": "--data: '' is not the name of a folder; give one",
+    "--out=": "--out: '' is not the name of a folder; give one",
     "--seed x": "seed: expected int, got x",
     "--max-steps 0": "--max-steps: 0 is not a number > 0",
     "--max-steps 1.5": "max_steps: ",
@@ -326,7 +333,7 @@ def test_settings_that_only_the_machine_can_refuse():
     with pytest.raises(UserError, match=r"^seed: 9{30} is not a whole number"):
         setup(TrainingConfig(), 10**30 - 1)
     for make in (lambda: setup(TrainingConfig(), -7), lambda: OptimConfig(noise_seed=-7)):
-        with pytest.raises(UserError, match=r"seed: -7 is not a whole number from 0 on .*; give 7, or any other"):
+        with pytest.raises(UserError, match=r"seed: -7 is not a whole number from 0 to .*; give 7, or any other"):
             make()
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="^training.device: cuda is not available here"):

@@ -251,7 +251,7 @@ def _select(runs: Sequence[Run], partial: bool) -> tuple[list[Run], dict[Path, s
         elif not (run.finished or partial):
             epoch, epochs = run.rows[-1]["epoch"], run.settings["training.epochs"]
             how = "ended by a limit of steps" if run.result else "unfinished"
-            left_out[run.path] = f"{how} at epoch {epoch} of {epochs}; partial takes it in"
+            left_out[run.path] = f"{how} at epoch {epoch} of {epochs}; --partial takes it in"
         else:
             kept.append(run)
     if not kept:

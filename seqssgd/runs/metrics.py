@@ -6,6 +6,7 @@ from typing import Any, NotRequired, TypedDict
 from ..documents import parse_json
 from ..errors import UserError
 from ..kinds import misfit
+from .plausible import out_of_range
 
 LARGEST = 1e30  # figures beyond it, of a model that diverged, are as those that are not finite: none
 Figures = dict[str, float | None]
@@ -79,9 +80,10 @@ def parse_rows(content: bytes, figures: bool = False) -> list[dict[str, Any]]:
 
 
 def _judged(row: dict[str, Any]) -> dict[str, Any]:
-    """A row whose values, but for its kind, are numbers or None."""
+    """A row whose values, but for its kind, are numbers or None, none of them impossible."""
     found = usable({key: value for key, value in row.items() if key != "kind"})
     wrong = misfit(Evaluation if row["kind"] == "valid" else Step, found) or misfit(Figures, found)
+    wrong = wrong or out_of_range(found)
     if wrong:
         raise ValueError(wrong)
     return {"kind": row["kind"], **found}

@@ -12,14 +12,15 @@ from ..documents import parse_json, parse_yaml, printable, read_json
 from ..errors import UserError
 from ..files import atomic_path
 from ..kinds import misfit
-from . import layout
+from . import layout, plausible
 from .environment import read_environment
 from .metrics import Figures, check_result, parse_rows, usable
-from .recipes import recipe_of
+from .recipes import RECIPES, recipe_of
 from .settings import check_kinds, completed, flatten, read_config
 
 REPEAT = "repeat the run in another directory"
-AGAIN = "delete it, and evaluate again"
+ANEW = "delete it, and the command of the run makes it again from the last checkpoint"
+AGAIN = "delete it, and evaluate again: seqssgd evaluate --run {run} --save"
 
 
 @dataclasses.dataclass(eq=False)
@@ -66,7 +67,7 @@ def read_run(path: str | Path) -> Run:
     A setting of the optimizer or the loop that did not exist when the run was made has its default.
 
     Raises:
-        UserError: no run directory, or its files are damaged.
+        UserError: no run directory, or its files are damaged, impossible, or contradict each other.
     """
     path = Path(path)
     config, metrics = path / layout.CONFIG, path / layout.METRICS
@@ -76,10 +77,13 @@ def read_run(path: str | Path) -> Run:
     with _reading(config, f"put the run's own back, or {REPEAT}"):
         settings = _settings(parse_yaml(config.read_bytes()))
     with _reading(metrics):
-        rows = parse_rows(metrics.read_bytes(), figures=True)
-    curvature = [row for row in rows if row["kind"] == "train" and "relative_trace" in row]
-    rows = [row for row in rows if row["kind"] == "valid"]
-    with _reading(path / layout.RESULT):
+        every = parse_rows(metrics.read_bytes(), figures=True)
+        plausible.check_order(every)
+    with _reading(config, plausible.MEND):
+        plausible.check_settings(settings, every, str(settings.get("recipe")) in RECIPES, _command(path))
+    curvature = [row for row in every if row["kind"] == "train" and "relative_trace" in row]
+    rows = [row for row in every if row["kind"] == "valid"]
+    with _reading(path / layout.RESULT, ANEW):
         result = _json(path / layout.RESULT)
         if result:
             check_result(result)
@@ -87,7 +91,10 @@ def read_run(path: str | Path) -> Run:
     with _reading(metrics):
         if result and not (rows and rows[-1]["step"] == result["steps"]):
             raise ValueError(f"{layout.RESULT} ends differently")
-    with _reading(path / layout.EVALUATION, AGAIN):
+    with _reading(path / layout.RESULT, ANEW):
+        if result:
+            plausible.check_end(result, rows)
+    with _reading(path / layout.EVALUATION, AGAIN.format(run=path)):
         evaluations = _checked_evaluations(_json(path / layout.EVALUATION), rows)
     settings, rows, result, evaluations, curvature = map(printable, (settings, rows, result, evaluations, curvature))
     # evaluated again at the end of an epoch in which an earlier limit of steps had ended the run
@@ -113,6 +120,13 @@ def _settings(config: Any) -> dict[str, Any]:
     return flatten({"optim": found["optim"], "training": found["training"], **found})  # first what every task has
 
 
+def _command(run: Path) -> list[str]:
+    """The command that a run was started by; empty if it does not say."""
+    with contextlib.suppress(UserError, OSError):  # its figures do not depend on that record
+        return read_environment(run).get("command", [])
+    return []
+
+
 def _json(path: Path) -> dict[str, Any]:
     found = parse_json(path.read_bytes()) if path.is_file() else {}
     if not isinstance(found, dict):
@@ -130,7 +144,7 @@ def _checked_evaluations(evaluations: dict[str, Any], rows: list[dict[str, Any]]
     names |= {key for figures in found.values() for key, value in figures.items() if isinstance(value, float)}
     for split, figures in found.items():
         own = {key: value for key, value in figures.items() if key in names}
-        if wrong := misfit(Figures, own, split):
+        if wrong := misfit(Figures, own, split) or (cannot := plausible.out_of_range(own)) and f"{split}.{cannot}":
             raise ValueError(wrong)
     return found
 
@@ -142,7 +156,7 @@ def record(run: str | Path, split: str, figures: dict[str, Any]) -> None:
         UserError: the run directory cannot be written to, or its evaluation.json is damaged.
     """
     path = Path(run) / layout.EVALUATION
-    known = read_json(path, AGAIN, dict[str, dict]) if path.is_file() else {}
+    known = read_json(path, AGAIN.format(run=run), dict[str, dict]) if path.is_file() else {}
     text = json.dumps({**known, split: figures}, indent=2) + "\n"
     try:
         with atomic_path(path) as temporary:

@@ -61,6 +61,7 @@ def parse_recipe(config_class: type, argv: Sequence[str] | None = None, descript
     parser.add_argument("--max-minutes", type=float | None, default=None, help="stop, to be resumed, after so many")
     files, options = _split_off_files(argv)
     paths = [word.removeprefix("--config=") for word in files if word != "--config"]
+    require(all(paths), "--config", "", "the name of a file; give one")
     for name in filter(lambda name: Path(name).is_file(), paths):
         try:  # before jsonargparse reads it, which takes a key twice, and as many values as it holds
             check_places(parse_yaml(Path(name).read_bytes()))
@@ -82,6 +83,8 @@ def parse_recipe(config_class: type, argv: Sequence[str] | None = None, descript
     config = plain_class(**{name: settings[name] for name in names})
     if isinstance(getattr(config, "optim", None), OptimConfig):
         check_used(config.optim, paths, options)
+    for key in ("data", "out"):
+        require(bool(settings[key]), f"--{key}", settings[key], "the name of a folder; give one")
     for key in ("max_steps", "max_minutes"):
         require(is_positive(settings[key]), f"--{key.replace('_', '-')}", settings[key], "a number > 0")
     data = Path(settings.data)
@@ -209,6 +212,12 @@ def _one_line(message: str, keys: list[str], files: list[str]) -> str:
         close = difflib.get_close_matches(key, keys, n=1)
         return f"{key}: no such setting{f'; did you mean {close[0]}?' if close else '; --help lists them all'}"
     text = re.sub(r'^Parser key "(.+?)": ', r"\1: ", text)
+    if group := re.match(r"(\S+): Unable to load config ('.*?') - ", text):
+        named = f", or give --{group[1]}.name {group[2]}" if f"{group[1]}.name" in keys else ""
+        return f"{group[1]}: {group[2]} is not a group of settings; see --help for them{named}"
+    if fixed := re.match(r"(\S+: )Does not validate .*?Subtypes: \[tuple\[([^\]]*)\], .* Given value: (.*)", text):
+        return f"{fixed[1]}{fixed[3]} is not [{fixed[2]}]; write it so, in brackets, or null"
+    text = re.sub(r"Expected an? <class 'list'>\. Got value: (.*)", r"\1 is no list; write it in brackets: [\1]", text)
     if choices := re.match(r"(\S+: )Does not validate .*?list\[typing\.Literal\[(.*?)\]\].* Given value: (.*)", text):
         return f"{choices[1]}{choices[3]} is no list of {choices[2]}; write it in brackets, such as [recurrent, dense]"
     if union := re.match(r"(\S+: )Does not validate .*?Subtypes: \[(.*?)\] Errors: .* Given value: (.*)", text):

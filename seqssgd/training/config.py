@@ -34,9 +34,9 @@ def _percent(value: Any) -> str:
 
 def check_seed(key: str, value: int) -> None:
     """Raises a ``UserError`` for a seed that not every generator takes for what it is: to Python's -1 is 1."""
-    hint = f"; give {min(-value, 10**18 - 1)}, or any other" if value < 0 else ""
+    hint = f"; give {min(-value, 2**63 - 1)}, or any other" if value < 0 else ""
     if not 0 <= value < 2**63:
-        raise UserError(f"{key}: {value} is not a whole number from 0 on of at most 18 digits{hint}")
+        raise UserError(f"{key}: {value} is not a whole number from 0 to {2**63 - 1}{hint}")
 
 
 def _one_of(choices: Iterable[str], key: str, value: str) -> None:
@@ -188,6 +188,11 @@ class OptimConfig:
         require(0 <= self.momentum < 1, "optim.momentum", self.momentum, "a number >= 0 and < 1")
         require(0 <= self.noise <= LARGEST, "optim.noise", self.noise, "a finite number >= 0")
         check_seed("optim.noise_seed", self.noise_seed)
+        for key, least in (("lr_constant_epochs", 0), ("lr_divisor", 1), ("lr_period", 1), ("lr_multiplier", 1)):
+            value = getattr(self, key)
+            require(least <= value <= LARGEST, f"optim.{key}", value, f"a finite number >= {least}")
+        steps = self.lr_milestones
+        require(all(step >= 0 for step in steps), "optim.lr_milestones", steps, "a list of epochs >= 0")
         method = find_method(self.method)
         self._settle(method)
         require(all(0 <= beta < 1 for beta in self.betas or ()), "optim.betas", self.betas, "two numbers >= 0 and < 1")
