@@ -112,6 +112,7 @@ def test_what_an_earlier_version_did_not_note_is_no_difference(tmp_path):
 
 def test_names_from_foreign_runs_are_text_everywhere(tmp_path):
     from seqssgd.report import summary, write_report
+    from seqssgd.report.tables import Table
 
     evil = "<script>alert(1)</script>\n| x | [y](javascript:z) $\\frac{ \x1b[31m"
     run = make_run(tmp_path / "=1+1", [3.0, 2.0], settings={"model": {"name": evil}}, base=evil, passes=10)
@@ -121,6 +122,8 @@ def test_names_from_foreign_runs_are_text_everywhere(tmp_path):
     comparison = compare([read_run(run), read_run(other)])
     write_report(comparison, tmp_path / "out")
     markdown = (tmp_path / "out/report.md").read_text()
+    table = Table(["run"], [["one\nline\tof it"]]).markdown()
+    assert table.splitlines()[2:] == ["| one line of it |"]
     for text in (markdown, summary(comparison)):
         assert "<script" not in text and "\x1b" not in text and "](javascript" not in text
     rows = [line for line in markdown.splitlines() if line.startswith("|")]

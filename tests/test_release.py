@@ -99,6 +99,20 @@ def test_nothing_in_it_names_a_folder_of_the_machine(run, given, tmp_path):
     }  # fmt: skip
 
 
+def test_the_last_checkpoint_does_not_carry_the_figures_of_the_best(run, tmp_path):
+    out = tmp_path / "in two\nlines"
+    assert main(["export", str(run), "--out", str(out), "--checkpoint", "last"]) == 0
+    last = next(iter(layout.step_files(run / "checkpoints").values()))
+    found = load_checkpoint(out / layout.WEIGHTS)
+    assert all(torch.equal(t, found["model"][name]) for name, t in load_checkpoint(last)["model"].items())
+    text = (out / "README.md").read_text()
+    assert "\n# in two lines\n" in text and f"Its weights are those of {last.name}." in text
+    assert "| test |" not in text and not (out / "evaluation.json").exists()
+    assert main(["evaluate", "--run", str(out), "--data", str(run.parent / "data"), "--save"]) == 0
+    assert main(["export", str(out), "--out", str(tmp_path / "again")]) == 0  # its own figures go with it
+    assert json.loads((tmp_path / "again/evaluation.json").read_text())["test"]["checkpoint"] == layout.WEIGHTS
+
+
 def test_tied_and_scalar_weights_survive(tmp_path):
     weight = torch.arange(6.0).view(2, 3)
     state = {"model": {"a": weight, "b": weight, "c": weight.t(), "n": torch.tensor(3)}, "step": 7}

@@ -3,10 +3,12 @@
 import re
 from typing import Any
 
+from ..documents import printable
+
 
 def markdown(text: str) -> str:
-    """Text for Markdown in which no HTML element and no link begins; a comparison (p < 0.05) stays as it is."""
-    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text).replace("](", "]\\(")
+    """Text for Markdown in which no HTML element, no link and no line begins; a comparison (p < 0.05) stays."""
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", printable(text)).replace("](", "]\\(")
 
 
 def cell(value: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from .. import __version__
-from ..documents import parse_json
+from ..documents import parse_json, printable
 from ..errors import UserError, require
 from ..files import atomic_folder, atomic_path
 from . import layout
@@ -27,10 +27,15 @@ USES = {  # by the kind of the recipe: what the hub calls it, and how it is used
     "a speech recogniser": ("automatic-speech-recognition", ["transcribe --run {folder} recording.wav"]),
     "an image classifier": ("image-classification", ["evaluate --run {folder} --data data/images --split test"]),
 }
-LIMITS = (
-    "It knows the data that it was trained on and little else: expect far more errors elsewhere. The figures are those "
-    "of one run, at the checkpoint that was the best on validation."
+LIMITS = "It knows the data that it was trained on and little else: expect far more errors elsewhere. "
+OF_BEST = "The figures are those of one run, at the checkpoint that was the best on validation."
+OF_ANOTHER = (
+    f"Its weights are those of {{}}. The figures in {layout.METRICS} and {layout.RESULT} are of the run; those called "
+    "the best are of another checkpoint."
 )
+_BEST = (layout.BEST, layout.WEIGHTS)
+# What a checkpoint to give away has; others have what training goes on from, too.
+_KEPT = ("model", "metrics", "step", "epoch", "files")
 
 
 def export(run: str | Path, out: str | Path, checkpoint: str = "best", about: str = "", half: bool = False) -> Path:
@@ -60,11 +65,13 @@ def export(run: str | Path, out: str | Path, checkpoint: str = "best", about: st
     check_files(run, state, path)
     if not is_finite(state["model"].values()):
         raise UserError(f"{path}: its weights are not finite; give another --checkpoint")
+    state = {key: state[key] for key in _KEPT if key in state}
     if half:
         state = {**state, "model": {name: _halved(tensor, path) for name, tensor in state["model"].items()}}
-    text = card(run, out.name, recipe.kind, state, about)
+    text = card(run, printable(out.name), recipe.kind, state, about, path.name)
+    evaluations = _evaluations(run, path.name)
     with atomic_folder(out) as folder:
-        _copy_record(run, folder)
+        _copy_record(run, folder, evaluations)
         if (run / layout.TOKENIZER).is_dir():
             shutil.copytree(run / layout.TOKENIZER, folder / layout.TOKENIZER, ignore=shutil.ignore_patterns(".*"))
         (folder / CARD).write_text(text, encoding="utf-8", errors="backslashreplace")  # a command may name any file
@@ -99,11 +106,14 @@ def _check_empty(out: Path) -> None:
     check_output(out)
 
 
-def _copy_record(run: Path, folder: Path) -> None:
+def _copy_record(run: Path, folder: Path, evaluations: Mapping[str, Any] | None = None) -> None:
+    """Copies what a run says of itself, of its evaluations all or those that are given."""
     environment = _environment(run)
     for name in (layout.CONFIG, layout.METRICS, layout.RESULT, layout.EVALUATION):
-        if (run / name).is_file():
+        if (run / name).is_file() and not (name == layout.EVALUATION and evaluations is not None):
             shutil.copyfile(run / name, folder / name)
+    if evaluations:
+        (folder / layout.EVALUATION).write_text(json.dumps(evaluations, indent=2) + "\n", encoding="utf-8")
     if environment:
         (folder / layout.ENVIRONMENT).write_text(json.dumps(environment, indent=2) + "\n", encoding="utf-8")
 
@@ -136,12 +146,12 @@ def load(path: Path) -> dict[str, Any]:
         ) from None
 
 
-def card(run: Path, name: str, kind: str, state: Mapping[str, Any], about: str = "") -> str:
-    """The model card, in Markdown with the hub's metadata."""
+def card(run: Path, name: str, kind: str, state: Mapping[str, Any], about: str, checkpoint: str) -> str:
+    """The model card, in Markdown with the hub's metadata, of the checkpoint of that name, whose contents are given."""
     from ..report import group_runs
     from .reading import read_run
 
-    of, environment = read_run(run), _environment(run)
+    of, environment, evaluations = read_run(run), _environment(run), _evaluations(run, checkpoint)
     (group,) = group_runs([of])
     task, uses = USES.get(kind, ("other", []))
     count = of.result.get("parameters") or sum(tensor.numel() for tensor in state["model"].values())
@@ -150,14 +160,21 @@ def card(run: Path, name: str, kind: str, state: Mapping[str, Any], about: str =
     lines += [about, ""] if about else []
     lines += ["```sh", *(f"seqssgd {use.format(folder=name)}" for use in uses), "```", ""] if uses else []
     lines += ["## Figures", "", "| data | figure | value |", "| --- | --- | ---: |"]
-    lines += [f"| {data} | {figure} | {value:.2f} |" for data, figure, value in figures(state, of.evaluations)]
+    lines += [f"| {data} | {figure} | {value:.2f} |" for data, figure, value in figures(state, evaluations)]
     last = of.rows[-1]
     made = f"{last['epoch']} epochs, {last['passes']:,.0f} passes, {last['seconds'] / 60:.0f} minutes"
     files = f"Every setting is in {layout.CONFIG}, every evaluation in {layout.METRICS}."
     halved = any(tensor.dtype == torch.float16 for tensor in state["model"].values())
     stored = "Weights are stored in half precision, figures are of the full one. " if halved else ""
     place = environment.get("cpu") or "an unknown machine"
-    lines += ["", stored + LIMITS, "", "## Training", "", f"{made} on {place}. {files}"]
+    lines += [
+        "",
+        stored + LIMITS + (OF_BEST if "metrics" in state else OF_ANOTHER.format(checkpoint)),
+        "",
+        "## Training",
+        "",
+        f"{made} on {place}. {files}",
+    ]
     if "command" in environment:
         commit = f", at commit {str(environment['commit'])[:12]}" if environment.get("commit") else ""
         lines += ["", f"By seqssgd {environment.get('packages', {}).get('seqssgd', __version__)}{commit}:", "", "```sh"]
@@ -171,6 +188,14 @@ def figures(state: Mapping[str, Any], evaluations: Mapping[str, Mapping[str, Any
     for split, known in evaluations.items():
         found += [(split, key, value) for key, value in known.items() if isinstance(value, float)]
     return [entry for entry in found if entry[1] != "real_time_factor"]
+
+
+def _evaluations(run: Path, checkpoint: str) -> dict[str, Any]:
+    """What evaluations of a checkpoint found; an exported one has those that it was exported with, too."""
+    from .reading import read_run
+
+    names = _BEST if checkpoint == layout.WEIGHTS else (checkpoint,)
+    return {split: known for split, known in read_run(run).evaluations.items() if known.get("checkpoint") in names}
 
 
 def _halved(tensor: torch.Tensor, path: Path) -> torch.Tensor:
