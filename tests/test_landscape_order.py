@@ -48,15 +48,24 @@ def test_the_table_has_a_row_for_every_measure_that_enough_runs_have():
         str(i): {
             "errors": {"loss": i**2, "error": 9.0 - i},
             "traces": {"trace": [10.0 * i, 0, 99], "relative_trace": [-1.0 * i, -9, 9]},
-            "sharpness": {"noise": [{"level": 0.3, "increase": [i % 3, None, None]}], "keskar": 1.0 if i < 3 else None},
+            "sharpness": {
+                "noise": [{"level": 0.3, "clean": i / 2, "increase": [i % 3, None, None]}],
+                "keskar": 1.0 if i < 3 else None,
+            },
         }
         for i in range(6)
     }
     table = order_table({"settings": {"split": "test"}, "runs": runs})
     assert table.head == ["ρ of", "test loss", "test error", "runs"]
-    assert [row[0] for row in table.rows] == ["tr H", "R", "rise at c = 0.3"]  # λ_max, Keskar and SAM: not, or too few
-    assert [cell[:5] for cell in table.rows[0][1:3]] == ["+1.00", "-1.00"]
-    assert [cell[:5] for cell in table.rows[1][1:3]] == ["-1.00", "+1.00"] and table.rows[1][3] == "6"
+    assert [row[0] for row in table.rows] == [
+        "training loss",
+        "tr H",
+        "R",
+        "rise at c = 0.3",
+    ]  # λ_max, Keskar and SAM: not, or too few
+    for row in table.rows[:2]:
+        assert [cell[:5] for cell in row[1:3]] == ["+1.00", "-1.00"]
+    assert [cell[:5] for cell in table.rows[2][1:3]] == ["-1.00", "+1.00"] and table.rows[2][3] == "6"
 
 
 def test_a_last_checkpoint_that_is_the_best_counts_once():
@@ -89,6 +98,17 @@ def test_what_is_empty_or_not_finite_is_not_drawn(monkeypatch):
     assert list(draw(found, {})) == ["sharpness", "density"]
     run["density"]["nodes"] = []
     assert list(draw(found, {})) == ["sharpness"]
+
+
+def test_notes_count_what_the_columns_are_from_and_explain_what_is_shown():
+    folder = Path(__file__).parents[1] / "results/landscape"
+    said = "\n".join(notes(read(folder / "ptb_dropout/landscape.json")))
+    assert "test loss and error (next tokens) in the tables on 82,420 tokens." in said
+    assert "robustness: losses and error rates (next tokens) on about 2,000 tokens of each split" in said
+    assert all(word in said for word in ("R = ", "Keskar", "SAM"))
+    lines = "\n".join(notes(read(folder / "an4_noise/landscape.json")))  # and variance, and no more
+    assert not any(word in lines for word in ("R = ", "Keskar", "SAM:", "Curvature", "in the tables"))
+    assert "on about 48 utterances of each split" in lines
 
 
 def test_warnings_that_differ_by_numbers_are_one_line():

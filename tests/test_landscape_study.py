@@ -1,9 +1,12 @@
 """``seqssgd landscape`` on tiny runs of the three recipes: what it measures, how it goes on, and what it refuses."""
 
 import json
+import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,9 +16,10 @@ from programs import ROOT, coloured_images, generated_lines, load, places, repla
 from seqssgd import cli
 from seqssgd.errors import UserError
 from seqssgd.landscape import CurvatureOperator
-from seqssgd.landscape.section import section
+from seqssgd.landscape.section import barrier_table, section
+from seqssgd.landscape.sharpness import sam_sharpness
 from seqssgd.landscape.stages import STAGES, TERMS, StageSettings, run_stage
-from seqssgd.landscape.study import FILE, read
+from seqssgd.landscape.study import FILE, _barriers, read
 from seqssgd.landscape.subjects import open_run
 from seqssgd.landscape.surface import read_surface
 from seqssgd.speech import recognizer
@@ -369,6 +373,8 @@ def test_settings_that_make_no_sense_are_refused(refuse, language, measured, tmp
         (["--terms", "1"], "--terms 1"),
         (["--side", "2"], "--side 2"),
         (["--points", "2"], "--points 2"),
+        (["--points", "20"], "only if they are 4k + 1; give 17 or 21"),
+        (["--points", "4"], "give 5"),
         (["--levels", "-1"], "--levels -1.0"),
         (["--max-minutes", "0"], "--max-minutes 0"),
         (["--checkpoint", "none.pt"], "none.pt is not a file"),
@@ -405,6 +411,49 @@ def test_too_few_examples_and_losses_that_are_not_finite_are_said(language, monk
     subject.outputs = sometimes
     found = run_stage(subject, "robustness", SETTINGS)
     assert "not finite under some perturbations" in found["warning"]
+
+
+def test_a_barrier_is_that_of_a_tent_between_the_runs_and_rounding_is_none():
+    a = np.linspace(-0.5, 1.5, 21)
+    tent = (1 - abs(2 * a - 1))[:, None]
+    flat = np.full_like(tent, 0.1) + 1e-17 * a[:, None]
+    surface = SimpleNamespace(a=a, values={"loss": tent, "error": flat})
+    barriers = _barriers(surface)
+    assert barriers["loss"] == pytest.approx(1)
+    found = {"surfaces": {"line a – b": {"barriers": {**barriers, "error": 1.4e-17, "lost": None}}}}
+    assert barrier_table(found).rows == [["a – b", "1", "0", "–"]]
+
+
+def test_weights_that_are_not_finite_are_refused_and_a_loss_that_is_not_is_said(language, tmp_path, refuse):
+    run = shutil.copytree(language[0], tmp_path / "run")
+    state = torch.load(run / "checkpoints/best.pt", weights_only=True)
+    name = next(iter(state["model"]))
+    state["model"][name].view(-1)[0] = float("nan")
+    torch.save(state, run / "checkpoints/best.pt")
+    said = refuse(language[1], run)
+    assert f"{run}: its checkpoint best.pt has weights that are not finite (" in said and "leave the run out" in said
+    subject = open_run(language[0])
+    losses = subject.losses
+    subject.losses = lambda outputs, batch: losses(outputs, batch) * float("nan")
+    assert "of the training data is not finite" in run_stage(subject, "eigenvalues", SETTINGS)["left_out"]
+    assert math.isnan(sam_sharpness(subject.objective("train", 40)))
+
+
+def test_a_half_that_does_not_converge_leaves_the_eigenvalue_of_the_whole(language, monkeypatch):
+    from seqssgd.landscape import stages
+
+    top, calls = stages.top_eigenvalues, []
+
+    def sometimes(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise stages.NotConverged("in 30 restarts")
+        return top(*args, **kwargs)
+
+    monkeypatch.setattr(stages, "top_eigenvalues", sometimes)
+    found = run_stage(open_run(language[0]), "eigenvalues", SETTINGS)
+    assert found["lambda_max"] and found["of_halves"][0] is None and found["of_halves"][1]
+    assert "of a half of the data is not known: in 30 restarts" in found["warning"]
 
 
 def test_a_network_that_cannot_be_differentiated_twice_is_named(speech):

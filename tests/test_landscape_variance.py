@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from seqssgd.landscape.figures import _parts
+from seqssgd.landscape.section import variance_table
 from seqssgd.landscape.sharpness import WeightNoise
 from seqssgd.landscape.spectrum import Estimate
 from seqssgd.landscape.variance import VarianceSplit, variance_split
@@ -109,9 +110,33 @@ def test_the_break_even_minibatch_is_where_both_cost_the_same_and_the_advice_fol
     assert split(100.0, 120.0, 110.0, 0.3, 0.5).break_even == math.inf
     wild = split(100.0, 400.0, 110.0, 10.0, 0.5)  # weight noise adds more data noise than the pair keeps
     assert wild.break_even == 0 and wild.recommendation()[0] == "pair"
+    small = split(
+        100.0, 400.0, 110.0, 1.0, 3.0
+    )  # which it does for small minibatches, and N₂ outweighs N₁ in large ones
+    assert small.pays == (0, 90) and small.break_even == math.inf
+    for size, gains in ((89, True), (91, False)):
+        assert (2 * small.of_step(size)["pair"] < small.of_step(size)["one-sided"]) == gains
+    assert str(small).endswith("the pair pays against one-sided noise below 90 examples")
     assert np.isinf(split(1.0, 1.0, 1.0, 0.0, 0.0).break_even)
     with pytest.raises(ValueError, match="too few"):
         variance_split(gradient_of(Cubic()), halves(3, 2, torch.Generator()), 2, WeightNoise(Cubic()), 0.5)
+
+
+def test_what_its_intervals_leave_open_is_not_decided():
+    clear = dataclasses.replace(split(100.0, 120.0, 110.0, 10.0, 0.5), pairs=8)
+    assert clear.decided and "not decided" not in str(clear)
+    for first, second in (((10.0, -1.0, 21.0), (0.5, 0.5, 0.5)), ((10.0, 9.0, 11.0), (8.0, 4.0, 12.0))):
+        open_ = dataclasses.replace(clear, first=Estimate(*first), second=Estimate(*second))
+        assert not open_.decided
+        assert "not decided by 8 pairs" in open_.recommendation()[1]
+        plain = {**dataclasses.asdict(open_), "of_step": open_.of_step(), "break_even": 0.0, "recommended": "halves"}
+        again = VarianceSplit.restored(plain, 8)
+        assert again.pays == pytest.approx(open_.pays) and not again.decided
+        found = {"settings": {"pairs": 8}, "runs": {"a": {"variance": plain}}}
+        [row] = variance_table(found).rows
+        assert row[-2:] == [open_.pays_in_words(), "halves (not decided by 8 pairs)"]
+    wide = split(100.0, 120.0, 110.0, 0.0624, 0.0)
+    assert wide.pays_in_words() == "1,600"
 
 
 def test_the_parts_in_the_picture_add_up_to_the_variance_of_each_method():

@@ -25,6 +25,7 @@ class Errors(Stage):
 
     loss: NotRequired[Number]
     error: NotRequired[Number]
+    terms: NotRequired[int]
 
 
 class Layer(TypedDict):

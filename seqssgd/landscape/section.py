@@ -11,6 +11,7 @@ from .figures import draw, variance_of
 from .order import FEWEST, rank_correlation
 from .study import FILE, file_name, read
 from .surface import Surface, read_surface
+from .variance import VarianceSplit
 
 # The parts of the section: heading, caption, and how the names of its pictures begin.
 _PARTS = {
@@ -95,15 +96,18 @@ def curvature_table(found: Mapping[str, Any]) -> Table:
         measured = {f"{row['level']:g}": row["increase"][0] for row in sharp.get("noise", [])}
         predicted = {level: value[0] for level, value in traces.get("predicted_sharpness", {}).items()}
         cells = [name, _number(errors.get("loss")), _number(errors.get("error"))]
-        cells += [
-            _number((sharp.get("noise") or [top])[0].get("clean", top.get("loss"))),
-            _number(top.get("lambda_max")),
-        ]
+        cells += [_number(_training_loss(run)), _number(top.get("lambda_max"))]
         cells += [" / ".join(map(_number, top.get("of_halves", []))) or "–"]
         cells += [_with_interval(traces.get("trace")), _with_interval(traces.get("relative_trace"))]
         cells += [f"{_number(measured.get(level))} / {_number(predicted.get(level))}" for level in levels]
         rows.append([*cells, _number(sharp.get("keskar")), _number(sharp.get("sam"))])
     return Table(head, rows)
+
+
+def _training_loss(run: Mapping[str, Any]) -> float | None:
+    """That of the data on which curvature and sharpness were measured."""
+    noise, top = run.get("sharpness", {}).get("noise"), run.get("eigenvalues", {})
+    return noise[0].get("clean") if noise else top.get("loss")
 
 
 def flatness(run: Mapping[str, Any]) -> dict[str, float | None]:
@@ -118,10 +122,11 @@ def flatness(run: Mapping[str, Any]) -> dict[str, float | None]:
 def order_table(found: Mapping[str, Any]) -> Table:
     """One row per measure of sharpness: its rank correlation over the runs with loss and error rate.
 
+    The training loss stands first as the control: a measure that orders no better says nothing that the loss does not.
     Without rows where fewer than :data:`seqssgd.landscape.order.FEWEST` runs have both.
     """
     split, runs = found["settings"]["split"], list(found["runs"].values())
-    measures, rows = [flatness(run) for run in runs], []
+    measures, rows = [{"training loss": _training_loss(run), **flatness(run)} for run in runs], []
     for name in dict.fromkeys(key for measure in measures for key in measure):
         cells = [name]
         for figure in ("loss", "error"):
@@ -146,8 +151,11 @@ def variance_table(found: Mapping[str, Any]) -> Table:
         if split := variance_of(run):
             steps = split["of_step"]
             cells = [_number(steps[key] / steps["none"]) for key in ("one-sided", "halves", "pair")]
-            edge = "never" if split["break_even"] is None else f"{split['break_even']:,.0f}"
-            rows.append([name, f"{split['level']:g}", str(split["batch"]), *cells, edge, split["recommended"]])
+            pairs = split.get("pairs", found["settings"].get("pairs"))
+            restored = VarianceSplit.restored(split, pairs)
+            doubt = "" if restored.decided else f" (not decided by {pairs or 'the'} pairs)"
+            take = split["recommended"] + doubt
+            rows.append([name, f"{split['level']:g}", str(split["batch"]), *cells, restored.pays_in_words(), take])
     return Table(head, rows)
 
 
@@ -156,28 +164,58 @@ def barrier_table(found: Mapping[str, Any]) -> Table:
     lines = {name: surface["barriers"] for name, surface in found["surfaces"].items() if "barriers" in surface}
     keys = list(dict.fromkeys(key for barriers in lines.values() for key in barriers))
     rows = [
-        [name.removeprefix("line "), *(_number(barriers.get(key)) for key in keys)] for name, barriers in lines.items()
+        [name.removeprefix("line "), *(_number(_unless_rounding(barriers.get(key))) for key in keys)]
+        for name, barriers in lines.items()
     ]
     return Table(["line", *keys], rows)
+
+
+def _unless_rounding(value: float | None) -> float | None:
+    return 0.0 if value is not None and abs(value) < 1e-12 else value
 
 
 def notes(found: Mapping[str, Any]) -> list[str]:
     """What a reader has to know: on what data, at which checkpoints, how exact, and what is missing."""
     settings, runs = found["settings"], found["runs"]
     first = next(iter(runs.values()))
-    said = [
-        f"Curvature and sharpness on about {settings['terms']:,} {first['terms_are']} of the training data, without "
-        f"augmentation and dropout; losses and error rates ({first['errors_are']}) on about "
-        f"{settings['figure_terms']:,} of each split.",
-        "R = Σ ‖w‖²/N · tr H over the layers that noise may perturb: noise of level c raises the loss by ½c²R, to "
-        "second order. ± is half of a 95 % interval. Keskar: the largest rise within |Δw| ≤ 0.001 (|w| + 1), in "
-        "percent of 1 + L. SAM: the rise at a distance of 0.05 along the gradient.",
-        "Checkpoints: " + "; ".join(f"{name}: {run['checkpoint']}" for name, run in runs.items()) + ".",
-    ]
+    measured = [flatness(run) for run in runs.values()]
+
+    def has(key: str) -> bool:
+        return any(measure.get(key) is not None for measure in measured)
+
+    said = []
+    if any(value is not None for measure in measured for value in measure.values()):
+        said.append(
+            f"Curvature and sharpness on about {settings['terms']:,} {first['terms_are']} of the training data, "
+            "without augmentation and dropout."
+        )
+    counts = {run["errors"]["terms"] for run in runs.values() if "terms" in run.get("errors", {})}
+    if counts:
+        counted = " or ".join(f"{count:,}" for count in sorted(counts))
+        said.append(
+            f"{settings['split']} loss and error ({first['errors_are']}) in the tables on {counted} "
+            f"{first['terms_are']}."
+        )
+    if found["surfaces"] or any("robustness" in run for run in runs.values()):
+        said.append(
+            f"Lines, planes, slices and robustness: losses and error rates ({first['errors_are']}) on about "
+            f"{settings['figure_terms']:,} {first['terms_are']} of each split."
+        )
+    if has("R"):
+        said.append(
+            "R = Σ ‖w‖²/N · tr H over the layers that noise may perturb: noise of level c raises the loss by ½c²R, to "
+            "second order. ± is half of a 95 % interval."
+        )
+    if has("Keskar"):
+        said.append("Keskar: the largest rise within |Δw| ≤ 0.001 (|w| + 1), in percent of 1 + L.")
+    if has("SAM"):
+        said.append("SAM: the rise at a distance of 0.05 along the gradient.")
+    said.append("Checkpoints: " + "; ".join(f"{name}: {run['checkpoint']}" for name, run in runs.items()) + ".")
     if order_table(found).rows:
         said.append(
             "ρ: Spearman's rank correlation over the runs, with the 95 % interval of ranks like those of a bivariate "
-            "normal; checkpoints of one training are not independent, and the interval is then too narrow."
+            "normal; checkpoints of one training are not independent, and the interval is then too narrow. The "
+            "training loss is the control: a measure that orders no better says nothing that the loss does not."
         )
     alike: dict[str, list[str]] = {}  # the same but for its numbers, which are in the table
     for name, run in runs.items():

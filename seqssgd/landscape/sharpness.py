@@ -158,7 +158,7 @@ def sam_sharpness(objective: Objective, rho: float = 0.05) -> float:
     """
     gradient = objective.gradient()
     norm = torch.cat([g.reshape(-1) for g in gradient]).norm()
-    if not norm > 0:
+    if norm == 0:  # what is not finite must not pass for flat
         return 0.0
     with weights_restored(objective.params), torch.no_grad():
         for p, g in zip(objective.params, gradient, strict=True):

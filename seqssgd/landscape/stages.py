@@ -62,13 +62,18 @@ def eigenvalues(subject: Subject, settings: StageSettings) -> dict[str, Any]:
     """λ_max of the Hessian on the data and on both halves of them."""
     operator = _operator(subject, settings)
     found = top_eigenvalues(operator, 1, 1e-3)
-    halves = []
+    halves: list[float | None] = []
+    lost = None
     for half in (0, 1):
-        part = CurvatureOperator(subject.objective("train", settings.terms, half))
-        halves.append(float(top_eigenvalues(part, 1, 1e-2, found.vectors[:, 0], basis=8).values[0]))
-    values = [float(found.values[0]), *halves]
+        try:
+            part = CurvatureOperator(subject.objective("train", settings.terms, half))
+            halves.append(float(top_eigenvalues(part, 1, 1e-2, found.vectors[:, 0], basis=8).values[0]))
+        except NotConverged as error:  # that of the whole is known
+            halves.append(None)
+            lost = f"λ_max of a half of the data is not known: {error}"
+    values = [float(found.values[0]), *(value for value in halves if value is not None)]
     warning = None
-    if max(values) - min(values) > UNSTABLE * max(abs(values[0]), 1e-30):
+    if lost is None and max(values) - min(values) > UNSTABLE * max(abs(values[0]), 1e-30):
         warning = (
             f"λ_max is {values[0]:.3g}, and {halves[0]:.3g} and {halves[1]:.3g} on two halves of "
             f"{operator.objective.terms:,} {subject.terms}: too few of them for a stable value; give more terms"
@@ -80,7 +85,7 @@ def eigenvalues(subject: Subject, settings: StageSettings) -> dict[str, Any]:
         "loss": operator.objective.loss,
         "terms": operator.objective.terms,
         "operator": repr(operator),
-        "warning": "; ".join(filter(None, [_differences(operator), warning])) or None,
+        "warning": "; ".join(filter(None, [_differences(operator), warning, lost])) or None,
     }
 
 
@@ -205,7 +210,10 @@ def run_stage(subject: Subject, stage: str, settings: StageSettings) -> dict[str
 
 
 def _operator(subject: Subject, settings: StageSettings, noise: WeightNoise | None = None) -> CurvatureOperator:
-    return CurvatureOperator(subject.objective("train", settings.terms), noise and noise.params)
+    objective = subject.objective("train", settings.terms)
+    if not math.isfinite(objective.loss):
+        raise NotDifferentiable(f"the loss on {objective.terms:,} {subject.terms} of the training data is not finite")
+    return CurvatureOperator(objective, noise and noise.params)
 
 
 def _differences(operator: CurvatureOperator) -> str | None:

@@ -47,7 +47,7 @@ class Study:
         out: the folder for ``landscape.json``, figures and surfaces.
         split: beside the training set.
         terms: loss terms for curvature and sharpness; None: by the kind of the run.
-        points: of a line.
+        points: of a line; 4k + 1, so that both runs are among them.
         side: points along each side of a plane or slice.
         levels: of the noise.
         parts: of :data:`PARTS`, what is measured; another call may add others.
@@ -73,8 +73,16 @@ class Study:
         """Measures what is not known yet, until the deadline; returns the contents of landscape.json.
 
         Raises:
-            UserError: runs that do not fit together, three that span no plane, or a folder with another study.
+            UserError: runs that do not fit together, three that span no plane, a folder with another study, or lines
+                on which the runs themselves are no points.
         """
+        if self.points < 5 or self.points % 4 != 1:
+            below = max(5, (self.points - 1) // 4 * 4 + 1)
+            near = f"{below} or {below + 4}" if self.points > 5 else "5"
+            raise UserError(
+                f"--points {self.points}: a line goes from -0.5 to 1.5, and has points at both runs, 0 and 1, only if "
+                f"they are 4k + 1; give {near}"
+            )
         self.names = _names(self.specs)
         subjects = {name: _open(spec) for name, spec in zip(self.names, self.specs, strict=True)}
         self._check(subjects)

@@ -138,7 +138,8 @@ def open_run(
         bn_images: training images that batch-norm statistics are taken from, in minibatches as in training.
 
     Raises:
-        UserError: no run of these recipes, no such checkpoint or one of another model, other data.
+        UserError: no run of these recipes, no such checkpoint or one of another model, or with a weight that is not
+            finite, other data.
     """
     recipe, settings = read_recipe(run)
     path, folder = find_checkpoint(run, checkpoint), data_folder(run, data)
@@ -146,6 +147,12 @@ def open_run(
     if build is None:
         raise UserError(f"{run}: landscapes are for runs of the recipes {', '.join(KINDS)}")
     subject = build(Path(run), folder, path, settings, torch.device(device), bn_images)
+    for name, weight in subject.model.named_parameters():
+        if not weight.isfinite().all():
+            raise UserError(
+                f"{run}: its checkpoint {path.name} has weights that are not finite ({name}); "
+                "give another checkpoint of it (RUN@CHECKPOINT), or leave the run out"
+            )
     subject.recalibrate()
     subject.model.eval()
     return subject

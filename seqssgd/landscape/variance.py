@@ -14,7 +14,7 @@ from two independent half-minibatches under the same n: what both share is of n,
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,7 @@ class VarianceSplit:
         pair_data: D_p, of the mean of one example's gradients at w + n and w - n.
         first: N₁.
         second: N₂.
+        pairs: of half-minibatches that these are from.
     """
 
     level: float
@@ -48,6 +49,7 @@ class VarianceSplit:
     pair_data: Estimate
     first: Estimate
     second: Estimate
+    pairs: int | None = None
 
     def of_step(self, batch: int | None = None) -> dict[str, float]:
         """The variance of a step's gradient by method, for minibatches of ``batch`` examples."""
@@ -61,39 +63,75 @@ class VarianceSplit:
         }
 
     @property
-    def break_even(self) -> float:
-        """The minibatch size above which the pair, for twice the passes, has less than half of the variance of
-        one-sided noise; infinite if there is none, 0 if every minibatch is large enough.
+    def pays(self) -> tuple[float, float]:
+        """The minibatch sizes between which the pair, for twice the passes, has less than half of the variance of
+        one-sided noise: from 0 if every small one will do, to infinity if every large one; both infinite if none.
 
-        2 (D_p/B + N₂) = (D + M)/B + N₁ + N₂.
+        2 (D_p/B + N₂) < (D + M)/B + N₁ + N₂.
         """
         gain = max(self.first.value, 0.0) - max(self.second.value, 0.0)
         price = 2 * self.pair_data.value - self.noisy_data.value
         if price <= 0:
-            return 0.0
-        return price / gain if gain > 0 else math.inf
+            return 0.0, price / gain if gain < 0 else math.inf
+        return price / gain if gain > 0 else math.inf, math.inf
+
+    @property
+    def break_even(self) -> float:
+        """The minibatch size above which the pair pays, as in :attr:`pays`; infinite if there is none, as where it
+        pays for small ones alone; 0 if every minibatch is large enough."""
+        low, high = self.pays
+        return low if math.isinf(high) else math.inf
+
+    def pays_in_words(self) -> str:
+        """:attr:`pays` in two digits: ``"never"``, ``"1,600"`` for from there on, or ``"below 90"``."""
+        low, high = (max(float(f"{size:.2g}"), 1) for size in self.pays)
+        if math.isinf(high):
+            return "never" if math.isinf(low) else f"{low:,.0f}"
+        return f"below {high:,.0f}"
+
+    @property
+    def decided(self) -> bool:
+        """Whether the 95 % intervals of N₁ and of N₁ - N₂ leave 0 out, so that there is a first order to remove."""
+        gain = self.first.value - self.second.value
+        half = math.hypot(self.first.high - self.first.low, self.second.high - self.second.low) / 2
+        return self.first.low > 0 and abs(gain) > half
+
+    @classmethod
+    def restored(cls, known: Mapping[str, Any], pairs: int | None = None) -> "VarianceSplit":
+        """What a landscape.json has of one; ``pairs`` for those that do not say how many they are from."""
+
+        def estimate(key: str) -> Estimate:
+            return Estimate(*(math.nan if value is None else value for value in known[key]))
+
+        steps, batch, rest = known["of_step"], known["batch"], max(known["second"][0], 0.0)
+        noisy, pair = (batch * (steps[method] - rest) for method in ("halves", "pair"))
+        parts = (Estimate(value, math.nan, math.nan) for value in (noisy, pair))
+        return cls(known["level"], batch, estimate("data"), *parts, estimate("first"), estimate("second"), pairs)
 
     def recommendation(self) -> tuple[str, str]:
         """``"one-sided"``, ``"halves"`` or ``"pair"``, whichever has the least variance for equal passes; and why."""
         found = self.of_step()
         excess = found["one-sided"] / found["halves"] - 1
+        known = "" if self.decided else f"not decided by {self.pairs or 'the'} pairs, whose N₁ or N₁ - N₂ may be 0; "
         shares = (
-            f"at {self.batch} examples one-sided noise makes the variance {found['one-sided'] / found['none']:.2f} "
-            f"times that of plain steps, halves {found['halves'] / found['none']:.2f}, the pair "
+            f"{known}at {self.batch} examples one-sided noise makes the variance "
+            f"{found['one-sided'] / found['none']:.2f} times that of plain steps, "
+            f"halves {found['halves'] / found['none']:.2f}, the pair "
             f"{found['pair'] / found['none']:.2f} for two passes"
         )
         if 2 * found["pair"] < min(found["one-sided"], found["halves"]):
             return "pair", f"{shares}: it is worth its second pass"
         if excess <= SIMPLEST:
             return "one-sided", f"{shares}: its first-order noise is drowned by that of the minibatch"
-        if self.break_even < self.batch:
+        if self.pays[0] < self.batch < self.pays[1]:
             return "halves", f"{shares}: halves remove the first-order noise at no pass; the pair where they cannot"
-        return "halves", f"{shares}: halves remove the first-order noise at no pass; the pair cannot pay"
+        return "halves", f"{shares}: halves remove the first-order noise at no pass; the pair does not pay at that size"
 
     def __str__(self) -> str:
         method, why = self.recommendation()
-        edge = self.break_even
-        above = "at no minibatch size" if math.isinf(edge) else f"from {max(math.ceil(edge), 1):,} examples on"
+        edge = self.pays_in_words()
+        below = f"{edge} examples" if edge.startswith("below") else f"from {edge} examples on"
+        above = "at no minibatch size" if edge == "never" else below
         return f"noise level {self.level:g}: take {method}: {why}; the pair pays against one-sided noise {above}"
 
 
@@ -136,7 +174,7 @@ def variance_split(
             before = bent
     if len(second) < 2:
         raise ValueError(f"{len(data)} pairs of half-minibatches are too few; give at least four")
-    return VarianceSplit(level, 2 * examples, *map(mean, (data, noisy, pair, first, second)))
+    return VarianceSplit(level, 2 * examples, *map(mean, (data, noisy, pair, first, second)), len(data))
 
 
 def _spread(one: Tensor, other: Tensor, examples: int) -> float:
