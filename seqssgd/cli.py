@@ -12,6 +12,7 @@ from typing import NamedTuple
 from seqssgd import __version__
 from seqssgd.commands import models, runs, studies
 from seqssgd.errors import not_installed, require, run_cli
+from seqssgd.options import check_names
 
 
 class Subcommand(NamedTuple):
@@ -40,7 +41,12 @@ def main(argv: list[str] | None = None) -> int:
     if args.command is None:
         parser.print_help()
         return 0
-    return run_cli(lambda: _installed(lambda: COMMANDS[args.command].run(args)))
+
+    def run() -> int | None:
+        check_names(args)
+        return COMMANDS[args.command].run(args)
+
+    return run_cli(lambda: _installed(run))
 
 
 def _installed(run: Callable[[], int | None]) -> int | None:

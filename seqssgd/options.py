@@ -4,6 +4,19 @@ import argparse
 
 from .errors import UserError
 
+_TEXTS = ("about", "prompt", "options")  # of all that is given as text: what is no name
+
+
+def check_names(args: argparse.Namespace) -> None:
+    """Makes sure that no name of a file, folder or anything else is empty, which would be the working directory.
+
+    Raises:
+        UserError: one is.
+    """
+    for key, value in vars(args).items():
+        if key not in _TEXTS and "" in (value if isinstance(value, list) else [value]):
+            raise UserError(f"{key.replace('_', '-')}: the name that is given is empty; give one, or leave it out")
+
 
 def run_arguments(parser: argparse.ArgumentParser, kind: str = "any recipe") -> None:
     """Declares the options that say which run's model to use, and where."""

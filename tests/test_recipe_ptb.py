@@ -10,6 +10,7 @@ from programs import ROOT, generated_lines, load
 from torch.func import functional_call
 
 from seqssgd.data.text import columns, load_text, write_text_dataset
+from seqssgd.errors import UserError
 from seqssgd.language.networks import NETWORKS
 from seqssgd.training import OptimConfig, TrainingConfig, build_optimizer, parse_recipe
 
@@ -115,6 +116,10 @@ def test_batches_can_begin_anywhere_and_accumulate_to_steps(dataset):
     task, _ = task_of(dataset, accumulate=3)
     windows = list(task.batches(0))
     assert task.steps_per_epoch == math.ceil(len(windows) / 3)
+    assert task_of(dataset, accumulate=len(windows))[0].steps_per_epoch == 1
+    refusal = rf"training\.accumulate: {len(windows) + 1} is not at most {len(windows)}, the minibatches of an epoch"
+    with pytest.raises(UserError, match=refusal):
+        task_of(dataset, accumulate=len(windows) + 1)
     for a, b in zip(task.batches(0, start=2), windows[2:], strict=True):
         assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
 

@@ -34,7 +34,7 @@ def data(tmp_path_factory):
         yield tones.prepare(tmp_path_factory.mktemp("prepared") / "data")
 
 
-def task_of(data, augment=None, model=MODEL, batch_seconds=3.0, speech_sets=None, **optim):
+def task_of(data, augment=None, model=MODEL, batch_seconds=3.0, speech_sets=None, accumulate=1, **optim):
     """A task and its optimizer."""
     torch.manual_seed(1)
     config = TRAIN.Config(
@@ -43,7 +43,7 @@ def task_of(data, augment=None, model=MODEL, batch_seconds=3.0, speech_sets=None
         model,
         AugmentConfig(**(augment or {})),
         OptimConfig(**{"base": "adam", "lr": 0.01, **optim}),
-        TrainingConfig(),
+        TrainingConfig(accumulate=accumulate),
     )
     sets = speech_sets or TRAIN.load_sets(data, config)
     tokenizer = TRAIN.build_tokenizer(config.tokens, sets["train"].texts)
@@ -204,6 +204,7 @@ def test_global_statistics_are_those_of_the_training_set(data):
 def test_settings_that_make_no_sense_are_named_with_their_section(data):
     for change, reason in (
         ({"augment": {"speeds": [3.0]}}, r"augment\.factors=\(3\.0,\)"),
+        ({"accumulate": 99}, r"training\.accumulate: 99 is not at most \d, the minibatches of an epoch"),
         ({"augment": {"time_masks": -1}}, r"augment\.time_masks=-1"),
         ({"model": dataclasses.replace(MODEL, network=NETWORKS.settings("sgcn", width=0))}, r"model\.network\.width=0"),
         ({"model": dataclasses.replace(MODEL, features=FeatureConfig(bins=400))}, r"model\.features\.bins=400"),

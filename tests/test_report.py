@@ -469,6 +469,8 @@ def test_what_cannot_be_compared_is_named(tmp_path, capsys):
         ([tmp_path / "nowhere"], f"{tmp_path}/nowhere: not a run directory (no config.yaml)"),
         ([tmp_path / "empty"], f"{tmp_path}/empty: not a run directory (no config.yaml)"),
         ([wer / "config.yaml"], "not a run directory"),
+        ([wer, ""], "runs: the name that is given is empty; give one, or leave it out"),
+        ([wer, "--out", ""], "out: the name that is given is empty; give one, or leave it out"),
         ([wer, "--out", tmp_path / "file"], f"{tmp_path}/file: cannot write there"),
         ([wer, "--out", other], f"--out {other}: a run directory; choose another folder"),
         ([wer, "--out", other / "report"], f"--out {other}/report: in {other}, a run directory"),

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 from ..errors import UserError
-from ..options import evaluation_arguments
+from ..options import check_names, evaluation_arguments
 
 
 def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,14 +30,16 @@ def evaluate(words: Sequence[str]) -> None:
 
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--run", required=True)
-    run = first.parse_known_args(words)[0].run
-    program = read_recipe(run)[0].module("evaluation")
+    check_names(named := first.parse_known_args(words)[0])
+    program = read_recipe(named.run)[0].module("evaluation")
     parser = argparse.ArgumentParser(
         prog="seqssgd evaluate", description=program.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     evaluation_arguments(parser)
     program.arguments(parser)
-    program.evaluate(parser.parse_args(words))
+    args = parser.parse_args(words)
+    check_names(args)
+    program.evaluate(args)
 
 
 def compare_arguments(parser: argparse.ArgumentParser) -> None:

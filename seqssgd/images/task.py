@@ -54,12 +54,8 @@ class ClassificationTask(Task):
             raise UserError(f"bn_images: {bn_images} is not a whole number >= 0")
         self.model, self.train, self.valid, self.minibatches = model, train, valid, minibatches
         self.normalization, self.bn_images = minibatches.normalization, bn_images
+        training.check_accumulate(len(minibatches))
         self.steps_per_epoch = len(minibatches) // training.accumulate
-        if not self.steps_per_epoch:
-            raise UserError(
-                f"training.accumulate: {training.accumulate} minibatches of {batch_size} are more than "
-                f"the {len(train.labels):,} training images"
-            )
         self.best = ("valid_accuracy", "max") if judged else None
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:

@@ -40,6 +40,7 @@ class LanguageModelTask(Task):
         self.windows = Windows(mine.contiguous(), config.sequence_length)
         valid = columns(dataset.split("valid"), config.batch_size).to(device)
         self.valid = Windows(valid, min(config.sequence_length, len(valid) - 1))
+        config.training.check_accumulate(len(self.windows))
         self.steps_per_epoch = math.ceil(len(self.windows) / self.accumulate)
         self.states: dict[int, tuple[Tensor, ...]] = {}
 

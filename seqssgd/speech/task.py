@@ -61,6 +61,7 @@ class SpeechTask(Task):
             )
         except UserError as error:
             raise UserError(f"corpus (lengths in samples at {self.train.rate:,} Hz): {error}") from None
+        config.training.check_accumulate(len(self.minibatches))
         self.steps_per_epoch = -(-len(self.minibatches) // config.training.accumulate)
         if config.model.features.normalization == "global":
             model.features.measure(padded([self.train.waveform(index)]) for index in self.selection.indices)

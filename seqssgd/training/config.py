@@ -101,6 +101,11 @@ class TrainingConfig:
         for key, choices in (("precision", ("fp32", "bf16", "fp16", "auto")), ("device", ("auto", "cpu", "cuda"))):
             _one_of(choices, f"training.{key}", getattr(self, key))
 
+    def check_accumulate(self, minibatches: int) -> None:
+        """Raises a ``UserError`` if a step is to have more minibatches than an epoch, whose number is given."""
+        most = f"at most {minibatches}, the minibatches of an epoch"
+        require(self.accumulate <= minibatches, "training.accumulate", self.accumulate, most)
+
 
 def optim_class(methods: Iterable[str]) -> "type[OptimConfig]":
     """The class of configurations, with fields for the settings of ``methods`` from elsewhere too.
