@@ -103,8 +103,10 @@ class TrainingConfig:
 
     def check_accumulate(self, minibatches: int) -> None:
         """Raises a ``UserError`` if a step is to have more minibatches than an epoch, whose number is given."""
-        most = f"at most {minibatches}, the minibatches of an epoch"
-        require(self.accumulate <= minibatches, "training.accumulate", self.accumulate, most)
+        if self.accumulate > minibatches:
+            raise UserError(
+                f"training.accumulate: {self.accumulate} is not at most {minibatches}, the minibatches of an epoch"
+            )
 
 
 def optim_class(methods: Iterable[str]) -> "type[OptimConfig]":
