@@ -16,6 +16,7 @@ from seqssgd.data.images import (
     load_images,
     write_image_dataset,
 )
+from seqssgd.data.prepared import with_checksum
 from seqssgd.errors import UserError
 
 
@@ -101,7 +102,7 @@ def test_a_set_whose_checksum_is_right_and_whose_arrays_are_not_is_refused(tmp_p
         del arrays["labels"]
     (np.savez_compressed if how == "compressed" else np.savez)(file, **arrays)
     info["sha256"]["test.npz"] = hashlib.sha256(file.read_bytes()).hexdigest()
-    (tmp_path / "out/dataset.json").write_text(json.dumps(info))
+    (tmp_path / "out/dataset.json").write_text(json.dumps(with_checksum(info)))
     with pytest.raises(UserError, match=r"test\.npz holds no images with labels \(.+\); prepare them again"):
         load_images(tmp_path / "out").split("test")
 

@@ -19,6 +19,7 @@ from sphere_files import speech_like, sphere
 from seqssgd.data import audio as audio_module
 from seqssgd.data import contents, shards
 from seqssgd.data.audio import decode
+from seqssgd.data.prepared import with_checksum
 from seqssgd.data.speech import load_speech, set_names
 from seqssgd.data.speech_rows import Utterance
 from seqssgd.data.speech_writer import write_speech_dataset
@@ -240,7 +241,10 @@ def test_a_prepared_file_whose_size_was_kept_or_noted_anew_is_refused_too(tmp_pa
     silenced(prepared(tmp_path / "other"))
     info = json.loads((tmp_path / "other/dataset.json").read_text())
     info["sets"]["train"]["files"]["train.parquet"] = (tmp_path / "other/train.parquet").stat().st_size
-    (tmp_path / "other/dataset.json").write_text(json.dumps(info))
+    with pytest.raises(UserError, match=r"dataset\.json is damaged .*it is not as it was written.*; choose"):
+        (tmp_path / "other/dataset.json").write_text(json.dumps(info))
+        load_speech(tmp_path / "other", "train")
+    (tmp_path / "other/dataset.json").write_text(json.dumps(with_checksum(info)))
     with pytest.raises(UserError, match="train.parquet has changed since it was prepared; remove"):
         load_speech(tmp_path / "other", "train")
 
@@ -271,7 +275,7 @@ def test_recordings_tell_sets_apart_whoever_wrote_them(tmp_path):
 def test_sets_of_earlier_versions_load_with_a_note(tmp_path, capsys):
     made = load_speech(prepared(tmp_path / "toy"), "train")
     info = json.loads((tmp_path / "toy/dataset.json").read_text())
-    del info["content"], info["sha256"]
+    del info["content"], info["sha256"], info["checksum"]
     (tmp_path / "toy/dataset.json").write_text(json.dumps(info))
     old = load_speech(tmp_path / "toy", "train")
     assert "toy/train was prepared without checksums" in capsys.readouterr().err

@@ -254,6 +254,13 @@ def test_checksums_are_those_of_the_files(tmp_path):
     assert set(info["sha256"]) == {"train.txt", "valid.txt", "test.txt", "vocabulary.txt", "tokenizer.json"}
     for name, checksum in info["sha256"].items():
         assert hashlib.sha256((tmp_path / "out" / name).read_bytes()).hexdigest() == checksum
+    for key, other in (("fingerprint", "0" * 64), ("lowercase", True), ("checksum", "0" * 64)):
+        (tmp_path / "out/dataset.json").write_text(json.dumps({**info, key: other}))
+        with pytest.raises(UserError, match=r"dataset\.json is damaged .*\(it is not as it was written\); choose"):
+            load_text(tmp_path / "out")
+    del info["checksum"]  # as earlier versions wrote it
+    (tmp_path / "out/dataset.json").write_text(json.dumps(info))
+    load_text(tmp_path / "out")
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 99, "splits": 1, "sha256": 1, "fingerprint": 1}'])

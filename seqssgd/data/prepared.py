@@ -2,6 +2,8 @@
 fingerprint of the source and the settings that they were made from. :mod:`seqssgd.data.preparing` writes them.
 """
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,8 @@ def read_info(folder: Path, kind: str) -> dict | None:
         wrong = misfit(Sets if known is None else known.form, info)
         if wrong is None and info.get("format") != FORMAT:
             wrong = f"format: {info.get('format')!r} is not {FORMAT}, that of this version"
+        if wrong is None and "checksum" in info and info != with_checksum(info):  # earlier versions wrote none
+            wrong = "it is not as it was written"
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -40,6 +44,13 @@ def read_info(folder: Path, kind: str) -> dict | None:
             "in a new one"
         )
     return info
+
+
+def with_checksum(info: Mapping[str, Any]) -> dict[str, Any]:
+    """What a ``dataset.json`` is to hold, with a checksum of it: its fingerprint is of the source, which files do not
+    tell, and what else it has, such as mean colours, is used as it stands."""
+    own = json.loads(json.dumps({key: value for key, value in info.items() if key != "checksum"}))
+    return {**own, "checksum": hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()}
 
 
 def check_kind(path: Path, kind: str) -> None:

@@ -21,7 +21,7 @@ from time import time as clock
 from typing import Any
 
 from seqssgd.data.contents import as_text, checksum, seal
-from seqssgd.data.prepared import FORMAT, is_same, read_sets
+from seqssgd.data.prepared import FORMAT, is_same, read_sets, with_checksum
 from seqssgd.data.shards import Form, Item, Rejected, Rejection, Shard, cut, merge, write_shards
 from seqssgd.documents import parse_json
 from seqssgd.errors import UserError
@@ -189,7 +189,7 @@ def write_folder(out: Path, info: Mapping[str, Any], fill: Callable[[Path], None
         with naming(out):
             fill(temporary)
         checksums = {path.name: checksum(path) for path in sorted(temporary.iterdir())}
-        text = json.dumps({"format": FORMAT, **info, "sha256": checksums}, indent=2)
+        text = json.dumps(with_checksum({"format": FORMAT, **info, "sha256": checksums}), indent=2)
         (temporary / "dataset.json").write_text(text + "\n", encoding="utf-8")
         for path in temporary.iterdir():
             with open(path, "rb") as file:
@@ -343,6 +343,6 @@ def _finish(stage: Path, shards: list[Shard], info: dict) -> None:
         elif path.relative_to(stage).as_posix() not in wanted:
             path.unlink()
     with atomic_path(stage / "dataset.json") as path:
-        text = json.dumps(info, indent=2, ensure_ascii=False) + "\n"
+        text = json.dumps(with_checksum(info), indent=2, ensure_ascii=False) + "\n"
         path.write_text(text, encoding="utf-8", errors="backslashreplace")
     seal(stage, [file for count in info["sets"].values() for file in count["files"]])
