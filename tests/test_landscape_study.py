@@ -17,11 +17,13 @@ from seqssgd import cli
 from seqssgd.errors import UserError
 from seqssgd.landscape import CurvatureOperator
 from seqssgd.landscape.section import barrier_table, section
-from seqssgd.landscape.sharpness import sam_sharpness
-from seqssgd.landscape.stages import STAGES, TERMS, StageSettings, run_stage
+from seqssgd.landscape.sharpness import WeightNoise, sam_sharpness
+from seqssgd.landscape.spectrum import Estimate
+from seqssgd.landscape.stages import STAGES, TERMS, NoRelativeLevel, StageSettings, noise_level, run_stage
 from seqssgd.landscape.study import FILE, _barriers, read
 from seqssgd.landscape.subjects import open_run
 from seqssgd.landscape.surface import read_surface
+from seqssgd.landscape.variance import VarianceSplit
 from seqssgd.speech import recognizer
 from seqssgd.speech.finished import load_for_run, load_recognizer
 
@@ -437,6 +439,55 @@ def test_weights_that_are_not_finite_are_refused_and_a_loss_that_is_not_is_said(
     subject.losses = lambda outputs, batch: losses(outputs, batch) * float("nan")
     assert "of the training data is not finite" in run_stage(subject, "eigenvalues", SETTINGS)["left_out"]
     assert math.isnan(sam_sharpness(subject.objective("train", 40)))
+
+
+@pytest.mark.parametrize(
+    "optim, level",
+    [
+        ({"method": "ssgd", "noise": 0.3}, 0.3),
+        ({"method": "two_draws", "noise": 0.2, "granularity": "filter"}, 0.2),
+        ({"method": "adasmoothout", "noise": 0.1}, 0.1),
+        ({"method": "none", "noise": 0.3}, 0.5),  # left over
+        ({"method": "sam", "noise": 0.0}, 0.5),
+        ({"method": "ssgd", "noise": 0.01, "granularity": "absolute"}, "granularity absolute"),
+        ({"method": "graves", "noise": 0.01}, "granularity absolute"),
+        ({"method": "mrwp", "noise": 0.01}, "granularity filter_std"),
+        ({"method": "dropconnect", "noise": 0.3}, "level of dropconnect"),
+        ({"method": "covariance", "noise": 0.3}, "level of covariance"),
+        ({"method": "ivon"}, "level of ivon"),
+    ],
+)
+def test_a_level_is_a_fraction_of_the_norm_or_there_is_none(optim, level):
+    if isinstance(level, float):
+        assert noise_level(optim) == level
+    else:
+        with pytest.raises(NoRelativeLevel, match=level):
+            noise_level(optim)
+
+
+def test_the_variance_is_that_under_the_runs_own_noise(language, monkeypatch):
+    asked = []
+
+    def noted(gradient, halves, examples, noise, level):
+        asked.append((noise._source.distribution, noise._source.granularity, len(noise.params), level))
+        return VarianceSplit(level, 2 * examples, *[Estimate(1.0, 1.0, 1.0)] * 5)
+
+    monkeypatch.setattr("seqssgd.landscape.stages.variance_split", noted)
+    subject = open_run(language[0])
+    every = len(WeightNoise(subject.model).params)
+    own = {"method": "weight_noise", "noise": 0.2, "only": ["recurrent"], "granularity": "tensor"}
+    own["distribution"] = "gaussian"
+    subject.settings["optim"] = own
+    assert run_stage(subject, "variance", SETTINGS)["level"] == 0.2
+    subject.settings["optim"] = {**own, "method": "none"}
+    run_stage(subject, "variance", SETTINGS)
+    [(*kind, count, level), plain] = asked
+    assert (kind, level) == (["gaussian", "tensor"], 0.2) and 0 < count < every
+    assert plain == ("rademacher", "layer", every, 0.5)
+    subject.settings["optim"] = {"method": "dropconnect", "noise": 0.2}
+    assert "dropconnect" in run_stage(subject, "variance", SETTINGS)["left_out"] and len(asked) == 2
+    subject.settings["optim"] = {"method": "ssgd_shaped", "noise": 0.2}
+    assert "flat noise" in run_stage(subject, "variance", SETTINGS)["warning"]
 
 
 def test_a_half_that_does_not_converge_leaves_the_eigenvalue_of_the_whole(language, monkeypatch):

@@ -101,5 +101,5 @@ def noise_finder_command(args: argparse.Namespace) -> int:
     if curve.level is not None:
         from ..landscape.stages import advice
 
-        print(advice(out / "plain", args.data, curve.level))
+        print(advice(out / "plain", args.data, curve.level, out / "noisy"))
     return 0

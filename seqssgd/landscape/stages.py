@@ -11,6 +11,11 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..optim import CovarianceNoise, DropConnect, ShapedNoise
+from ..optim.noise import NORMS
+from ..optim.random_noise import RandomNoise
+from ..runs.recipes import read_recipe
+from ..training.methods import find_method
 from .curvature import CurvatureOperator, NotDifferentiable
 from .sharpness import (
     Increase,
@@ -25,7 +30,12 @@ from .spectrum import Estimate, NotConverged, layer_traces, spectral_density, to
 from .subjects import Subject, open_run
 from .variance import VarianceSplit, variance_split
 
+WITHOUT_NOISE = 0.5  # the level at which the steps of a run without weight noise are looked at
 UNSTABLE = 0.2  # largest difference of λ_max among the data and both halves of them, over it, without a warning
+
+
+class NoRelativeLevel(ValueError):
+    """A method's noise level is no fraction of the norm of the weights."""
 
 
 @dataclass(frozen=True)
@@ -148,8 +158,10 @@ def robustness(subject: Subject, settings: StageSettings) -> dict[str, Any]:
 
 
 def variance(subject: Subject, settings: StageSettings) -> dict[str, Any]:
-    """Where the noise in a step's gradient comes from, at the run's own noise level and minibatch."""
-    found = split_of(subject, subject.settings["optim"].get("noise") or 0.5, settings.pairs)
+    """Where the noise in a step's gradient comes from, under the run's own noise and with its minibatch."""
+    optim = subject.settings["optim"]
+    level = noise_level(optim)
+    found = split_of(subject, level, settings.pairs, optim)
     method, why = found.recommendation()
     return {
         **dataclasses.asdict(found),
@@ -157,14 +169,42 @@ def variance(subject: Subject, settings: StageSettings) -> dict[str, Any]:
         "break_even": found.break_even,
         "recommended": method,
         "because": why,
+        "warning": _other_noise(optim),
     }
 
 
-def split_of(subject: Subject, level: float, pairs: int = 8) -> VarianceSplit:
+def noise_level(optim: Mapping[str, Any]) -> float:
+    """The noise level of a run's section ``optim``, over the norm of the weights; 0.5 where it has no weight noise.
+
+    Raises:
+        NoRelativeLevel: it has weight noise whose level is measured by something else.
+    """
+    if not _has_noise(optim):
+        return WITHOUT_NOISE
+    name, granularity = optim["method"], _of_noise(optim, "granularity")
+    method = find_method(name)
+    if not method.takes_noise or issubclass(method.kind, DropConnect) or granularity is None:
+        raise NoRelativeLevel(f"the level of {name} is no fraction of the norm of the weights")
+    if granularity not in NORMS:
+        raise NoRelativeLevel(f"with granularity {granularity} the level is no fraction of the norm of the weights")
+    return optim.get("noise") or WITHOUT_NOISE
+
+
+def split_of(subject: Subject, level: float, pairs: int = 8, optim: Mapping[str, Any] | None = None) -> VarianceSplit:
     """The parts of the gradient's variance, from random training examples in half-minibatches of the run's size.
 
     Without augmentation and dropout, batch norm frozen; the gradient is that of the mean over the loss terms.
+
+    Args:
+        subject: the run.
+        level: of the noise.
+        pairs: of half-minibatches.
+        optim: the section of a run's configuration that says what is perturbed, and how; None: as S-SGD's defaults.
     """
+    kind = {}
+    if optim is not None and _has_noise(optim):
+        kind = {key: _of_noise(optim, key) for key in ("only", "distribution", "granularity")}
+    noise = WeightNoise(subject.model, **kind)
     examples = max(1, minibatch_size(subject) // 2)
 
     def gradient(batches: list[Any]) -> Tensor:
@@ -173,15 +213,36 @@ def split_of(subject: Subject, level: float, pairs: int = 8) -> VarianceSplit:
     halves = (
         (subject.random_batches(examples, 2 * i), subject.random_batches(examples, 2 * i + 1)) for i in range(pairs)
     )
-    return variance_split(gradient, halves, examples, WeightNoise(subject.model), level)
+    return variance_split(gradient, halves, examples, noise, level)
 
 
-def advice(run: Path, data: str, level: float) -> str:
-    """Where the two signs are best taken from, at a noise level and for the minibatches of a run, and why."""
+def advice(run: Path, data: str, level: float, noisy: Path) -> str:
+    """Where the two signs are best taken from, and why: at the weights and for the minibatches of ``run``, under noise
+    of a level and of the kind of the run ``noisy``."""
     try:
-        return str(split_of(open_run(run, data, "last"), level))
-    except UserError as error:
+        optim = read_recipe(noisy)[1]["optim"]
+        noise_level(optim)
+        return str(split_of(open_run(run, data, "last"), level, optim=optim))
+    except (UserError, NoRelativeLevel) as error:
         return f"no advice on where to take the signs from: {error}"
+
+
+def _has_noise(optim: Mapping[str, Any]) -> bool:
+    """Whether the method moves the weights at random, whatever level stands in the file."""
+    return issubclass(find_method(optim.get("method", "none")).kind, (RandomNoise, CovarianceNoise))
+
+
+def _of_noise(optim: Mapping[str, Any], key: str) -> Any:
+    """A setting of the noise, or what the method has where it is not set."""
+    return optim[key] if optim.get(key) is not None else find_method(optim["method"]).settings.get(key)
+
+
+def _other_noise(optim: Mapping[str, Any]) -> str | None:
+    if not _has_noise(optim) or not (
+        issubclass(find_method(optim["method"]).kind, ShapedNoise) or optim.get("balance")
+    ):
+        return None
+    return "the variance is that of flat noise of one level, not of noise that follows the curvature as in the training"
 
 
 def minibatch_size(subject: Subject) -> int:
@@ -205,7 +266,7 @@ def run_stage(subject: Subject, stage: str, settings: StageSettings) -> dict[str
     """The figures of a stage; what cannot be had is named under ``"left_out"``."""
     try:
         return STAGES[stage](subject, settings)
-    except (NotDifferentiable, NotConverged) as error:
+    except (NotDifferentiable, NotConverged, NoRelativeLevel) as error:
         return {"left_out": str(error)}
 
 
