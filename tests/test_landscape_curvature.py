@@ -287,6 +287,18 @@ def test_graphs_are_kept_where_they_fit(monkeypatch):
         torch.testing.assert_close(other, products[0], rtol=1e-12, atol=1e-14)
 
 
+def test_what_the_recursions_of_ctc_hold_counts_as_memory_of_the_graph():
+    from seqssgd.landscape.curvature import _held_bytes, _nodes
+
+    logits = torch.randn(2, 9, 5, dtype=torch.double, requires_grad=True)
+    loss = ctc_loss(logits, torch.tensor([9, 7]), torch.tensor([[1, 2, 3], [4, 1, 0]]), torch.tensor([3, 2])).sum()
+    gradient = torch.autograd.grad(loss, logits, create_graph=True)
+    held = sum(_held_bytes(_nodes(gradient)).values())
+    states, frames, both = 7, 9, 4
+    shares, occupancy = 3 * frames * both * states, frames * 2 * states
+    assert 8 * (shares + occupancy) <= held < 3 * 8 * (shares + occupancy)
+
+
 def test_a_layers_block_is_a_block_of_the_whole():
     objective = smooth()
     wanted = dense(objective)

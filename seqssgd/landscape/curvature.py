@@ -178,7 +178,7 @@ class CurvatureOperator:
             trial = self  # the graph is needed anyway
         else:
             trial = CurvatureOperator.__new__(CurvatureOperator)
-            trial.__dict__.update(self.__dict__, objective=single, keep_graph=False, _graphs={})
+            trial.__dict__.update(self.__dict__, objective=single, keep_graph=True, _graphs={})
         try:
             with self.objective.frozen():
                 self._check_differentiable(batch)
@@ -188,6 +188,8 @@ class CurvatureOperator:
                 else:
                     with _saved_bytes() as saved:
                         trial._product(0, ones)
+                    (graph,) = trial._graphs.values()
+                    saved |= _held_bytes(_nodes(_tensors(graph)))
                     self._probed_bytes = sum(saved.values())
             return "exact"
         except torch.OutOfMemoryError:
@@ -233,6 +235,29 @@ def _saved_bytes() -> Iterator[dict[int, int]]:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         yield found
+
+
+def _tensors(graph: Any) -> list[Tensor]:
+    if isinstance(graph, Tensor):
+        return [graph]
+    return [tensor for part in graph or () for tensor in _tensors(part)]
+
+
+def _held_bytes(nodes: set[Any]) -> dict[int, int]:
+    """How many bytes nodes of our own hold beside what they saved, as the recursions of CTC do, by address."""
+    found: dict[int, int] = {}
+    waiting = [vars(node) for node in nodes if isinstance(node, torch.autograd.function.BackwardCFunction)]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Tensor):
+            found[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+        elif isinstance(value, (tuple, list)):
+            waiting += value
+        elif isinstance(value, dict):
+            waiting += value.values()
+        elif type(value).__module__.startswith(f"{__package__}."):
+            waiting += vars(value).values()
+    return found
 
 
 def _nodes(tensors: Sequence[Tensor | None]) -> set[Any]:
