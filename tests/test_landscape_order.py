@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from seqssgd.landscape.figures import _sharpness, draw
+from seqssgd.landscape.figures import _contours, _sharpness, draw
 from seqssgd.landscape.order import rank_correlation
 from seqssgd.landscape.section import notes, order_table
 from seqssgd.landscape.study import read
+from seqssgd.landscape.surface import Surface
 
 
 def test_it_is_spearmans_with_ties_too():
@@ -126,3 +127,13 @@ def test_warnings_that_differ_by_numbers_are_one_line():
         "complete": True,
     }
     assert notes(found)[-2:] == ["a: λ_max is -1.5e-3 on 48 tokens; likewise c.", "b: λ_max is 2, and 3 on 48 tokens."]
+
+
+@pytest.mark.parametrize(("height", "scale"), [(8.0, 1), (1.0, "auto")])
+def test_a_plane_that_would_be_a_strip_is_not_drawn_to_scale(height, scale):
+    a, b = np.linspace(0, 16, 5), np.linspace(0, height, 5)
+    plane = Surface(
+        a, b, {"test_error": np.add.outer(a, b)}, np.ones((5, 5), bool), {"x": (0.0, 0.0), "y": (16.0, 0.0)}
+    )
+    axes = _contours({"plane": plane}, "test_error").axes[0]
+    assert axes.get_aspect() == scale and ("not to one scale" in axes.get_title()) == (scale == "auto")

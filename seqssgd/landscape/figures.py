@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LEVELS = 15  # lines of a contour plot
+NARROWEST = 4  # as many times as long as high a plane may be and yet be drawn to scale
 
 
 MOST_CURVES = 4  # in one panel of noise levels
@@ -245,7 +246,11 @@ def _contours(surfaces: Mapping[str, Surface], key: str) -> "Figure":
             right = place[0] > surface.a.mean()  # names stay inside
             side = {"xytext": (-6 if right else 6, 6), "ha": "right" if right else "left"}
             axes.annotate(label, place, **side, textcoords="offset points", fontsize=8, bbox=box)
-        axes.set_aspect("equal")
+        width, height = np.ptp(surface.a), np.ptp(surface.b)
+        if max(width, height) <= NARROWEST * min(width, height):
+            axes.set_aspect("equal")
+        else:  # true to scale it would be a strip in which nothing can be read
+            axes.set_title(f"{name}\n(axes not to one scale)", fontsize=9)
     if drawn is not None:
         figure.colorbar(drawn, ax=panels, label=_title(key), extend="max")
     return figure
