@@ -246,17 +246,17 @@ def _tensors(graph: Any) -> list[Tensor]:
 def _held_bytes(nodes: set[Any]) -> dict[int, int]:
     """How many bytes nodes of our own hold beside what they saved, as the recursions of CTC do, by address."""
     found: dict[int, int] = {}
-    waiting = [vars(node) for node in nodes if isinstance(node, torch.autograd.function.BackwardCFunction)]
+    waiting: list[Any] = [vars(node) for node in nodes if isinstance(node, torch.autograd.function.BackwardCFunction)]
     while waiting:
         value = waiting.pop()
         if isinstance(value, Tensor):
             found[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
         elif isinstance(value, (tuple, list)):
-            waiting += value
+            waiting.extend(value)
         elif isinstance(value, dict):
-            waiting += value.values()
+            waiting.extend(value.values())
         elif type(value).__module__.startswith(f"{__package__}."):
-            waiting += vars(value).values()
+            waiting.extend(vars(value).values())
     return found
 
 

@@ -104,9 +104,8 @@ class VarianceSplit:
             return Estimate(*(math.nan if value is None else value for value in known[key]))
 
         steps, batch, rest = known["of_step"], known["batch"], max(known["second"][0], 0.0)
-        noisy, pair = (batch * (steps[method] - rest) for method in ("halves", "pair"))
-        parts = (Estimate(value, math.nan, math.nan) for value in (noisy, pair))
-        return cls(known["level"], batch, estimate("data"), *parts, estimate("first"), estimate("second"), pairs)
+        noisy, pair = (Estimate(batch * (steps[method] - rest), math.nan, math.nan) for method in ("halves", "pair"))
+        return cls(known["level"], batch, estimate("data"), noisy, pair, estimate("first"), estimate("second"), pairs)
 
     def recommendation(self) -> tuple[str, str]:
         """``"one-sided"``, ``"halves"`` or ``"pair"``, whichever has the least variance for equal passes; and why."""
@@ -174,7 +173,9 @@ def variance_split(
             before = bent
     if len(second) < 2:
         raise ValueError(f"{len(data)} pairs of half-minibatches are too few; give at least four")
-    return VarianceSplit(level, 2 * examples, *map(mean, (data, noisy, pair, first, second)), len(data))
+    return VarianceSplit(
+        level, 2 * examples, mean(data), mean(noisy), mean(pair), mean(first), mean(second), pairs=len(data)
+    )
 
 
 def _spread(one: Tensor, other: Tensor, examples: int) -> float:

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 Replay = Callable[[], None]
-Record = Callable[[Callable[[], Sequence[Tensor | None]]], tuple[Sequence[Tensor | None], Replay]]
+Record = Callable[[Callable[[], Any]], tuple[Any, Replay]]  # of what computes a list or tuple of tensors and Nones
 
 
 class Graphed:
@@ -69,6 +69,7 @@ class _Recorded:
 
     def __init__(self, owner: Graphed, leaves: Sequence[Any], tree: Any) -> None:
         record = owner.recorder()
+        self.tree: Any = None  # of what the network returns
         self.inputs = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         self.weights = [p for p in owner.model.parameters() if p.requires_grad]
         device = self.weights[0].device.type
@@ -156,7 +157,7 @@ def cuda_recorder() -> Record:
     """What records computations as CUDA graphs that share their memory."""
     pool = torch.cuda.graph_pool_handle()
 
-    def record(compute: Callable[[], Sequence[Tensor | None]]) -> tuple[Sequence[Tensor | None], Replay]:
+    def record(compute: Callable[[], Any]) -> tuple[Any, Replay]:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             results = compute()
