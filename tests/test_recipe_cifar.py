@@ -145,7 +145,7 @@ def test_impossible_settings_are_refused(dataset):
     for settings, reason in (
         ({"valid": 60}, "corpus.valid: 60 of 60 images cannot be held out"),
         ({"batch_size": 51}, "batch_size: 51 is more than the 50 training images"),
-        ({"batch_size": 25, "accumulate": 3}, "training.accumulate: 3 minibatches of 25"),
+        ({"batch_size": 25, "accumulate": 3}, "training.accumulate: 3 is not at most 2"),
         ({"batch_size": 1, "signs": "halves", "method": "ssgd"}, "batch_size: 1 cannot be halved"),
         ({"bn_images": -1}, "bn_images: -1"),
         ({"valid": 0, "patience": 2}, "training.patience: there is nothing to judge by"),

@@ -212,7 +212,9 @@ def _one_line(message: str, keys: list[str], files: list[str]) -> str:
         close = difflib.get_close_matches(key, keys, n=1)
         return f"{key}: no such setting{f'; did you mean {close[0]}?' if close else '; --help lists them all'}"
     text = re.sub(r'^Parser key "(.+?)": ', r"\1: ", text)
-    if group := re.match(r"(\S+): Unable to load config ('.*?') - ", text):
+    if group := re.match(r"(\S+): Unable to load config ('(.*?)') - (.*)", text):
+        if Path(group[3]).is_file():
+            return f"{group[1]}: {group[3]}: {group[4]}"
         named = f", or give --{group[1]}.name {group[2]}" if f"{group[1]}.name" in keys else ""
         return f"{group[1]}: {group[2]} is not a group of settings; see --help for them{named}"
     if fixed := re.match(r"(\S+: )Does not validate .*?Subtypes: \[tuple\[([^\]]*)\], .* Given value: (.*)", text):
