@@ -23,7 +23,7 @@ def setup(config: TrainingConfig, seed: int) -> torch.device:
         the device for model and batches.
 
     Raises:
-        UserError: CUDA is asked for and there is none; more threads than cores; the seed is negative or too large.
+        UserError: CUDA or graphs are asked for and there is no such device; more threads than cores; the seed is negative or too large.
     """
     check_seed("seed", seed)
     cores = os.cpu_count() or 1
@@ -34,6 +34,8 @@ def setup(config: TrainingConfig, seed: int) -> torch.device:
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("training.device: cuda is not available here; use cpu or auto")
     kind = "cpu" if config.device == "cpu" or not torch.cuda.is_available() else "cuda"
+    if config.graphs and (kind == "cpu" or int(os.environ.get("WORLD_SIZE", 1)) > 1):  # before there is a run directory
+        raise UserError("training.graphs: it takes one process with a CUDA device; leave it out")
     if kind == "cpu":
         keep_freed_memory()
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
