@@ -23,8 +23,8 @@ def setup(config: TrainingConfig, seed: int) -> torch.device:
         the device for model and batches.
 
     Raises:
-        UserError: CUDA or graphs are asked for and there is no such device; more threads than cores; the seed is negative
-            or too large.
+        UserError: CUDA or graphs are asked for and there is no such device; more threads than cores; the seed is
+            negative or too large.
     """
     check_seed("seed", seed)
     cores = os.cpu_count() or 1
