@@ -23,7 +23,8 @@ def landscape_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--side", type=int, default=9, help="points along a side of a plane or slice (default 9)")
     parser.add_argument("--only", nargs="+", metavar="PART",
                         help="measure these alone; another call with the same --out may add others: errors, traces, "
-                        "sharpness, eigenvalues, robustness, density, variance, lines, plane, slices")  # fmt: skip
+                        "sharpness, eigenvalues, robustness, rounding, calibration, density, variance, lines, plane, "
+                        "slices")  # fmt: skip
     parser.add_argument("--processes", type=int, help="that share the work (default 2, or 1 on a single core)")
     parser.add_argument("--device", help="cpu, cuda, … (default: cuda if there is one)")
 

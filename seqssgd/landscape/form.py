@@ -73,6 +73,28 @@ class Robustness(Stage):
     curves: NotRequired[dict[str, list[Increase]]]
 
 
+class Rounding(Stage):
+    """Figures by the bits of a weight, and ``"clean"``."""
+
+    bits: NotRequired[dict[str, dict[str, Number]]]
+
+
+class Confidence(TypedDict):
+    """How a model predicts."""
+
+    loss: Number
+    error: Number
+    calibration_error: Number
+
+
+class Calibration(Stage):
+    """At the weights, and of the mean of the probabilities at draws around them."""
+
+    weights: NotRequired[Confidence]
+    averaged: NotRequired[Confidence]
+    draws: NotRequired[int]
+
+
 class Density(Stage):
     """Of the spectrum."""
 
@@ -108,6 +130,8 @@ class Run(TypedDict):
     sharpness: NotRequired[Sharpness]
     eigenvalues: NotRequired[Eigenvalues]
     robustness: NotRequired[Robustness]
+    rounding: NotRequired[Rounding]
+    calibration: NotRequired[Calibration | LeftOut]
     density: NotRequired[Density | LeftOut]
     variance: NotRequired[Variance | LeftOut]
 

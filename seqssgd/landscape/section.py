@@ -74,6 +74,10 @@ def section(folder: str | Path, pictures: bool = True) -> Section:
         tables["Whether flatness orders the errors"] = order
     if any(map(variance_of, found["runs"].values())):
         tables["Variance of a step's gradient, in that of plain steps"] = variance_table(found)
+    if any("bits" in run.get("rounding", {}) for run in found["runs"].values()):
+        tables["Loss and error with weights in few bits"] = rounding_table(found)
+    if any("weights" in run.get("calibration", {}) for run in found["runs"].values()):
+        tables["Calibration"] = calibration_table(found)
     if any("barriers" in surface for surface in found["surfaces"].values()):
         tables["Barriers"] = barrier_table(found)
     return Section("Landscape", tables, notes(found), parts, drawn)
@@ -159,6 +163,30 @@ def variance_table(found: Mapping[str, Any]) -> Table:
     return Table(head, rows)
 
 
+def rounding_table(found: Mapping[str, Any]) -> Table:
+    """One row per run: loss and error rate on the split beside the training set, by the bits of a weight."""
+    split = found["settings"]["split"]
+    known = {name: run["rounding"]["bits"] for name, run in found["runs"].items() if "bits" in run.get("rounding", {})}
+    bits = list(dict.fromkeys(key for each in known.values() for key in each))
+    rows = []
+    for name, each in known.items():
+        pairs = [[each.get(key, {}).get(f"{split} {figure}") for figure in ("loss", "error")] for key in bits]
+        rows.append([name, *(" / ".join(map(_number, pair)) for pair in pairs)])
+    return Table(["run", *(key if key == "clean" else f"{key} bits" for key in bits)], rows)
+
+
+def calibration_table(found: Mapping[str, Any]) -> Table:
+    """One row per run: loss, error rate and calibration error of its weights, and of the mean over draws."""
+    head = ["run", "loss", "error in %", "ECE in %", "draws", "loss of their mean", "error in %", "ECE in %"]
+    rows = []
+    for name, run in found["runs"].items():
+        if "weights" in (this := run.get("calibration", {})):
+            own, mean = ([_number(part.get(key)) for key in ("loss", "error", "calibration_error")]
+                         for part in (this["weights"], this.get("averaged", {})))  # fmt: skip
+            rows.append([name, *own, str(this.get("draws", "–")), *mean])
+    return Table(head, rows)
+
+
 def barrier_table(found: Mapping[str, Any]) -> Table:
     """One row per line: how far each figure rises above the straight line between its ends."""
     lines = {name: surface["barriers"] for name, surface in found["surfaces"].items() if "barriers" in surface}
@@ -196,9 +224,9 @@ def notes(found: Mapping[str, Any]) -> list[str]:
             f"{settings['split']} loss and error ({first['errors_are']}) in the tables on {counted} "
             f"{first['terms_are']}."
         )
-    if found["surfaces"] or any("robustness" in run for run in runs.values()):
+    if found["surfaces"] or any({"robustness", "rounding"} & run.keys() for run in runs.values()):
         said.append(
-            f"Lines, planes, slices and robustness: losses and error rates ({first['errors_are']}) on about "
+            f"Lines, planes, slices, robustness and few bits: losses and error rates ({first['errors_are']}) on about "
             f"{settings['figure_terms']:,} {first['terms_are']} of each split."
         )
     if has("R"):
@@ -210,6 +238,17 @@ def notes(found: Mapping[str, Any]) -> list[str]:
         said.append("Keskar: the largest rise within |Δw| ≤ 0.001 (|w| + 1), in percent of 1 + L.")
     if has("SAM"):
         said.append("SAM: the rise at a distance of 0.05 along the gradient.")
+    if any("bits" in run.get("rounding", {}) for run in runs.values()):
+        said.append(
+            f"Few bits: {settings['split']} loss / error rate in % with every weight that noise may perturb at the "
+            "nearest of 2^b − 1 evenly spaced values, symmetric, a scale for each row (unit, filter, token)."
+        )
+    if any("weights" in run.get("calibration", {}) for run in runs.values()):
+        said.append(
+            f"ECE: expected calibration error on the {settings['split']} data, 15 bins of equal width (Guo et al. "
+            "2017). The mean is that of the probabilities under draws of the run's own noise, with both signs, or of "
+            "IVON's posterior."
+        )
     said.append("Checkpoints: " + "; ".join(f"{name}: {run['checkpoint']}" for name, run in runs.items()) + ".")
     if order_table(found).rows:
         said.append(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..optim import CovarianceNoise, DropConnect, ShapedNoise
-from ..optim.noise import NORMS
-from ..optim.random_noise import RandomNoise
+from ..optim import ShapedNoise
 from ..runs.recipes import read_recipe
 from ..training.methods import find_method
+from .calibration import calibration as calibration_of
 from .curvature import CurvatureOperator, NotDifferentiable
+from .own_noise import NoPosterior, NoRelativeLevel, draws_of, has_noise, noise_level, own_noise
+from .rounding import in_bits
 from .sharpness import (
     Increase,
     WeightNoise,
@@ -30,12 +31,14 @@ from .spectrum import Estimate, NotConverged, layer_traces, spectral_density, to
 from .subjects import Subject, open_run
 from .variance import VarianceSplit, variance_split
 
-WITHOUT_NOISE = 0.5  # the level at which the steps of a run without weight noise are looked at
 UNSTABLE = 0.2  # largest difference of λ_max among the data and both halves of them, over it, without a warning
 
 
-class NoRelativeLevel(ValueError):
-    """A method's noise level is no fraction of the norm of the weights."""
+BITS = (8, 6, 5, 4, 3)
+
+
+class NoLabels(ValueError):
+    """A loss term is not that of one label, as those of CTC, so that there is no confidence in it."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +160,41 @@ def robustness(subject: Subject, settings: StageSettings) -> dict[str, Any]:
     return {"curves": curves, "warning": _nonfinite(found)}
 
 
+def rounding(subject: Subject, settings: StageSettings) -> dict[str, Any]:
+    """Loss and error rate of both splits with the weights that training may perturb in few bits."""
+    splits, weights = ("train", settings.split), WeightNoise(subject.model).params
+    found = {"clean": subject.figures(splits, settings.figure_terms)}
+    try:
+        for bits in BITS:
+            with in_bits(weights, bits):
+                subject.recalibrate()
+                found[f"{bits}"] = subject.figures(splits, settings.figure_terms)
+    finally:
+        subject.recalibrate()
+    return {"bits": found}
+
+
+def calibration(subject: Subject, settings: StageSettings) -> dict[str, Any]:
+    """Calibration on the split beside the training set: at the weights, and averaged over draws of the run's noise."""
+    if subject.kind == "speech":
+        raise NoLabels("a sequence of labels has many alignments, and no frame a label of its own to be sure of")
+    batches = subject.spread(settings.split, ALL_TERMS[subject.kind])
+
+    def of(models: Callable[[], Iterator[Any]]) -> dict[str, float]:
+        return calibration_of(batches, subject.outputs, lambda batch: batch[1].flatten(), models)._asdict()
+
+    found: dict[str, Any] = {"weights": of(lambda: iter([None]))}
+    try:
+        draws, models = draws_of(subject, settings.draws)
+        if draws:
+            found |= {"averaged": of(models), "draws": draws}
+    except (NoRelativeLevel, NoPosterior) as error:
+        found["warning"] = f"no average over draws: {error}"
+    finally:
+        subject.recalibrate()
+    return found
+
+
 def variance(subject: Subject, settings: StageSettings) -> dict[str, Any]:
     """Where the noise in a step's gradient comes from, under the run's own noise and with its minibatch."""
     optim = subject.settings["optim"]
@@ -173,23 +211,6 @@ def variance(subject: Subject, settings: StageSettings) -> dict[str, Any]:
     }
 
 
-def noise_level(optim: Mapping[str, Any]) -> float:
-    """The noise level of a run's section ``optim``, over the norm of the weights; 0.5 where it has no weight noise.
-
-    Raises:
-        NoRelativeLevel: it has weight noise whose level is measured by something else.
-    """
-    if not _has_noise(optim):
-        return WITHOUT_NOISE
-    name, granularity = optim["method"], _of_noise(optim, "granularity")
-    method = find_method(name)
-    if not method.takes_noise or issubclass(method.kind, DropConnect) or granularity is None:
-        raise NoRelativeLevel(f"the level of {name} is no fraction of the norm of the weights")
-    if granularity not in NORMS:
-        raise NoRelativeLevel(f"with granularity {granularity} the level is no fraction of the norm of the weights")
-    return optim.get("noise") or WITHOUT_NOISE
-
-
 def split_of(subject: Subject, level: float, pairs: int = 8, optim: Mapping[str, Any] | None = None) -> VarianceSplit:
     """The parts of the gradient's variance, from random training examples in half-minibatches of the run's size.
 
@@ -201,10 +222,7 @@ def split_of(subject: Subject, level: float, pairs: int = 8, optim: Mapping[str,
         pairs: of half-minibatches.
         optim: the section of a run's configuration that says what is perturbed, and how; None: as S-SGD's defaults.
     """
-    kind = {}
-    if optim is not None and _has_noise(optim):
-        kind = {key: _of_noise(optim, key) for key in ("only", "distribution", "granularity")}
-    noise = WeightNoise(subject.model, **kind)
+    noise = own_noise(subject, optim)
     examples = max(1, minibatch_size(subject) // 2)
 
     def gradient(batches: list[Any]) -> Tensor:
@@ -227,20 +245,8 @@ def advice(run: Path, data: str, level: float, noisy: Path) -> str:
         return f"no advice on where to take the signs from: {error}"
 
 
-def _has_noise(optim: Mapping[str, Any]) -> bool:
-    """Whether the method moves the weights at random, whatever level stands in the file."""
-    return issubclass(find_method(optim.get("method", "none")).kind, (RandomNoise, CovarianceNoise))
-
-
-def _of_noise(optim: Mapping[str, Any], key: str) -> Any:
-    """A setting of the noise, or what the method has where it is not set."""
-    return optim[key] if optim.get(key) is not None else find_method(optim["method"]).settings.get(key)
-
-
 def _other_noise(optim: Mapping[str, Any]) -> str | None:
-    if not _has_noise(optim) or not (
-        issubclass(find_method(optim["method"]).kind, ShapedNoise) or optim.get("balance")
-    ):
+    if not has_noise(optim) or not (issubclass(find_method(optim["method"]).kind, ShapedNoise) or optim.get("balance")):
         return None
     return "the variance is that of flat noise of one level, not of noise that follows the curvature as in the training"
 
@@ -257,6 +263,8 @@ STAGES: dict[str, Callable[[Subject, StageSettings], dict[str, Any]]] = {
     "sharpness": sharpness,
     "eigenvalues": eigenvalues,
     "robustness": robustness,
+    "rounding": rounding,
+    "calibration": calibration,
     "density": density,
     "variance": variance,
 }
@@ -266,7 +274,7 @@ def run_stage(subject: Subject, stage: str, settings: StageSettings) -> dict[str
     """The figures of a stage; what cannot be had is named under ``"left_out"``."""
     try:
         return STAGES[stage](subject, settings)
-    except (NotDifferentiable, NotConverged, NoRelativeLevel) as error:
+    except (NotDifferentiable, NotConverged, NoRelativeLevel, NoLabels) as error:
         return {"left_out": str(error)}
 
 
