@@ -5,7 +5,11 @@ from pathlib import Path
 
 import yaml
 
+from seqssgd.report import compare, read_run
+
 SPEECH = {"model": {"width": 190}, "seed": 0, "data": {"fingerprint": "ab"}}
+SSGD = {"method": "ssgd", "noise": 0.2}
+NONE = (None,) * 5  # of a difference: delta, low, high, p, holm
 
 
 def make_run(path: Path, values, *, settings=None, test=None, passes=20, seconds=60.0, finished=True, **optim) -> Path:
@@ -43,3 +47,11 @@ def seeds(folder: Path, name: str, tests, **kwargs) -> list[Path]:
         make_run(folder / f"{name}{seed}", [90.0, test + 1], test=test, settings={"seed": seed}, **kwargs)
         for seed, test in enumerate(tests)
     ]
+
+
+def compared(paths, **kwargs):
+    return compare([read_run(path) for path in paths], **kwargs)
+
+
+def by_label(comparison):
+    return {row.group.label: row for row in comparison.rows}

@@ -224,9 +224,14 @@ def notes(found: Mapping[str, Any]) -> list[str]:
             f"{settings['split']} loss and error ({first['errors_are']}) in the tables on {counted} "
             f"{first['terms_are']}."
         )
-    if found["surfaces"] or any({"robustness", "rounding"} & run.keys() for run in runs.values()):
+    measured_on_both = [
+        *(["lines, planes, slices"] if found["surfaces"] else []),
+        *(["robustness"] if any("robustness" in run for run in runs.values()) else []),
+        *(["few bits"] if any("rounding" in run for run in runs.values()) else []),
+    ]
+    if measured_on_both:
         said.append(
-            f"Lines, planes, slices, robustness and few bits: losses and error rates ({first['errors_are']}) on about "
+            f"{', '.join(measured_on_both).capitalize()}: losses and error rates ({first['errors_are']}) on about "
             f"{settings['figure_terms']:,} {first['terms_are']} of each split."
         )
     if has("R"):

@@ -19,6 +19,7 @@ from torch import nn
 from ..documents import read_json
 from ..errors import UserError
 from ..files import atomic_path
+from ..runs.settings import comparable, flatten
 from .form import Landscape
 from .stages import STAGES, TERMS, StageSettings, run_stage
 from .subjects import Subject, open_run
@@ -235,10 +236,11 @@ class Study:
     def _check(self, subjects: Mapping[str, Subject]) -> None:
         (first, one), *others = subjects.items()
         shapes = [(name, tuple(p.shape)) for name, p in one.model.named_parameters()]
-        for name, subject in others:
+        data, *others_data = comparable([flatten({"data": s.settings.get("data", {})}) for s in subjects.values()])
+        for (name, subject), its_data in zip(others, others_data, strict=True):
             if [(key, tuple(p.shape)) for key, p in subject.model.named_parameters()] != shapes:
                 raise UserError(f"{name} has another model than {first}; give runs of one model")
-            if subject.settings.get("data") != one.settings.get("data"):
+            if its_data != data:
                 raise UserError(f"{name} was trained on other data than {first}; give runs of one task")
 
 

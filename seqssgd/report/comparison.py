@@ -5,13 +5,14 @@ import os
 import statistics
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..documents import printable
 from ..errors import UserError
 from ..runs.reading import Run
+from ..runs.settings import comparable
 from . import baselines
 from .grouping import Group, group_runs
 from .metrics import lower_is_better, run_figures, shared_metric
@@ -151,6 +152,8 @@ def compare(
     """
     kept, left_out = _select(runs, partial)
     metric = shared_metric(kept, metric)
+    settings = comparable([run.settings for run in kept])
+    kept = [replace(run, settings=its) for run, its in zip(kept, settings, strict=True)]
     _check_data(kept)
     groups = group_runs(kept)
     find = baselines.criteria(groups, baseline)

@@ -162,6 +162,18 @@ def check_same(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> No
         )
 
 
+def comparable(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Configurations under dotted keys, without checksums of the data that not all of them have: no version is other
+    data for having taken none."""
+    shared = set.intersection(*map(set, configs))
+
+    def unknown(key: str) -> bool:
+        section, *names = key.split(".")
+        return section == "data" and "content" in names and key not in shared
+
+    return [{key: value for key, value in config.items() if not unknown(key)} for config in configs]
+
+
 def plain(value: Any) -> Any:
     """``value`` as it comes back from YAML."""
     if isinstance(value, Mapping):
