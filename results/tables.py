@@ -17,6 +17,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from contrasts import contrasts
+from contrasts import table as contrast_table
+
 from seqssgd.documents import read_yaml
 from seqssgd.errors import run_cli
 from seqssgd.landscape.section import section
@@ -37,6 +40,10 @@ RUNS = {
     "an4_levels": "recipes/wsj_sgcn/README.md",
     "ptb_rivals": "recipes/ptb_lstm/README.md",
     "ptb_small_cpu": "recipes/ptb_lstm/README.md",
+    "demo_dropout": "docs/should_i.md",
+    "demo_regularised": "docs/should_i.md",
+    "transformer_baseline": "recipes/ptb_lstm/README.md",
+    "conformer_baseline": "recipes/wsj_sgcn/README.md",
     "cifar10_cpu": "recipes/cifar_cnn/README.md",
 }
 # What the overview shows of them, and the methods in it, each a row: (optim.method, its form) -> name.
@@ -244,6 +251,8 @@ def tables(compared: dict[str, Comparison]) -> dict[str, tuple[Path, str]]:
     shown = {name: (root / RUNS[name], summary(found) + estimates(name)) for name, found in compared.items()}
     if (RESULTS / "benchmarks/coverage.json").is_file():
         shown["benchmarks/coverage"] = (root / "benchmarks/README.md", coverage_table())
+    if found := contrasts(RESULTS / "demo_regularised"):
+        shown["demo_regularised_contrasts"] = (root / "docs/should_i.md", contrast_table(found))
     shown["effects"] = (root / "docs/should_i.md", effects_table(compared))
     shown["noise_finder"] = (root / "recipes/studies/README.md", noise_table())
     shown["escape"] = (root / "recipes/studies/README.md", escape_tables())

@@ -1,0 +1,65 @@
+"""The primary contrasts of the plan: what is chosen on validation, and what is tested, against scipy."""
+
+import numpy as np
+import pytest
+import scipy.stats
+from made_runs import make_run
+from programs import load
+
+from seqssgd.report.comparison import holm
+
+program = load("results/contrasts.py")
+
+# validation and test perplexity by alternative and seed: the best on validation is the worst on the test set
+FIGURES = {
+    "none": {0: (81.0, 60.0), 1: (82.0, 61.0), 2: (80.5, 60.5), 3: (81.5, 61.5)},
+    "weight_noise-0.2": {0: (79.0, 50.0)},
+    "weight_noise-0.4": {0: (78.0, 59.0), 1: (78.5, 58.0), 2: (77.0, 59.5), 3: (78.1, 58.6)},
+    "halves-0.4": {0: (77.5, 57.0), 1: (77.0, 56.0), 2: (77.9, 56.5), 3: (78.3, 58.0)},
+    "halves-0.7": {0: (79.5, 40.0)},
+    "phases-0.2": {0: (78.8, 59.0), 1: (78.0, 58.4)},
+    "late_sam-0.05": {0: (70.0, 50.0)},
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name, seeds in FIGURES.items():
+        for seed, (valid, test) in seeds.items():
+            make_run(
+                tmp_path / f"{name}_s{seed}", [{"valid_perplexity": valid}], test={"perplexity": test},
+                settings={"seed": seed},
+            )  # fmt: skip
+    return tmp_path
+
+
+def figures_of(name, but=()):
+    return [test for seed, (_, test) in FIGURES[name].items() if seed not in but]
+
+
+def test_the_best_on_validation_is_tested_without_the_seed_that_chose_it(folder):
+    best, halves = program.contrasts(folder)
+    assert best.names == ("halves-0.4", "none") and halves.names == ("halves-0.4", "weight_noise-0.4")
+    mine, others = figures_of("halves-0.4", but=[0]), figures_of("none", but=[0])
+    expected = scipy.stats.ttest_ind(mine, others, equal_var=False)
+    assert (best.delta, best.p) == pytest.approx((np.mean(mine) - np.mean(others), expected.pvalue))
+    assert (best.low, best.high) == pytest.approx(tuple(expected.confidence_interval(0.95)))
+    expected = scipy.stats.ttest_ind(figures_of("halves-0.4"), figures_of("weight_noise-0.4"), equal_var=False)
+    assert halves.p == pytest.approx(expected.pvalue)
+    assert [row.holm for row in (best, halves)] == holm([best.p, halves.p])
+    assert f"| the best noise − none | `halves-0.4` − `none` | 56.83 ± {np.std(mine, ddof=1):.2f} (3) − 61.00" in (
+        program.table([best, halves])
+    )
+
+
+def test_what_has_not_been_run_is_no_row_and_one_run_a_side_no_test(folder):
+    assert not program.contrasts(folder / "nothing")
+    for seed in (0, 1):
+        make_run(
+            folder / f"two_draws-0.2_s{seed}", [{"valid_perplexity": 79.0}], settings={"seed": seed},
+            test={"perplexity": 59.0} if seed == 0 else None,
+        )  # fmt: skip
+    rows = program.contrasts(folder)
+    assert [row.contrast.arm for row in rows] == ["the best noise", "phases", "halves"]
+    assert rows[1].p is rows[1].holm is None and rows[1].sides[1].n == 1
+    assert rows[0].holm == 2 * min(rows[0].p, rows[2].p) or rows[0].p > rows[2].p
