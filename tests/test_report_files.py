@@ -1,14 +1,13 @@
 """What the report writes: tables, CSV, curves, and a page that needs nothing but itself; tables in documents."""
 
 import csv
-import importlib.util
 import json
 import re
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 from made_runs import make_run, seeds
+from programs import ROOT, load
 
 from seqssgd.cli import main
 from seqssgd.errors import UserError
@@ -16,7 +15,6 @@ from seqssgd.report import compare, read_run, results_table, write_between, writ
 from seqssgd.report.curvature import curvature_section
 from seqssgd.report.plots import COLOURS, GREY
 
-ROOT = Path(__file__).resolve().parents[1]
 SSGD = {"method": "ssgd", "noise": 0.2}
 PICTURES = [f"{name}.{kind}" for name in ("methods", "curves_epoch", "curves_passes") for kind in ("png", "svg")]
 
@@ -313,10 +311,7 @@ def test_text_is_replaced_between_its_marks_alone(tmp_path):
 
 @pytest.fixture(scope="module")
 def results():
-    spec = importlib.util.spec_from_file_location("tables", ROOT / "results/tables.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load("results/tables.py")
 
 
 def test_every_table_in_the_readme_files_is_that_of_the_results(results, tmp_path):

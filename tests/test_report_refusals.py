@@ -246,3 +246,6 @@ def test_an_older_run_that_took_no_checksum_of_the_data_stands_beside_newer_ones
         assert noisy.against["equal epochs"].delta == pytest.approx(1.0) and plain.group.is_baseline
     else:
         assert "(data.train.content)" in refused(capsys, main, "compare", new, other)
+        known = {"data": {"train": {"fingerprint": "ab"}}}
+        old = make_run(tmp_path / "old", [32.0], settings=known, method="sam", rho=0.05)  # hides nothing
+        assert "(data.train.content)" in refused(capsys, main, "compare", old, new, other)

@@ -115,7 +115,8 @@ class IVON(EstimatesDiagonal):
         hess_init: h₀, the start of h.
         clip_radius: the largest size of an element of (m̂+δw)/(h+δ); None: no limit.
         signs: ``"one"``: a perturbation a step, as in the paper; the others are pairs, as in :class:`SymmetricNoise`.
-            With ``"steps"`` h changes in every second step, and a third copy of the weights is kept between the two.
+            With ``"steps"`` h changes in every second step, so that β₂ forgets half as fast, and a third copy of the
+            weights is kept between the two.
         estimate: ``"price"``: ĥ as above. ``"square"``: ĥ = g², the squared gradient of the step, as in the paper's
             comparison: it needs no perturbation to be in it, and is no Hessian.
         average_over: of each ĥ, before it joins h: ``"weight"`` takes it as it is, as in the paper; ``"row"`` takes its

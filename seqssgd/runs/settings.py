@@ -163,13 +163,13 @@ def check_same(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> No
 
 
 def comparable(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Configurations under dotted keys, without checksums of the data that not all of them have: no version is other
-    data for having taken none."""
-    shared = set.intersection(*map(set, configs))
+    """Configurations under dotted keys, without checksums of the data that some of them lack, if all others agree on
+    them: no version is other data for having taken none."""
 
     def unknown(key: str) -> bool:
         section, *names = key.split(".")
-        return section == "data" and "content" in names and key not in shared
+        known = [config[key] for config in configs if key in config]
+        return section == "data" and "content" in names and len(known) < len(configs) and len({*known}) == 1
 
     return [{key: value for key, value in config.items() if not unknown(key)} for config in configs]
 
