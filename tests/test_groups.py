@@ -103,6 +103,21 @@ def test_gains_of_norm_layers_and_activations_are_left_alone_whatever_their_shap
         noise_groups(norm, noise=0.5)
 
 
+@pytest.mark.parametrize(
+    "model, chosen, message",
+    [
+        (nn.Linear(3, 4), {"exclude": "*"}, "exclude= names all that Linear has; leave some out of it$"),
+        (nn.Linear(3, 4), {"exclude": "weight"}, "exclude= names all that Linear has; leave some out of it$"),
+        (nn.Linear(3, 4), {"only": set()}, r"only=set\(\) names no role; give some of recurrent, conv"),
+        (nn.Linear(3, 4, dtype=torch.complex64), {}, "Linear has none with a role in recurrent, [a-z, ]*$"),
+        (nn.LayerNorm(3), {"exclude": "bias"}, "LayerNorm has none .* Give include= .*: 'weight', 'bias'$"),
+    ],
+)
+def test_where_nothing_is_left_to_perturb_the_error_says_by_what(model, chosen, message):
+    with pytest.raises(ValueError, match=f"^no weights to perturb: {message}"):
+        noise_groups(model, noise=0.5, **chosen)
+
+
 # ---- chosen by name --------------------------------------------------------------------------------------------------
 
 

@@ -1,9 +1,14 @@
 """What the passes leave in the gradients: means, halves, mixed precision."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from regression import X, Y, equal, gradients, loss_of, regression, weights_of
 from torch import nn
+from torch.nn.utils import parametrize
+
+from seqssgd.optim import SymmetricNoise, noise_groups
 
 # ---- gradients -------------------------------------------------------------------------------------------------------
 
@@ -240,5 +245,27 @@ def test_one_outer_autocast_region_sees_the_weights_of_every_pass():
                 with torch.autocast("cpu", torch.bfloat16):
                     loss = loss_of(model)
                 loss.backward()
+        results.append(gradients(model))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+class Symmetric(nn.Module):
+    def forward(self, w):
+        return w.triu() + w.triu(1).T
+
+
+def test_what_is_cached_of_a_parametrized_weight_is_made_anew_in_every_pass():
+    results = []
+    for cached in (True, False):
+        torch.manual_seed(0)
+        model = nn.Linear(4, 4)
+        parametrize.register_parametrization(model, "weight", Symmetric())
+        optimizer = SymmetricNoise(torch.optim.SGD(noise_groups(model, noise=0.5), lr=0.1), model=model)
+        x = torch.randn(3, 4)
+        with parametrize.cached() if cached else nullcontext():
+            before = model(x).detach()
+            for _ in optimizer.passes():
+                model(x).square().mean().backward()
+            assert torch.equal(model(x), before)
         results.append(gradients(model))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))

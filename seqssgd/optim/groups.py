@@ -78,7 +78,7 @@ def noise_groups(
     included, excluded = _matching(found, include, "include"), _matching(found, exclude, "exclude")
     noisy, rest = _divided(model, found, only, included, excluded)
     if not any(p.requires_grad for p in noisy):
-        raise ValueError(_nothing_to_perturb(model, noisy, rest, only))
+        raise ValueError(_nothing_to_perturb(model, noisy, rest, only, excluded))
     _warn_of_left_out(model, {p: place for p, place in rest.items() if id(p) not in excluded}, found)
     groups = [_group(noisy, float(noise))]
     return [*groups, _group(rest, 0.0)] if rest else groups
@@ -195,16 +195,26 @@ def _check_new_level(noise: float) -> None:
 
 
 def _nothing_to_perturb(
-    model: nn.Module, noisy: Mapping[Tensor, Kind], rest: Mapping[Tensor, Kind], only: Collection[str] | None
+    model: nn.Module,
+    noisy: Mapping[Tensor, Kind],
+    rest: Mapping[Tensor, Kind],
+    only: Collection[str] | None,
+    excluded: Collection[int],
 ) -> str:
-    what = f"{type(model).__name__} has none with a role in {', '.join(only or ROLES)}"
+    name, what = type(model).__name__, "no weights to perturb"
     if noisy:
-        what = f"all {len(noisy)} that {type(model).__name__} has are frozen"
-    trained = {p: place for p, place in rest.items() if p.requires_grad}
-    if not trained or only is not None:
-        return f"no weights to perturb: {what}"
-    patterns = ", ".join(repr(pattern) for pattern in dict.fromkeys(pattern_of(p.name) for p in trained.values()))
-    return f"no weights to perturb: {what}. Give include= to perturb some of those that are trained: {patterns}"
+        what = f"{what}: all {len(noisy)} that {name} has are frozen"
+    elif only is not None and not only:
+        return f"{what}: only={only!r} names no role; give some of {', '.join(ROLES)}, or leave it out"
+    elif any(id(p) in excluded and place.kind == "not chosen" for p, place in rest.items()):
+        return f"{what}: exclude= names all that {name} has; leave some out of it"
+    else:
+        what = f"{what}: {name} has none with a role in {', '.join(only or ROLES)}"
+    possible = [place for p, place in rest.items() if p.requires_grad and place.kind != "complex"]
+    if not possible or only is not None:
+        return what
+    patterns = ", ".join(repr(pattern) for pattern in dict.fromkeys(pattern_of(place.name) for place in possible))
+    return f"{what}. Give include= to perturb some of those that are trained: {patterns}"
 
 
 def _warn_of_left_out(model: nn.Module, rest: Mapping[Tensor, Kind], found: Mapping[int, list[Kind]]) -> None:

@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.optim import Optimizer
 
 from . import gradients
@@ -189,6 +190,7 @@ class MultiPassOptimizer(Hooks):
 
     def _drop_stale_copies(self) -> None:
         torch.clear_autocast_cache()  # autocast would go on using its casts of the weights as they were,
+        parametrize._cache.clear()  # parametrize.cached() what it made of them,
         for module in self._run.gathering:  # and FSDP2 what it gathered for a forward without a backward
             module.reshard()
 

@@ -26,7 +26,7 @@ LEFT_ALONE = {
     "state space": "poles, time steps and decays of state spaces",
     "initial state": "learned initial states",
     "complex": "complex numbers: noise is drawn for real ones",
-    "quantized": "numbers of 8 bits or fewer, which are not trained",
+    "quantized": "whole or quantized numbers, which are not trained",
     "not chosen": "weights that only= or exclude= leaves out",
 }
 NO_WEIGHTS = ("bias", "norm", "gain")  # what "all weights" does not mean
