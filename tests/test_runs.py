@@ -232,6 +232,29 @@ def test_runs_of_one_configuration_do_not_differ_and_others_part_where_they_part
     ]
 
 
+def test_tensors_of_every_type_are_held_against_each_other_to_the_bit(tmp_path):
+    kinds = {
+        "bfloat16": (torch.tensor([1.0, 2.0, 4.0], dtype=torch.bfloat16), torch.tensor([0.0, 0.0, 0.5]), "1 of 3", 0.5),
+        "not contiguous": (torch.arange(6.0).view(2, 3).t(), torch.ones(3, 2), "6 of 6", 1),
+        "scalar": (torch.tensor(3.0), torch.tensor(0.25), "1 of 1", 0.25),
+        "bool": (torch.tensor([True, False]), torch.tensor([True, False]), "1 of 2", 1),
+        "complex": (torch.tensor([1 + 1j, 2.0]), torch.tensor([3 + 4j, 0]), "1 of 2", 5),
+        "integer": (torch.tensor([[1, 2], [3, 4]]), torch.tensor([[0, 0], [5, 7]]), "2 of 4", 7),
+        "no number": (torch.tensor([float("nan"), 1.0]), torch.tensor([0.0, 2.0]), "1 of 2", 2),
+        "negative zero": (torch.tensor([-0.0, 1.0]), torch.tensor([-0.0, 0.0]), "1 of 2", 0),
+    }
+    empty, runs = torch.empty(0, 3, dtype=torch.bfloat16), [tmp_path / name for name in "abc"]
+    for run in runs:
+        RunDirectory(run, toy_config()).close()
+    for tensor, less, count, apart in kinds.values():
+        other = tensor ^ less if tensor.dtype == torch.bool else (tensor - less).to(tensor.dtype)
+        for run, found in zip(runs, (tensor, tensor.clone(), other), strict=True):
+            checkpoints.save(run / "checkpoints/best.pt", {"model": {"empty": empty, "w": found}})
+        assert differences(runs[0], runs[1]) == []
+        said = f"checkpoints/best.pt: first model.w: {count} elements, by at most {apart}"
+        assert differences(runs[0], runs[2]) == [said]
+
+
 def test_a_run_without_a_step_in_common_is_held_against_by_its_best(tmp_path):
     train(tmp_path / "a", toy_config())
     train(tmp_path / "b", toy_config(), max_steps=7)
