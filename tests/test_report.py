@@ -234,6 +234,25 @@ def test_of_several_baselines_the_one_with_the_fewest_other_settings_is_taken(tm
     assert by_label(compared(runs))["S-Adam 0.2"].against["equal epochs"].delta == pytest.approx(-1.2)
 
 
+def test_a_baseline_steps_on_as_many_minibatches(tmp_path):
+    runs = []
+    for optim, shift in (({"method": "none"}, 0), (SSGD, -2)):
+        for count in (2, 8, 16):
+            settings = {"training": {"epochs": 1, "accumulate": count}}
+            path = tmp_path / f"{optim['method']}{count}"
+            runs.append(make_run(path, [30.0 + count + shift], settings=settings, **optim))
+    against = {name: row.against["equal passes"] for name, row in by_label(compared(runs)).items()}
+    assert {name: (found.baseline, found.delta) for name, found in against.items()} == {
+        "Adam": ("Adam", None), "Adam, accumulate 8": ("Adam, accumulate 8", None),
+        "Adam, accumulate 16": ("Adam, accumulate 16", None),
+        "S-Adam 0.2": ("Adam", -2.0), "S-Adam 0.2, accumulate 8": ("Adam, accumulate 8", -2.0),
+        "S-Adam 0.2, accumulate 16": ("Adam, accumulate 16", -2.0),
+    }  # fmt: skip
+    alone = compared([runs[3], runs[2]])  # 2 minibatches beside 16
+    assert [row.against for row in alone.rows][1] == {"equal epochs": None, "equal passes": None}
+    assert [row.group.label for row in alone.rows] == ["Adam", "S-Adam 0.2"]
+
+
 @pytest.mark.parametrize("name", ["s-adam 0.2", "ssgd", "PATH"])
 def test_any_method_can_be_the_baseline_of_all(tmp_path, name):
     runs = [make_run(tmp_path / "adam", [30.0] * 2), make_run(tmp_path / "ssgd", [27.0] * 2, passes=40, **SSGD)]

@@ -7,6 +7,7 @@ from ..errors import UserError
 from .grouping import Group
 
 EQUAL_EPOCHS, EQUAL_PASSES, CHOSEN = "equal epochs", "equal passes", "chosen baseline"
+OF_THE_TASK = ("optim.base", "training.accumulate")  # what a baseline shares beside model, data and minibatch
 TOLERANCE = 0.02  # passes that differ by less count as equal: minibatches of speech vary a little in number
 
 
@@ -39,14 +40,14 @@ def find_baseline(group: Group, groups: Sequence[Group], equal: Callable[[Group]
     """The baseline among ``groups`` that ``equal`` accepts and whose settings differ least; ``group`` if it is one.
 
     A baseline has no method, and differs in nothing outside the sections ``optim`` and ``training``: model, data and
-    minibatch are the same, and the base optimizer is.
+    minibatch are the same, and the base optimizer is, and as many minibatches make a step.
     """
     if group.is_baseline:
         return group
     found = {}
     for other in groups:
         keys = other.differs_in(group)
-        same_task = all(key.startswith(("optim.", "training.")) and key != "optim.base" for key in keys)
+        same_task = all(key.startswith(("optim.", "training.")) and key not in OF_THE_TASK for key in keys)
         if other.is_baseline and same_task and equal(other):
             found[other] = len(keys)
     return min(found, key=found.__getitem__, default=None)
