@@ -21,7 +21,7 @@ from contrasts import contrasts
 from contrasts import table as contrast_table
 
 from seqssgd.documents import read_yaml
-from seqssgd.errors import run_cli
+from seqssgd.errors import UserError, run_cli
 from seqssgd.landscape.section import section
 from seqssgd.optim.finder import BEARABLE, NoiseCurve, Point
 from seqssgd.report import Comparison, compare, read_run, summary, write_between, write_report
@@ -171,9 +171,23 @@ def effects_table(compared: dict[str, Comparison]) -> str:
 
 
 def effects(comparison: Comparison) -> dict[tuple[str, str], Difference]:
-    """The difference of each form from the base optimizer at equal passes."""
-    held = [(row, found) for row in comparison.rows if (found := row.against[EQUAL_PASSES]) is not None]
-    return {_form(row.group.settings): found for row, found in held if found.delta is not None}
+    """The difference of each form from the base optimizer at equal passes.
+
+    Raises:
+        UserError: there are two of one form, such as two levels, and nothing says which of them is meant.
+    """
+    found: dict[tuple[str, str], tuple[str, Difference]] = {}
+    for row in comparison.rows:
+        effect, form = row.against[EQUAL_PASSES], _form(row.group.settings)
+        if form not in FORMS or effect is None or effect.delta is None:
+            continue
+        if form in found:
+            raise UserError(
+                f"{found[form][0]} and {row.group.label} are both {FORMS[form]}; the overview shows one of each form: "
+                "keep the runs of one of them in a comparison of its own"
+            )
+        found[form] = row.group.label, effect
+    return {form: effect for form, (_, effect) in found.items()}
 
 
 def _effect(found: Difference | None) -> str:

@@ -7,6 +7,7 @@ from made_runs import make_run, seeds
 from programs import ROOT, generated_lines, load
 
 from seqssgd.data.text import write_text_dataset
+from seqssgd.errors import UserError
 from seqssgd.language.finished import load_language_model
 from seqssgd.optim.noise import norm_of
 from seqssgd.report import compare, read_run
@@ -25,6 +26,12 @@ def test_effects_are_those_at_equal_passes_form_by_form(tmp_path):
     assert cells["one-sided noise"].startswith("one seed: −1.30 (−")
     assert cells["S-SGD by halves"].startswith("−2.10 (−")
     assert cells["S-SGD, the paper's form (half the epochs)"] == cells["S-SGD, late in training"] == "not run"
+    for noise in (0.1, 0.3):  # of a method that has no row, as many as there are
+        runs += seeds(tmp_path, f"nso{noise}", [18.0], method="nso", noise=noise)
+    assert TABLES.effects(compare([read_run(run) for run in runs])).keys() == TABLES.effects(comparison).keys()
+    runs += seeds(tmp_path, "level", [17.0], method="ssgd", noise=0.4, signs="halves")
+    with pytest.raises(UserError, match=r"S-Adam 0\.2, halves and S-Adam 0\.4, halves are both S-SGD by halves; "):
+        TABLES.effects(compare([read_run(run) for run in runs]))
 
 
 def test_sizes_that_were_not_logged_are_those_at_the_weights_of_the_run_that_is_given(tmp_path, monkeypatch, capsys):
