@@ -27,15 +27,18 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="seqssgd", description="Use and compare finished runs; find a noise level.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
+    parsers = {}
     for name, command in COMMANDS.items():
-        subparser = subparsers.add_parser(name, help=command.help, description=command.help)
-        command.arguments(subparser)
+        parsers[name] = subparsers.add_parser(name, help=command.help, description=command.help)
+        command.arguments(parsers[name])
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["evaluate"] and any(word.split("=")[0] == "--run" for word in words):
         return run_cli(lambda: _installed(lambda: runs.evaluate(words[1:])))  # its options depend on the run
     passes_on = words and words[0] in COMMANDS and COMMANDS[words[0]].passes_on
     end = words.index("--") if passes_on and "--" in words else len(words)
-    args = parser.parse_args(words[:end])
+    args, unknown = parser.parse_known_args(words[:end])
+    if unknown:  # with the usage of the command, not of all
+        parsers.get(args.command, parser).error(f"unrecognized arguments: {' '.join(unknown)}")
     if passes_on:
         args.options = words[end + 1 :]
     if args.command is None:

@@ -164,15 +164,15 @@ def test_figures_add_up_over_trials_and_commits(tmp_path, monkeypatch):
     figures.add("ranks", {"trials": 1, "failed": 1, "note": "<i> (mended)"}, file)
     found = figures.read(file)
     lines = figures.table(found).splitlines()
-    assert lines[2] == f"| all | 3 | {figures.TITLES['kills']} | 9 kills, 1 trainings | 0 |"
+    assert lines[2] == f"| all | 3 | {figures.TITLES['kills']} | 9 kills, 1 kinds of training | 0 |"
     assert lines[3].startswith("| all | 2 |") and "18 seconds, 0.5 memory growth in %" in lines[3]
-    assert "| `one` | 2 | kills | 5 kills, 1 trainings | 0 |" in lines
+    assert "| `one` | 2 | kills | 5 kills, 1 kinds of training | 0 |" in lines
     figures.add_all(found, tmp_path / "twice.json")
     figures.add_all(found, tmp_path / "twice.json")
     assert figures.totals(figures.read(tmp_path / "twice.json"))["kills"]["kills"] == 18
     page = figures.page(found)
     assert "ptb_lstm 9. By method: ssgd 9." in page and "- `two`, soak: &lt;b>" in page
-    assert "<i>" not in page and "1 failures that were noted" in page
+    assert "<i>" not in page and "1 kinds of failure are mended" in page
 
 
 def test_the_page_is_the_one_that_the_figures_give():

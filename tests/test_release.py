@@ -235,3 +235,12 @@ def test_files_that_were_exchanged_are_noticed(given, tmp_path, capsys):
     (tmp_path / "text").write_text("ba ko\n")
     said = refused(capsys, main, "perplexity", "--run", copy, tmp_path / "text")
     assert "config.yaml is not the one that" in said
+
+
+def test_an_unknown_option_is_answered_with_the_usage_of_its_command(capsys):
+    with pytest.raises(SystemExit):
+        main(["export", "--run", "runs/x", "--out", "y"])
+    said = capsys.readouterr().err
+    assert (
+        "usage: seqssgd export" in said and "RUN" in said and said.splitlines()[-1].startswith("seqssgd export: error")
+    )

@@ -24,7 +24,7 @@ TITLES = {
     "inputs": "batches of mutated inputs of one reader, a hundred at most",
     "soak": "trainings in tiny steps, watched for growth",
 }
-OF = {"kills": "trainings", "ranks": "trainings", "power cuts": "trainings", "inputs": "kinds of input"}
+OF = {"inputs": "kinds of input"}  # else of training: a recipe with a method
 
 
 def add(kind: str, found: dict[str, Any], file: Path = FILE) -> None:
@@ -88,7 +88,7 @@ def table(figures: dict[str, Any]) -> str:
             counted = [f"{value:,} {key}" for key, value in found.items()
                        if key not in ("trials", "failed", "notes", "of")]  # fmt: skip
             if "of" in found:
-                counted.append(f"{len(found['of'])} {OF[kind]}")
+                counted.append(f"{len(found['of'])} {OF.get(kind, 'kinds of training')}")
             what = TITLES[kind] if name == "all" else kind
             lines.append(f"| {name} | {found['trials']:,} | {what} | {', '.join(counted)} | {found['failed']:,} |")
     return "\n".join(lines)
@@ -129,7 +129,7 @@ def page(figures: dict[str, Any]) -> str:
         "call the rest is lost, in whole or in part (`tests/campaign/powercut.py`). Disks that lie about `fsync` are "
         "another matter.",
         "## What is open\n\n" + ("\n".join(still) or "Nothing."),
-        f"{mended} failures that were noted of earlier states are mended. "
-        "[reliability.json](reliability.json) says what each was.",
+        f"{mended} kinds of failure are mended that trials of earlier states found; a note is kept of {NOTES} kinds at "
+        "most for a state and kind of trial. [reliability.json](reliability.json) has what each was.",
     ]
     return "\n\n".join(parts) + "\n"
