@@ -10,6 +10,7 @@ from torch import nn
 
 from seqssgd.optim import MSAM, SAM
 from seqssgd.report import compare, read_run, results_table
+from seqssgd.report.tables import notes
 from seqssgd.training import OptimConfig, build_optimizer
 from seqssgd.training.noise_size import relative_noise
 
@@ -104,3 +105,36 @@ def test_runs_that_logged_none_have_it_by_their_settings_where_these_tell(tmp_pa
         nso={"noise": 0.01, **absolute}, sam={"rho": 0.05},
     )  # fmt: skip
     assert found == ["0", "0.3", "0.5", "0.25", "–", "–"]
+
+
+def test_where_there_was_no_noise_none_is_claimed_and_of_methods_from_elsewhere_nothing(tmp_path):
+    """Of runs that log no noise: the schedule tells of those whose noise never began."""
+    late, unit = {"noise": 0.25, "noise_schedule": "1-1S"}, {"noise_schedule": "9-9S", "noise_unit": "step"}
+    found = sizes(
+        tmp_path, **{"ssgd": late, "ssgd_": {**late, "noise_schedule": "1S-1"}, "ssgd__": late | unit},
+        weight_noise={"noise": 0.25, "noise_ramp": [0, 3]}, **{"my_methods:Ahead": {"noise": 0.3}},
+    )  # fmt: skip
+    assert sorted(found) == sorted(["0", "0.25", "0.25", "0", "–"])
+    rows = [{"valid_wer": 20.0, "relative_noise": size} for size in (0.0, 0.4, 0.0)]
+    for number, (of, wanted) in enumerate(((rows, "0.4"), (rows[:1], "0"))):
+        run = make_run(tmp_path / str(number), of, method="ssgd", noise=0.5)
+        assert results_table(compare([read_run(run)])).rows[0][2] == wanted
+
+
+@pytest.mark.parametrize("settings, begins", [
+    ({"method": "ssgd", "noise": 0.2, "noise_schedule": "2-3S"}, 3),
+    ({"method": "ssgd", "noise": 0.2, "noise_schedule": "20-3S", "noise_unit": "step"}, 3),
+    ({"method": "sam", "rho": 0.2, "noise_ramp": [0, 2]}, 2),
+    ({"method": "swa", "average_start": 20}, 3),
+    ({"method": "none", "noise_schedule": "2-3S"}, 1),
+    ({"method": "ssgd", "noise": 0.2}, 1),
+])  # fmt: skip
+def test_figures_of_a_checkpoint_before_the_noise_began_are_said_to_be_those_of_training_without(
+    settings, begins, tmp_path
+):
+    for best in (1, 2, 3):
+        values = [20.0 if epoch == best else 30.0 for epoch in (1, 2, 3)]
+        run = make_run(tmp_path / str(best), values, **settings)
+        said = [text for text in notes(compare([read_run(run)])) if text.startswith("Best before noise")]
+        wanted = f"Best before noise or average began, so that the figures are of training without: {best}."
+        assert said == [wanted] * (best < begins)

@@ -163,7 +163,10 @@ def test_runs_are_grouped_by_everything_but_their_seeds_and_names(tmp_path):
 
 
 def test_how_a_run_was_logged_and_on_how_many_threads_makes_no_other_method(tmp_path):
-    watched = {"seed": 1, "training": {"epochs": 1, "log_every": 7, "threads": 3, "keep": 9, "device": "cpu"}}
+    watched = {
+        "seed": 1,
+        "training": {"epochs": 1, "log_every": 7, "threads": 3, "keep": 9, "device": "cpu", "graphs": True},
+    }
     runs = [make_run(tmp_path / "a", [30.0]), make_run(tmp_path / "b", [30.0], settings=watched)]
     (group,) = group_runs(map(read_run, runs))
     assert len(group.runs) == 2 and group.label == "Adam"
@@ -194,6 +197,7 @@ def test_settings_that_did_not_exist_when_a_run_was_made_have_their_defaults(tmp
             [SSGD | {"distribution": "gaussian", "only": ["conv", "dense"]}, SSGD | {"noise_schedule": "1-1S"}],
             ["S-SGD 0.2, gaussian, conv, dense alone", "S-SGD 0.2, phases 1-1S"],
         ),
+        ([SSGD, SSGD | {"noise_ramp": [2, 4]}], ["S-SGD 0.2", "S-SGD 0.2, ramp from 2 over 4"]),
     ],
 )  # fmt: skip
 def test_a_group_is_named_by_its_method_and_what_tells_it_from_the_others(tmp_path, changes, labels):

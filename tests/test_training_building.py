@@ -1,12 +1,17 @@
 """The optimizer and the schedulers that a configuration describes."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
+from toy_task import ToyTask, toy_config
 
 from seqssgd.errors import UserError
 from seqssgd.optim import SinglePass, SymmetricNoise
-from seqssgd.training import OptimConfig, build_optimizer, build_schedulers
+from seqssgd.training import OptimConfig, build_optimizer, build_schedulers, recipe
+from seqssgd.training.command_line import Command
+from seqssgd.training.reach import check_reach, highest
 
 
 class Network(nn.Module):
@@ -50,6 +55,70 @@ def test_the_noise_is_the_one_described():
 def test_roles_that_the_model_lacks_are_a_users_mistake():
     with pytest.raises(UserError, match="^optim: no weights to perturb: Network has none with a role in conv$"):
         build_optimizer(Network(), OptimConfig(method="ssgd", noise=0.7, only=["conv"]))
+
+
+BEYOND = {  # what is asked of a training of 8 epochs with 5 steps each: an error (~), or warnings
+    "noise_schedule=8-2S": "~optim.noise_schedule: 8-2S has no noise in the 8 epochs of this training",
+    "noise_schedule=5": "~optim.noise_schedule: 5 has no noise in the 8 epochs",
+    "noise_schedule=40-1S noise_unit=step": "~optim.noise_schedule: 40-1S has no noise in the 40 steps",
+    "noise_ramp=7,3": "~optim.noise_ramp: [7, 3] has no noise in the 8 epochs",
+    "noise_schedule=2S-9 noise_ramp=2,0": "~optim.noise_schedule: 2S-9 with optim.noise_ramp: [2, 0] has no noise",
+    "noise_schedule=9-1S noise_ramp=2,0": "~optim.noise_schedule: 9-1S has no noise in the 8 epochs",
+    "method=swa average_start=40": "~optim.average_start: 40 is not below 40, the steps of this training",
+    "noise_schedule=7-1S noise_ramp=7,0": "",
+    "noise_schedule=39-1S noise_unit=step": "",
+    "noise_ramp=3,4": "",
+    "method=swa average_start=39": "",
+    "method=none noise_schedule=8-2S noise=0": "",
+    "noise_schedule=5-2S-2S": "optim.noise_schedule: 5-2S-2S has 9 epochs, and those after 8 are not reached",
+    "noise_ramp=3,8": "optim.noise_ramp: [3, 8] rises to 0.5 of the level in the 8 epochs of training",
+    "noise_schedule=2-6S max_steps=10": "optim.noise_schedule: 2-6S has no noise up to --max-steps; it begins when",
+    "noise_schedule=2-6S max_steps=11": "",
+    "noise_schedule=2S-6 max_steps=1": "",
+    "method=ema average_start=9 max_steps=9": "optim.average_start: 9 is not below --max-steps 9, so that there is no",
+    "method=sam noise_schedule=9S": "optim.noise_schedule: 9S has 9 epochs",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("asked", BEYOND)
+def test_what_never_begins_in_a_training_is_refused_and_what_it_does_not_reach_is_said(asked):
+    given = dict(word.split("=") for word in asked.split())
+    settings = {"method": "ssgd", **given, "average_start": int(given.get("average_start", 0)) or None}
+    if not {"sam", "swa", "ema"} & {settings["method"]}:
+        settings["noise"] = float(given.get("noise", 0.5))
+    if "noise_ramp" in given:
+        settings["noise_ramp"] = tuple(map(int, given["noise_ramp"].split(",")))
+    limit = settings.pop("max_steps", None)
+    config, wanted = OptimConfig(**settings), BEYOND[asked]
+    if wanted.startswith("~"):
+        with pytest.raises(UserError, match=f"^{re.escape(wanted[1:])}"):
+            check_reach(config, 8, 5)
+        return
+    found = check_reach(config, 8, 5, limit and int(limit))
+    assert [text.startswith(wanted) for text in found] == [True] * bool(wanted)
+
+
+def test_the_highest_noise_of_a_schedule_is_that_of_all_its_times():
+    for text in ("3-2S-4-1S-2", "2S-3", "5", "0-4S", "0S", None):
+        for rise in ((0, 0), (4, 0), (1, 5), (2, 20), None):
+            factor = OptimConfig(method="ssgd", noise=0.1, noise_schedule=text, noise_ramp=rise)._noise()
+            for length in range(16):
+                levels = [1.0 if factor is None else factor(time) for time in range(length)]
+                assert highest(text, rise, length) == max(levels, default=0.0), (text, rise, length)
+
+
+def test_a_training_without_the_noise_that_is_asked_is_refused_before_anything_is_written(tmp_path, capsys):
+    def run(schedule, **limits):
+        config = toy_config({"noise_schedule": schedule}, {"epochs": 2})
+        limits = {"max_steps": None, "max_minutes": None, **limits}
+        return recipe.train(Command(config, tmp_path, tmp_path / "run", **limits), ToyTask(config), {})
+
+    with pytest.raises(UserError, match="^optim.noise_schedule: 5-5S has no noise in the 2 epochs"):
+        run("5-5S")
+    assert not (tmp_path / "run").exists()
+    assert run("1-5S", max_minutes=1e-9) == 0
+    said = capsys.readouterr().err
+    assert f"warning: {tmp_path / 'run'}: optim.noise_schedule: 1-5S has 6 epochs, and those after 2 are" in said
 
 
 def test_schedulers_are_those_described():

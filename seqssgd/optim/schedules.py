@@ -4,6 +4,7 @@ Each is a plain function of time, in epochs or steps as its scheduler is stepped
 value: for learning rates with ``torch.optim.lr_scheduler.LambdaLR``, for noise levels with :class:`LambdaNoise`.
 """
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -100,18 +101,27 @@ def phases(text: str) -> Schedule:
     >>> factor(74), factor(75), factor(1000)
     (0.0, 1.0, 1.0)
     """
-    if not isinstance(text, str) or not re.fullmatch(r"\d+S?(-\d+S?)*", text.strip()):
-        raise ValueError(f"phases {text!r}: write lengths joined by hyphens, with S for noise, such as 75-25S-25S")
-    ends, levels, end = [], [], 0
-    for phase in text.strip().split("-"):
-        end += int(phase.rstrip("S"))
-        ends.append(end)
-        levels.append(1.0 if phase.endswith("S") else 0.0)
+    ends = phase_ends(text)
+    levels = [1.0 if phase.endswith("S") else 0.0 for phase in text.strip().split("-")]
 
     def factor(time: int) -> float:
         return next((level for end, level in zip(ends, levels, strict=True) if time < end), levels[-1])
 
     return factor
+
+
+def phase_ends(text: str) -> list[int]:
+    """The time at which each phase of :func:`phases` ends.
+
+    Raises:
+        ValueError: ``text`` is not of that form.
+
+    >>> phase_ends("75-25S-25S")
+    [75, 100, 125]
+    """
+    if not isinstance(text, str) or not re.fullmatch(r"\d+S?(-\d+S?)*", text.strip()):
+        raise ValueError(f"phases {text!r}: write lengths joined by hyphens, with S for noise, such as 75-25S-25S")
+    return list(itertools.accumulate(int(phase.rstrip("S")) for phase in text.strip().split("-")))
 
 
 def ramp(start: int, length: int) -> Schedule:

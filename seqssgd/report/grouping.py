@@ -19,6 +19,7 @@ BOOKKEEPING = (
     "training.checkpoint_every",
     "training.checkpoint_minutes",
     "training.keep",
+    "training.graphs",
     "training.threads",
     "training.device",
     "training.deterministic",
@@ -50,13 +51,15 @@ FAMILIES = (
     *("sam", "asam", "msam"),
     *("ivon",),
 )
-# Settings that a method with noise is always named by: what goes without saying, and how the rest is said.
+# Settings that a method with noise is always named by: what goes without saying, and how the rest is said, with the
+# value as text and as it is.
 NOISE = {
     "optim.signs": ("batch", "{}"),
     "optim.distribution": ("rademacher", "{}"),
     "optim.granularity": ("layer", "per {}"),
     "optim.only": (None, "{} alone"),
     "optim.noise_schedule": (None, "phases {}"),
+    "optim.noise_ramp": (None, "ramp from {1[0]} over {1[1]}"),
 }
 EPOCHS = "training.epochs"
 
@@ -89,7 +92,8 @@ class Group:
         settings = self.settings
         method, signs = settings["optim.method"], settings["optim.signs"] or "batch"
         family = FAMILIES.index(method) if method in FAMILIES else len(FAMILIES)
-        form = (signs != "batch", signs, settings["optim.noise_schedule"] is not None, settings["optim.noise"])
+        scheduled = (settings["optim.noise_schedule"], settings["optim.noise_ramp"]) != (None, None)
+        form = (signs != "batch", signs, scheduled, settings["optim.noise"])
         return family, method, str(settings["optim.base"]), *form, self.epochs, self.label
 
     @property
@@ -179,7 +183,7 @@ def _method(settings: dict[str, Any]) -> str:
     own = KNOWN[method].settings if method in KNOWN else {}  # what goes without saying for one method may not for all
     for key, (usual, said) in NOISE.items():
         if settings[key] != own.get(key.removeprefix("optim."), usual):
-            words.append(said.format(show(settings[key])))
+            words.append(said.format(show(settings[key]), settings[key]))
     return ", ".join(words)
 
 

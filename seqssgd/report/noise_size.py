@@ -2,20 +2,22 @@
 
 import math
 import statistics
+from collections.abc import Mapping
 from typing import Any
 
 from ..runs.reading import Run
 from .grouping import Group
 
-WITHOUT = ("none", "ema", "swa")  # methods that move no weights
+AVERAGES = ("ema", "swa")
+WITHOUT = ("none", *AVERAGES)  # methods that move no weights
 OTHERS = ("covariance", "sam", "asam", "msam", "ivon")  # whose level is no fraction of the weights
 
 
 def relative_noise(group: Group) -> float | None:
     """The c of a method, as its runs logged it when they last had noise, averaged over them.
 
-    Runs that logged none, of an earlier version, have it by their settings, where these tell. 0 without noise; None if
-    it is not known.
+    Runs that logged none have it by their settings, where these tell. 0 without noise, be it that there never was any
+    by their schedules; None if it is not known, as of methods from elsewhere.
     """
     found = [_of_run(run) for run in group.runs]
     known = [value for value in found if value is not None]
@@ -23,16 +25,40 @@ def relative_noise(group: Group) -> float | None:
 
 
 def _of_run(run: Run) -> float | None:
-    logged = [row["relative_noise"] for row in run.rows if row.get("relative_noise")]
-    return logged[-1] if logged else _of_settings(run.settings)
+    logged = [row["relative_noise"] for row in run.rows if row.get("relative_noise") is not None]
+    if logged:
+        return next((size for size in reversed(logged) if size), 0.0)
+    return _of_settings(run)
 
 
-def _of_settings(settings: dict[str, Any]) -> float | None:
+def _of_settings(run: Run) -> float | None:
     from ..optim.noise import NORMS
+    from ..training.methods import METHODS
 
+    settings = run.settings
     method, level = settings["optim.method"], settings["optim.noise"]
     if method in WITHOUT:
+        return 0.0
+    if method not in METHODS:  # one from elsewhere may do with its level what it likes
+        return None
+    if not has_begun(run, run.rows[-1]):
         return 0.0
     if method == "dropconnect":
         return math.sqrt(level / (1 - level)) if 0 <= level < 1 else None
     return level if method not in OTHERS and settings["optim.granularity"] in NORMS else None
+
+
+def has_begun(run: Run, row: Mapping[str, Any]) -> bool:
+    """Whether what a run's method adds had begun by one of its evaluations: noise, or an average of the weights."""
+    from ..training.reach import highest
+
+    settings = run.settings
+    if settings["optim.method"] in AVERAGES:
+        return row["step"] > (settings.get("optim.average_start") or 0)
+    if settings["optim.method"] == "none":
+        return True
+    length = row["step" if settings.get("optim.noise_unit") == "step" else "epoch"]
+    try:
+        return highest(settings.get("optim.noise_schedule"), settings.get("optim.noise_ramp"), length) > 0
+    except (TypeError, ValueError):  # no schedule that there can be
+        return True

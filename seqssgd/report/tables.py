@@ -4,12 +4,13 @@ import csv
 import io
 from dataclasses import dataclass
 
+from ..runs.reading import Run
 from .baselines import CHOSEN, TOLERANCE
 from .comparison import Comparison, Difference, Estimate
 from .escape import cell, markdown
 from .grouping import SEEDS, differing_settings, show
 from .metrics import best_evaluation
-from .noise_size import relative_noise
+from .noise_size import has_begun, relative_noise
 
 LEVEL = 0.05  # of significance
 
@@ -113,6 +114,10 @@ def notes(comparison: Comparison) -> list[str]:
     unknown = [row.group.label for row in comparison.rows if relative_noise(row.group) is None]
     if unknown:
         found.append(f"c is not known where a run did not log it and its settings do not tell: {_list(unknown)}.")
+    if plain := [comparison.names[run.path] for run in _before_their_method(comparison)]:
+        found.append(
+            f"Best before noise or average began, so that the figures are of training without: {_list(plain)}."
+        )
     if comparison.spread is not None:
         found.append(
             f"Between seeds the {figure_title(comparison, comparison.decisive)} has a standard deviation of "
@@ -137,6 +142,16 @@ def notes(comparison: Comparison) -> list[str]:
             why = "not finite" if name == comparison.metric else "not evaluated at the best checkpoint"
             found.append(f"No {figure_title(comparison, name)} ({why}): {_list(lacking)}.")
     return found + [f"Left out: {name}: {reason}." for name, reason in comparison.left_out.items()]
+
+
+def _before_their_method(comparison: Comparison) -> list[Run]:
+    """The runs whose figures are of a checkpoint before that which their method adds had begun."""
+    found = []
+    for run in (run for row in comparison.rows for run in row.group.runs):
+        taken = best_evaluation(run, comparison.metric) if comparison.metric in comparison.figures else run.rows[-1]
+        if taken is not None and not has_begun(run, taken):
+            found.append(run)
+    return found
 
 
 def _verdict(comparison: Comparison, criterion: str) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
+from .. import notes
 from ..documents import parse_yaml
 from ..errors import UserError, run_cli
 from ..optim import MultiPassOptimizer
@@ -22,6 +23,7 @@ from .command_line import Command
 from .logs import say
 from .loop import fit
 from .precision import settle_precision
+from .reach import check_reach
 from .task import Task
 from .unused import left_out
 
@@ -36,7 +38,8 @@ def train(command: Command, task: Task, about: Mapping[str, Any], begin: Callabl
         begin: called by the main process with the run directory as soon as that is open.
 
     Raises:
-        UserError: see :func:`settle_precision`, :func:`build_optimizer`, :class:`RunDirectory` and :func:`fit`.
+        UserError: see :func:`settle_precision`, :func:`build_optimizer`, :func:`check_reach`, :class:`RunDirectory`
+            and :func:`fit`.
     """
     config = command.config
     if (built := _built.get()) is None:
@@ -45,12 +48,15 @@ def train(command: Command, task: Task, about: Mapping[str, Any], begin: Callabl
     if built is not None:
         built.append((task, optimizer, config))
         return 0
+    not_reached = check_reach(config.optim, config.training.epochs, task.steps_per_epoch, command.max_steps)
     schedulers = build_schedulers(optimizer, config.optim, config.training.epochs)
     run = RunDirectory(command.out, config, about, command.data)
     if is_main():
         for by, unused in left_out(config.optim).items():
             settings = ", ".join(f"{key} {value}" for key, value in unused.items())
             say(f"{run.path}: {by} leaves out {settings}")
+        for text in not_reached:
+            notes.warn(f"{run.path}: {text}")
         if begin is not None:
             begin(run.path)
     result = fit(
