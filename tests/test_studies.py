@@ -216,15 +216,19 @@ def test_an_arm_may_have_fewer_seeds_than_the_others(run, capsys):
 
 
 def test_a_time_limit_stops_a_study_and_the_same_command_goes_on(run, tmp_path, capsys):
-    assert run("pair", "--max-minutes", 0.00001) == 0
+    auto = ["--", "--training.precision", "auto"]  # which is another word in a run's own configuration
+    assert run("pair", "--max-minutes", 0.00001, *auto) == 0
     said = capsys.readouterr().out
     assert "0 runs finished, 2 left; next is none/seed0\nthe same command goes on" in said
     assert not (tmp_path / "out/ssgd").exists() and not (tmp_path / "out/none/seed0/result.json").exists()
-    assert run("pair", "--list") == 0
+    assert run("pair", "--list", *auto) == 0
     assert capsys.readouterr().out == "none/seed0: begun\nssgd/seed0: not begun\n"
-    assert run("pair") == 0
+    assert run("pair", *auto) == 0
     said = capsys.readouterr().out
     assert "resuming at step 1 from" in said and "2 runs finished, 0 left" in said
+    before = times(tmp_path / "out")
+    assert run("pair", *auto) == 0
+    assert "2 runs finished, 0 left" in capsys.readouterr().out and times(tmp_path / "out") == before
 
 
 def test_a_killed_study_goes_on_with_the_run_that_it_was_at(run, tmp_path, capsys):
@@ -282,6 +286,18 @@ def test_a_run_that_fails_is_named_and_does_not_stop_the_others(run, tmp_path, c
     assert "2 runs finished, 1 left; next is wild/seed0" in said.out and "| S-SGD 0.5" in said.out
 
 
+def test_a_run_that_diverged_is_named_as_that_and_is_not_tried_again(run, tmp_path, capsys):
+    for _ in range(2):
+        assert run("failing", "--", "--training.max_nonfinite", 1000) == 0
+        said = capsys.readouterr()
+        assert "diverged, and not tried again: wild/seed0: valid_perplexity was never finite, so that " in said.out
+        assert "3 runs finished, 0 left\n" in said.out and "failed" not in said.err and "| S-SGD 0.5" in said.out
+        assert "No best valid perplexity (not finite): wild/seed0." in said.out
+    assert not (tmp_path / "out/wild/seed0/evaluation.json").exists()
+    assert run("failing", "--list", "--", "--training.max_nonfinite", 1000) == 0
+    assert "wild/seed0: diverged\nnone/seed0: finished\n" in capsys.readouterr().out
+
+
 def test_an_error_in_an_evaluation_is_named_and_does_not_stop_the_others(run, tmp_path, capsys, monkeypatch):
     whole = STUDY.evaluate
     monkeypatch.setattr(STUDY, "evaluate", lambda words: 1 / 0 if "none" in words[1] else whole(words))
@@ -307,6 +323,13 @@ def test_of_the_trials_the_best_on_validation_goes_on_and_it_alone_is_tested(run
     assert tested == {"none-1/seed0", "none-1/seed1", "ema-1/seed0", "ema-1/seed1"}
     assert "best on validation, of the finished trials: ema-1, none-1" in said
     assert "6 runs finished, 0 left" in said and "none-0.001" not in said.split("seqssgd compare")[1]
+
+    result = tmp_path / "out/none-1/seed0/result.json"  # as if its weights had become infinite after its best epoch
+    result.write_text(json.dumps({**json.loads(result.read_text()), "diverged": "its weights are not finite"}))
+    assert run("tuned") == 0
+    said = capsys.readouterr().out
+    assert "best on validation, of the finished trials: ema-1, none-0.001\n" in said
+    assert "not tried again: none-1/seed0: its weights are not finite\n" in said and "== " not in said
 
 
 # ---- wrong input -----------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from scaling import in_phases, late, scaled, with_restarts
+from scaling import absolute
 
 from seqssgd import documents
 from seqssgd.commands.runs import evaluate
@@ -39,22 +39,7 @@ from seqssgd.training.recipe import as_options, load_program
 
 HERE = Path(__file__).resolve().parent
 RECIPES = HERE.parent
-
-
-def _times(key: str) -> Callable[[Any, float], dict[str, Any]]:
-    """A setting of ``optim`` multiplied, without the last digits that a multiplication leaves."""
-    return lambda config, factor: {f"optim.{key}": float(f"{getattr(config.optim, key) * factor:.6g}")}
-
-
-# Settings relative to the recipe's: (its configuration, value) -> settings under dotted keys.
-RELATIVE: dict[str, Callable[[Any, Any], dict[str, Any]]] = {
-    "noise": _times("noise"),
-    "lr": _times("lr"),
-    "epochs": scaled,
-    "phases": in_phases,
-    "late": late,
-    "periods": with_restarts,
-}
+PRECISION = "training.precision"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -87,10 +72,17 @@ class Cell:
         """
         if not (self.run / layout.RESULT).is_file():
             return False
-        run = read_run(self.run)
+        run, asked = read_run(self.run), flatten(self.config)
         settings = {key: value for key, value in run.settings.items() if key.split(".")[0] in self.config}
-        check_same(self.run, settings, flatten(self.config))
+        if asked[PRECISION] == "auto":  # a run keeps what its machine made of that
+            asked[PRECISION] = settings[PRECISION]
+        check_same(self.run, settings, asked)
         return run.finished
+
+    @property
+    def diverged(self) -> str | None:
+        """What is wrong with the model of a finished run; None if nothing is."""
+        return read_run(self.run).result.get("diverged")
 
 
 @dataclasses.dataclass
@@ -120,16 +112,16 @@ class Study:
         yield from (cell for cell in self.cells if cell.seed != first and cell.alternative in kept)
 
     def kept(self) -> set[str]:
-        """The alternatives that count: all, or in a tuned study the best of each arm's finished trials.
+        """The alternatives that count: all, or in a tuned study the best of each arm's finished trials. One that
+        diverged is none, however good it was before.
 
         Raises:
             UserError: the trials were not validated.
         """
         if not self.tuned:
             return {cell.alternative for cell in self.cells}
-        trials = [
-            (cell, read_run(cell.run)) for cell in self.cells if cell.seed == self.cells[0].seed and cell.finished
-        ]
+        finished = [cell for cell in self.cells if cell.seed == self.cells[0].seed and cell.finished]
+        trials = [(cell, read_run(cell.run)) for cell in finished if not cell.diverged]
         for cell, run in trials:
             if not any(name.startswith("valid_") for name in run.rows[-1]):
                 raise UserError(f"{cell.run}: without validation data no trial is the best; hold some out")
@@ -265,14 +257,6 @@ def alternatives(
     return [entry[1:] for entry in sorted(found, key=lambda entry: entry[0])]
 
 
-def absolute(base: Any, settings: dict[str, Any]) -> dict[str, Any]:
-    """``settings`` under dotted keys, those that are relative to the configuration ``base`` worked out."""
-    found = {}
-    for key, value in settings.items():
-        found |= RELATIVE[key](base, value) if key in RELATIVE else {key: value}
-    return found
-
-
 # ---- the runs --------------------------------------------------------------------------------------------------------
 
 
@@ -299,7 +283,7 @@ def train_all(study: Study, deadline: float) -> tuple[list[str], int]:
         status = call(study.train.main, [*cell.options, *limit])
         if status > 128:
             return failed, status
-        if status and not in_use(cell.run):
+        if status and not cell.finished and not in_use(cell.run):  # one that diverged is finished, with a status
             failed.append(cell.name)
     return failed, 0
 
@@ -318,8 +302,10 @@ def finish(study: Study, failed: list[str]) -> int:
     kept = study.kept()
     finished = [cell for cell in study.cells if cell.finished]
     shown = [cell for cell in finished if cell.alternative in kept]
+    diverged = {cell: reason for cell in finished if (reason := cell.diverged)}
     for cell in shown:
-        if "test" not in read_run(cell.run).evaluations:
+        run = read_run(cell.run)
+        if "test" not in run.evaluations and (run.result.get("best") or cell not in diverged):
             status = call(evaluate, ["--run", str(cell.run), "--data", str(study.data), "--split", "test", "--save"])
             if status > 128:
                 return status
@@ -327,6 +313,9 @@ def finish(study: Study, failed: list[str]) -> int:
     if shown:
         print(f"\n{summary(compare([read_run(cell.run) for cell in shown]))}")
         print(f"\nseqssgd compare {shlex.join(str(cell.run) for cell in shown)} --out report")
+    if diverged:
+        reasons = "; ".join(f"{cell.name}: {reason}" for cell, reason in diverged.items())
+        print(f"\ndiverged, and not tried again: {reasons}")
     if study.tuned:
         print(f"\nbest on validation, of the finished trials: {', '.join(sorted(kept)) or 'none yet'}")
     left = [cell.name for cell in study.due() if not cell.finished]
@@ -340,7 +329,9 @@ def finish(study: Study, failed: list[str]) -> int:
 
 def state(cell: Cell) -> str:
     """How far a run is."""
-    return "finished" if cell.finished else "begun" if (cell.run / layout.CONFIG).is_file() else "not begun"
+    if cell.finished:
+        return "diverged" if cell.diverged else "finished"
+    return "begun" if (cell.run / layout.CONFIG).is_file() else "not begun"
 
 
 if __name__ == "__main__":

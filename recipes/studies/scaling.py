@@ -1,17 +1,25 @@
-"""The same training at another length or price: epochs changed, and with them all that counts epochs.
+"""Settings relative to a recipe's: the same training at another length or price, a multiple of its noise or rate.
 
-Each function takes a recipe's configuration, with the sections ``optim`` and ``training``, and gives the settings to
-change, under dotted keys such as ``optim.lr_period``.
+Where epochs change, all that counts epochs does. The functions take a recipe's configuration, with the sections
+``optim`` and ``training``, and give the settings to change, under dotted keys such as ``optim.lr_period``.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Any
 
 from seqssgd.errors import UserError
 from seqssgd.optim import schedules
 from seqssgd.training import OptimConfig
+
+
+def absolute(base: Any, settings: dict[str, Any]) -> dict[str, Any]:
+    """``settings`` under dotted keys, those that are relative to the configuration ``base`` worked out."""
+    found = {}
+    for key, value in settings.items():
+        found |= RELATIVE[key](base, value) if key in RELATIVE else {key: value}
+    return found
 
 
 def scaled(config: Any, factor: float) -> dict[str, Any]:
@@ -102,3 +110,19 @@ def _split(total: int, shares: Sequence[int]) -> list[int]:
     whole = sum(shares)
     ends = [round(total * end / whole) if whole else 0 for end in accumulate(shares)]
     return [end - start for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def _times(key: str) -> Callable[[Any, float], dict[str, Any]]:
+    """A setting of ``optim`` multiplied, without the last digits that a multiplication leaves."""
+    return lambda config, factor: {f"optim.{key}": float(f"{getattr(config.optim, key) * factor:.6g}")}
+
+
+# Settings relative to the recipe's: (its configuration, value) -> settings under dotted keys.
+RELATIVE: dict[str, Callable[[Any, Any], dict[str, Any]]] = {
+    "noise": _times("noise"),
+    "lr": _times("lr"),
+    "epochs": scaled,
+    "phases": in_phases,
+    "late": late,
+    "periods": with_restarts,
+}
