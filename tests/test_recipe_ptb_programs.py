@@ -127,15 +127,26 @@ def test_evaluation_reads_the_whole_split(data, finished, capsys, split, name):
     assert said.startswith(f"{path}, {split}: perplexity ") and said.endswith(f"{counts}\n")
 
 
-def test_evaluation_agrees_with_training_where_both_read_the_same(data, tmp_path, capsys):
-    """With one column and windows that fit, validation in training is the reading of the whole split."""
+@pytest.mark.parametrize("name", ["best", "last"])
+def test_evaluation_agrees_with_training_where_both_read_the_same(data, tmp_path, capsys, name):
+    """With one column and windows that fit, validation in training is the reading of the whole split. The last
+    checkpoint is that of a method whose averaged weights are evaluated."""
     tokens = load_text(data).info["splits"]["valid"]["tokens"] - 1
     length = next(n for n in range(3, tokens) if tokens % n == 0)
-    result = train(data, tmp_path / "run", "--batch_size", 1, "--sequence_length", length, "--max-steps", 20)
-    capsys.readouterr()
-    evaluate(["--run", str(tmp_path / "run"), "--data", str(data), "--split", "valid"])
-    printed = float(capsys.readouterr().out.split("perplexity ")[1].split(",")[0])
-    assert printed == pytest.approx(result["best"]["valid_perplexity"], abs=0.001)
+    run, options = tmp_path / "run", ["--batch_size", 1, "--sequence_length", length, "--max-steps", 20]
+    if name == "last":
+        options += ["--optim.method", "ema", "--optim.noise", 0, "--optim.average_decay", 0.9]
+    result = train(data, run, *options)
+    runs = [run]
+    if name == "last":
+        assert cli.main(["export", str(run), "--out", str(tmp_path / "given"), "--checkpoint", name]) == 0
+        runs.append(tmp_path / "given")
+    for folder in runs:
+        capsys.readouterr()
+        chosen = name if folder == run else "best"
+        evaluate(["--run", str(folder), "--data", str(data), "--split", "valid", "--checkpoint", chosen])
+        printed = float(capsys.readouterr().out.split("perplexity ")[1].split(",")[0])
+        assert printed == pytest.approx(result["best" if name == "best" else "final"]["valid_perplexity"], abs=0.001)
 
 
 def test_evaluation_refuses_other_data_and_other_runs(data, finished, tmp_path, capsys):

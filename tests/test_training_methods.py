@@ -1,5 +1,6 @@
 """Every method by its name in a configuration: what is built, what it costs, what is refused."""
 
+import copy
 import json
 from dataclasses import asdict
 
@@ -25,7 +26,7 @@ from seqssgd.optim import (
     WeightAverage,
 )
 from seqssgd.runs import checkpoints
-from seqssgd.training import OptimConfig, build_optimizer, build_schedulers
+from seqssgd.training import OptimConfig, RunDirectory, build_optimizer, build_schedulers, fit
 from seqssgd.training.methods import METHODS
 
 # name: settings, the class, attributes of the optimizer, distribution and granularity, passes of a step
@@ -192,7 +193,8 @@ def test_evaluation_sees_the_average_and_the_best_checkpoint_holds_it(tmp_path):
     optim = {"method": "swa", "noise": 0.0, "lr": 0.5}
     config = toy_config(optim, {"epochs": 2, "keep": 20})
     _, task = train(tmp_path / "run", config, Watched)
-    weights = [checkpoints.load(path)["model"] for path in sorted((tmp_path / "run/checkpoints").glob("step-*.pt"))]
+    paths = sorted((tmp_path / "run/checkpoints").glob("step-*.pt"))
+    weights = [checkpoints.load(path)["model"] for path in paths]
     assert len(weights) == 10 and len(seen) == 2
     for count, averaged in zip((5, 10), seen, strict=True):
         for key, value in averaged.items():
@@ -203,12 +205,56 @@ def test_evaluation_sees_the_average_and_the_best_checkpoint_holds_it(tmp_path):
     for key, value in weights[-1].items():  # the trained one is back
         assert torch.equal(task.model.state_dict()[key], value)
 
+    def assert_evaluated(path, wanted):  # of what a command takes from a checkpoint
+        found = checkpoints.load_evaluated(path)
+        assert list(found["model"]) == list(wanted) and "averaged" not in found
+        assert all(torch.equal(found["model"][key], value) for key, value in wanted.items())
+
+    assert_evaluated(paths[4], seen[0])
+    assert_evaluated(paths[-1], seen[1])
+    state, size = checkpoints.load(paths[-1]), paths[-1].stat().st_size
+    assert state.pop("averaged").keys() == seen[1].keys()
+    checkpoints.save(paths[-1], state)  # as earlier versions did
+    assert_evaluated(paths[-1], seen[1])
+    held = sum(value.nbytes for value in seen[1].values())
+    assert size - paths[-1].stat().st_size < held / 2 + 2000  # names alone: the tensors are in the optimizer's state
+    config = toy_config({**optim, "average_start": 7}, {"epochs": 2, "keep": 20})
+    train(tmp_path / "late", config)
+    for path, known in zip(sorted((tmp_path / "late/checkpoints").glob("step-*.pt")), weights, strict=True):
+        assert ("averaged" in checkpoints.load(path)) == (path.name > "step-00000007.pt")
+        if path.name <= "step-00000008.pt":  # no average yet, or the first
+            assert_evaluated(path, known)
+
+
+def test_a_method_from_elsewhere_that_evaluates_another_model_has_it_in_its_checkpoints(tmp_path):
+    class Halved(SinglePass):
+        """Evaluates half of the weights."""
+
+        @property
+        def averaged(self):
+            other = copy.deepcopy(self.model)
+            with torch.no_grad():
+                for parameter in other.parameters():
+                    parameter.mul_(0.5)
+            return other
+
+    config = toy_config({"method": "none", "noise": 0.0}, {"epochs": 1})
+    task = ToyTask(config)
+    optimizer = Halved(torch.optim.SGD(task.model.parameters(), lr=0.1), model=task.model)
+    fit(task, optimizer, [], config.training, RunDirectory(tmp_path, asdict(config)))
+    path, state = checkpoints.load_newest(tmp_path / "checkpoints")
+    found = checkpoints.load_evaluated(path)["model"]
+    assert all(torch.equal(found[key], value / 2) for key, value in state["model"].items())
+
 
 @pytest.mark.parametrize("name", ["ema", "mrwp", "sam", "dropconnect", "covariance"])
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(name, tmp_path):
     config = toy_config({"noise": 0.0, **BUILT[name][0], "method": name}, {"epochs": 2})
     train(tmp_path / "whole", config)
     result, _ = train(tmp_path / "stopped", config, max_minutes=1e-9)
+    path, state = checkpoints.load_newest(tmp_path / "stopped/checkpoints")
+    assert (state.pop("averaged", None) is not None) == (name == "ema")
+    checkpoints.save(path, state)  # as earlier versions did
     while not result["finished"]:
         result, _ = train(tmp_path / "stopped", config, max_minutes=1e-3)
     assert_same_runs(tmp_path / "whole", tmp_path / "stopped")

@@ -38,7 +38,7 @@ def load_classifier(run: str | Path, checkpoint: str | Path = "best") -> nn.Modu
         model = build_classifier(restored_section(config["model"], recipe.config_class, "model"), data["classes"])
     except (TypeError, ValueError) as error:
         raise UserError(f"{Path(run) / layout.CONFIG} describes no image classifier ({error})") from None
-    state = checkpoints.load(path)
+    state = checkpoints.load_evaluated(path)
     check_files(run, state, path)
     checkpoints.load_model(model, state, path)
     return model.eval()

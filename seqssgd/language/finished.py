@@ -35,7 +35,7 @@ def load_language_model(run: str | Path, checkpoint: str | Path = "best") -> tup
         model = build_model(restored_section(config["model"], recipe.config_class, "model"), tokenizer.vocab_size)
     except (TypeError, ValueError) as error:
         raise UserError(f"{run / layout.CONFIG} describes no language model ({error})") from None
-    state = checkpoints.load(path)
+    state = checkpoints.load_evaluated(path)
     check_files(run, state, path)
     checkpoints.load_model(model, state, path)
     return model.eval(), tokenizer

@@ -22,6 +22,7 @@ from .settings import read_config
 
 # What the machine says, in place of what a damaged file leads to.
 _NOT_THE_FILE = {errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE}
+_AVERAGED = "module."  # what torch's AveragedModel calls its copy of the model
 # Sections of the configuration that a model does not depend on once it is trained.
 _OF_TRAINING = ("optim", "training", "seed")
 
@@ -210,6 +211,31 @@ def find_checkpoint(run: str | Path, checkpoint: str | Path = "best", own: bool 
             f"{run} has no best checkpoint (it was never validated with a finite metric); taking the last, {last.name}"
         )
     return last
+
+
+def load_evaluated(path: Path) -> dict[str, Any]:
+    """Reads one checkpoint as :func:`load` does, with the weights that training evaluated as its ``"model"``: the
+    average, where the method makes one, and not the weights that training goes on from.
+
+    Raises:
+        UserError: see :func:`load`.
+    """
+    state = load(path)
+    averaged = state.pop("averaged", None)
+    if averaged is None:
+        averaged = _average(state)
+    return state if averaged is None else {**state, "model": averaged}
+
+
+def _average(state: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The averaged weights in the optimizer's state: checkpoints of earlier versions have them there alone. None before
+    the average begins."""
+    found: Any = state
+    for key in ("optimizer", "perturbation", "average"):
+        found = found.get(key) if isinstance(found, Mapping) else None
+    if not isinstance(found, Mapping) or not found.get("n_averaged"):
+        return None
+    return {key.removeprefix(_AVERAGED): value for key, value in found.items() if key.startswith(_AVERAGED)}
 
 
 def _foreign(run: str | Path, checkpoint: Path) -> str | None:

@@ -52,7 +52,7 @@ def export(run: str | Path, out: str | Path, checkpoint: str = "best", about: st
         UserError: not a run of a recipe, no such checkpoint, or a damaged one or one of another run, or ``out`` holds
             something or cannot be written, or a text is not UTF-8.
     """
-    from .checkpoints import check_files, find_checkpoint, is_finite, load
+    from .checkpoints import check_files, find_checkpoint, is_finite, load_evaluated
     from .recipes import read_recipe
 
     run, out = Path(run), Path(out)
@@ -61,7 +61,7 @@ def export(run: str | Path, out: str | Path, checkpoint: str = "best", about: st
     _check_empty(out)
     recipe, _ = read_recipe(run)
     path = find_checkpoint(run, checkpoint, own=True)
-    state = load(path)
+    state = load_evaluated(path)
     check_files(run, state, path)
     if not is_finite(state["model"].values()):
         raise UserError(f"{path}: its weights are not finite; give another --checkpoint")

@@ -40,7 +40,7 @@ def load_recognizer(run: str | Path, checkpoint: str | Path = "best") -> tuple[R
         raise UserError(f"{run / layout.TOKENIZER} is not the tokenizer that {run} was trained with; put its own back")
     path = find_checkpoint(run, checkpoint)
     model = Recognizer(settings, tokenizer.vocab_size)
-    state = checkpoints.load(path)
+    state = checkpoints.load_evaluated(path)
     checkpoints.load_model(model, state, path)
     check_files(run, state, path)
     return model.eval(), tokenizer

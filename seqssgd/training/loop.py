@@ -179,9 +179,7 @@ class _Loop:
 
     def evaluate(self, scheduled: bool) -> None:
         """Evaluates; a new best is kept."""
-        p = self.progress
-        averaged = getattr(self.optimizer, "averaged", None)
-        model = self.model if averaged is None else averaged
+        p, model = self.progress, self.evaluated()
         self.task.model = model.eval()
         try:
             with torch.no_grad(), _rng_untouched():  # so that an additional evaluation changes nothing
@@ -197,6 +195,11 @@ class _Loop:
         row = {**self.row("valid"), **size, **metrics, "train_loss": _mean(p.epoch_losses), **self.times()}
         self.run.write_metrics(row)
         self.console.valid(row)
+
+    def evaluated(self) -> nn.Module:
+        """The model that is evaluated: the one with averaged weights, if the optimizer has one."""
+        averaged = getattr(self.optimizer, "averaged", None)
+        return self.model if averaged is None else averaged
 
     # ---- pieces of a step ------------------------------------------------------------------------------------------
 

@@ -34,9 +34,12 @@ def take(loop: "_Loop") -> dict[str, Any] | None:
     of_processes = processes.gather(own)
     if not processes.is_main():
         return None
+    evaluated = loop.evaluated()  # its tensors are the optimizer's own, which a file has once
+    averaged = {} if evaluated is loop.model else {"averaged": evaluated.state_dict()}
     return {
         "progress": progress,
         "model": loop.model.state_dict(),
+        **averaged,
         "optimizer": loop.optimizer.state_dict(),
         "schedulers": [scheduler.state_dict() for scheduler, _ in loop.schedulers],
         "scaler": loop.scaler.state_dict(),
