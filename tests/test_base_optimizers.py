@@ -5,12 +5,13 @@ import textwrap
 
 import pytest
 import torch
-from test_training_config import Network
+from test_training_building import Network
 from test_training_resume import assert_same_runs
 from toy_task import ToyTask, toy_config, train
 
 from seqssgd.errors import UserError
 from seqssgd.optim import MuonAdamW, SinglePass, SymmetricNoise, noise_groups
+from seqssgd.runs.checkpoints import rng_state
 from seqssgd.training import OptimConfig, bases, build_optimizer
 from seqssgd.training.command_line import parse_recipe
 
@@ -61,9 +62,13 @@ def test_short_names_are_what_they_were_and_take_further_arguments():
         ({"base": "torch.optim.Nothing"}, "optim.base: torch.optim:Nothing: module 'torch.optim' has no attribute"),
         ({"base": "torch.nn:Linear"}, "optim.base: torch.nn:Linear is no class of optimizers"),
         ({"base": "seqssgd.optim:SAM"}, "optim.base: seqssgd.optim:SAM is a method; give it as optim.method"),
-        ({"base_settings": {"nestrov": True}}, "optim.base: sgd: .*unexpected keyword argument 'nestrov'"),
+        ({"base_settings": {"nestrov": True}}, "optim.base_settings: sgd: .*unexpected keyword argument 'nestrov'"),
         ({"base_settings": {"lr": 1.0}}, "optim.base_settings: lr of sgd is optim.lr; set that"),
-        ({"base": "adam", "base_settings": {"eps": -1.0}}, "optim.base: adam: Invalid epsilon value: -1.0"),
+        ({"base": "adam", "base_settings": {"eps": -1.0}}, "optim.base_settings: adam: Invalid epsilon value: -1.0"),
+        (
+            {"base": "torch.optim.NAdam", "base_settings": {"betas": 3}},
+            "optim.base_settings: torch.optim.NAdam: 'int' ",
+        ),
         ({"base": "torch.optim.RMSprop", "momentum": 0.9}, "optim.momentum: .*RMSprop takes it in optim.base_settings"),
         ({"base": "torch.optim.Rprop", "weight_decay": 0.1}, "optim.weight_decay: .*Rprop takes it in"),
         ({"base": "torch.optim.NAdam", "betas": [0.8, 0.9]}, "optim.betas: .*NAdam takes it in optim.base_settings"),
@@ -120,6 +125,79 @@ def test_a_class_from_elsewhere_steps_and_a_run_with_it_goes_on(tmp_path, monkey
     train(tmp_path / "stopped", config)
     assert_same_runs(tmp_path / "whole", tmp_path / "stopped")
     del sys.modules["signs"]
+    bases.find_base.cache_clear()
+
+
+HIDDEN = """
+import random
+import numpy
+import torch
+
+class Plain(torch.optim.Optimizer):
+    def __init__(self, params, lr):
+        super().__init__(params, {"lr": lr})
+        self.m, self.t, self.last = {}, 0, None
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        self.t += 1
+        for group in self.param_groups:
+            for number, p in enumerate(group["params"]):
+                p.sub_(self.direction(p, number), alpha=group["lr"])
+
+    def direction(self, p, number):
+        return p.grad
+
+class Momentum(Plain):
+    def direction(self, p, number):
+        self.m[number] = 0.9 * self.m.get(number, 0) + p.grad
+        return self.m[number]
+
+class Signs(Plain):
+    def direction(self, p, number):
+        self.m[number] = 0.99 * self.m.get(number, 0) + 0.01 * p.grad
+        return (0.9 * self.m[number] + 0.1 * p.grad).sign()
+
+class Count(Plain):
+    def direction(self, p, number):
+        return p.grad / self.t
+
+class Noisy(Plain):
+    def direction(self, p, number):
+        return p.grad + torch.randn(p.shape) + numpy.random.rand() + random.random()
+
+class Kept(Noisy):
+    def direction(self, p, number):
+        state = self.state[p]
+        state["m"] = 0.9 * state.get("m", 0) + super().direction(p, number)
+        return state["m"]
+
+class Deaf(Kept):
+    def load_state_dict(self, state):
+        raise KeyError("m")
+"""
+OTHERWISE = "hidden:{} steps otherwise once its state_dict.. was loaded.*in self.state.p. or in its groups$"
+
+
+@pytest.mark.parametrize("name, message", [
+    ("Momentum", OTHERWISE), ("Signs", OTHERWISE), ("Count", OTHERWISE),
+    ("Deaf", "hidden:{} cannot load its own state_dict.. "), ("Kept", None), ("Noisy", None), ("Plain", None),
+])  # fmt: skip
+def test_a_base_that_remembers_what_no_checkpoint_holds_is_refused(name, message, tmp_path, monkeypatch):
+    (tmp_path / "hidden.py").write_text(HIDDEN)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "hidden", raising=False)
+    bases.find_base.cache_clear()
+    before = rng_state()
+    if message is None:
+        assert OptimConfig(base=f"hidden:{name}", lr=0.1).base == f"hidden:{name}"
+    else:
+        with pytest.raises(UserError, match=f"^optim.base: {message.format(name)}"):
+            OptimConfig(base=f"hidden:{name}", lr=0.1)
+    after = rng_state()
+    assert torch.equal(before["torch"], after["torch"]) and before["python"] == after["python"]
+    assert torch.equal(before["numpy"][1], after["numpy"][1]) and before["numpy"][2:] == after["numpy"][2:]
+    sys.modules.pop("hidden")
     bases.find_base.cache_clear()
 
 

@@ -1,10 +1,13 @@
 """The optimizers that step, inside a method: three by short names, any other by that of its class."""
 
+import copy
 import functools
+import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy
 import torch
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
@@ -74,14 +77,16 @@ def build_base(groups: Any, config: Any) -> Optimizer:
         return base.make(groups, **{**base.fixed, **common, **more})
     except (TypeError, ValueError, RuntimeError) as error:
         hint = "; seqssgd.optim:MuonAdamW steps the others by AdamW" if config.base == "torch.optim.Muon" else ""
-        raise UserError(f"optim.base: {config.base}: {' '.join(str(error).split())}{hint}") from error
+        key = "optim.base_settings" if more and not hint else "optim.base"
+        raise UserError(f"{key}: {config.base}: {' '.join(str(error).split())}{hint}") from error
 
 
 def check_base(config: Any) -> None:
     """Tries an optimizer that is not every day's on one small matrix, before anything is read.
 
     Raises:
-        UserError: it cannot be made, or cannot step (LBFGS, which calls the loss itself, or one for sparse gradients).
+        UserError: it cannot be made, or cannot step (LBFGS, which calls the loss itself, or one for sparse gradients),
+            or its state_dict does not hold all that it remembers, so that a run would resume as another.
     """
     find_base(config.base)
     if config.base in BASES and not config.base_settings:
@@ -89,11 +94,35 @@ def check_base(config: Any) -> None:
     usual = {"momentum": 0.0, "weight_decay": 0.0, "betas": (0.9, 0.999)}
     for key in (key for key, value in usual.items() if config.base not in BASES and getattr(config, key) != value):
         raise UserError(f"optim.{key}: {config.base} takes it in optim.base_settings")
+    draws = torch.get_rng_state(), random.getstate(), numpy.random.get_state()
+    ends = []
+    for stopped in (False, True):
+        try:
+            ends.append(_trial(config, stopped))
+        finally:  # an optimizer may draw from the global generators: the same in both trials, and not for good
+            torch.set_rng_state(draws[0])
+            random.setstate(draws[1])
+            numpy.random.set_state(draws[2])
+    if not torch.equal(*ends):
+        raise UserError(
+            f"optim.base: {config.base} steps otherwise once its state_dict() was loaded, so that no run would resume "
+            "as it was; it must keep all that it remembers in self.state[p] or in its groups"
+        )
+
+
+def _trial(config: Any, stopped: bool) -> torch.Tensor:
+    """A matrix after some steps; ``stopped``: of which the last are another instance's, with the state of the first."""
     weight = torch.nn.Parameter(torch.ones(2, 2))
-    weight.grad = torch.ones(2, 2)
-    optimizer = build_base([weight], config)
+    optimizer, verb = build_base([weight], config), "step by gradients alone"
     try:
-        optimizer.step()
+        for number, size in enumerate((1.0, 0.5, -0.02, 0.3)):  # of several signs and sizes, for steps by signs too
+            if stopped and number == 2:
+                state, verb = copy.deepcopy(optimizer.state_dict()), "load its own state_dict()"
+                optimizer = build_base([weight], config)
+                optimizer.load_state_dict(state)
+            weight.grad = size * torch.tensor([[1.0, 2.0], [-3.0, 4.0]])
+            optimizer.step()
     except Exception as error:
         said = " ".join(str(error).split())
-        raise UserError(f"optim.base: {config.base} cannot step by gradients alone ({said}); take another") from error
+        raise UserError(f"optim.base: {config.base} cannot {verb} ({said}); take another") from error
+    return weight.detach().nan_to_num()  # which is no concern here
