@@ -5,7 +5,18 @@ import contextlib
 import torch
 import torch.distributed as dist
 from peer_methods import ASCENTS, HALVES, METHODS, WEIGHED, network
-from ranks import WORLD, assert_same_on_every_rank, loss_fn, make_model, make_optimizer, make_sam, mine, minibatches
+from ranks import (
+    WORLD,
+    assert_same_on_every_rank,
+    loss_fn,
+    make_model,
+    make_optimizer,
+    make_sam,
+    mine,
+    minibatches,
+    raises,
+)
+from torch import nn
 from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
@@ -166,6 +177,91 @@ def curvature_of_a_pair_of_processes_is_that_of_one_with_both_signs():
         assert not any(p._backward_hooks for p in model.parameters())
 
 
+def curvature_is_that_of_the_data_of_all_processes():
+    model, alone = make_model(), make_model()
+    ddp = DistributedDataParallel(model)
+    optimizer, reference = make_optimizer(model), make_optimizer(alone)
+    for each in (optimizer, reference):
+        each.record_curvature()
+    batches = list(minibatches(4))
+    for pair in zip(batches[::2], batches[1::2], strict=True):
+        for number, batch in enumerate(pair):  # two loops of one step; all but the last pass are not synchronised
+            for part in optimizer.passes():
+                with contextlib.nullcontext() if part.last and number == 1 else ddp.no_sync():
+                    (loss_fn(ddp, mine(batch)) / 2).backward()
+            for _ in reference.passes():
+                (loss_fn(alone, batch) / 2).backward()
+        found, wanted = optimizer.curvature(), reference.curvature()
+        assert list(found) == list(wanted) and len(wanted) == 3
+        assert_same_on_every_rank([torch.stack(figures) for figures in found.values()])
+        for name, figures in wanted.items():
+            torch.testing.assert_close(torch.stack(found[name]), torch.stack(figures), rtol=1e-9, atol=1e-12)
+        for each in (optimizer, reference):
+            each.step()
+            each.zero_grad()
+
+
+class Skipping(nn.Module):
+    """A network that may leave a layer out."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 1)
+
+    def forward(self, x, skips):
+        hidden = self.first(x).tanh()
+        return self.last(hidden if skips else hidden + self.second(hidden))
+
+
+def a_layer_that_one_rank_skips_has_no_gradient_there_and_that_of_the_others_in_the_mean():
+    def make(net, signs, method):
+        if method == "ivon":
+            return IVON(net.parameters(), 0.1, ess=50.0, betas=(0.9, 0.9), hess_init=0.3, signs=signs, seed=7)
+        base = torch.optim.SGD(noise_groups(net, noise=0.5), lr=0.1)
+        return ShapedNoise(base, signs=signs, precondition=True, seed=7)
+
+    for method in ("ivon", "shaped"):
+        torch.manual_seed(3)
+        model, alone = Skipping().double(), Skipping().double()
+        alone.load_state_dict(model.state_dict())
+        ddp = DistributedDataParallel(model, find_unused_parameters=True)
+        optimizer, reference = make(model, "pairs", method), make(alone, "batch", method)
+        for batch in minibatches(3):
+            for part in optimizer.passes():
+                ddp(batch, part.sign < 0).sub(1).square().mean().backward()
+            for part in reference.passes():
+                alone(batch, part.sign < 0).sub(1).square().mean().backward()
+            for each in (optimizer, reference):
+                each.step()
+                each.zero_grad()
+            assert_same_on_every_rank(model.parameters())
+        for p, q in zip(model.parameters(), alone.parameters(), strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-11, msg=lambda text, method=method: f"{method}: {text}")
+
+
+def halves_that_are_not_one_share_of_the_minibatches_of_all_are_refused_on_every_rank():
+    batch, model = minibatches(1, 9)[0], make_model()
+    before, ddp = [p.detach().clone() for p in model.parameters()], DistributedDataParallel(model)
+
+    def run(optimizer, sizes, reduce):
+        own = batch[: sum(sizes)].split(sizes)[dist.get_rank()]
+        for part in optimizer.passes():
+            with contextlib.nullcontext() if part.last else ddp.no_sync():
+                reduce(ddp(part.take(own)).sub(1).square()).backward()
+
+    means = make_optimizer(model, signs="halves")
+    sums = make_optimizer(model, signs="halves", reduction="sum", seed=1)
+    for sizes, shares in (((5, 4), "0.4 to 0.5"), ((2, 7), "0.4286 to 0.5")):
+        raises(RuntimeError, f"shares of them (from {shares})", lambda sizes=sizes: run(means, sizes, torch.mean))
+        assert all(map(torch.equal, model.parameters(), before))
+        means.zero_grad()
+    for optimizer, sizes, reduce in ((means, (6, 2), torch.mean), (sums, (5, 4), torch.sum)):
+        run(optimizer, sizes, reduce)
+        optimizer.step()
+        optimizer.zero_grad()
+        assert_same_on_every_rank(model.parameters())
+
+
 def balanced_levels_are_those_of_the_data_of_all_processes():
     model, alone = make_model(), make_model()
     ddp = DistributedDataParallel(model)
@@ -322,6 +418,9 @@ CHECKS = (
     a_sign_on_each_rank_is_the_mean_at_both_points_over_the_data_of_each,
     a_sign_on_each_rank_with_one_minibatch_for_both_is_the_papers_step,
     curvature_of_a_pair_of_processes_is_that_of_one_with_both_signs,
+    curvature_is_that_of_the_data_of_all_processes,
+    a_layer_that_one_rank_skips_has_no_gradient_there_and_that_of_the_others_in_the_mean,
+    halves_that_are_not_one_share_of_the_minibatches_of_all_are_refused_on_every_rank,
     balanced_levels_are_those_of_the_data_of_all_processes,
     sam_under_ddp_has_a_perturbation_of_each_ranks_own_data,
     covariance_noise_weighs_the_examples_of_each_rank_by_noise_of_its_own,

@@ -1,6 +1,7 @@
 """What the methods must do under FSDP2; run by ``distributed_checks.py``."""
 
 import torch
+import torch.distributed as dist
 from ranks import (
     WORLD,
     assert_same_on_every_rank,
@@ -195,6 +196,17 @@ def a_sign_on_each_rank_is_refused():
     raises(ValueError, "with sharded weights", lambda: make_optimizer(model, signs="ranks"))
 
 
+def sharded_halves_that_are_not_one_share_of_the_minibatches_of_all_are_refused():
+    model, _ = sharded()
+    optimizer, own = make_optimizer(model, signs="halves"), minibatches(1, 9)[0].split((5, 4))[dist.get_rank()]
+
+    def run():
+        for part in optimizer.passes():
+            loss_fn(model, part.take(own)).backward()
+
+    raises(RuntimeError, "(from 0.4 to 0.5)", run)
+
+
 def weights_flattened_by_fsdp1_are_refused():
     for original in (False, True):
         model = FullyShardedDataParallel(make_model(), device_id=torch.device("cpu"), use_orig_params=original)
@@ -243,6 +255,7 @@ CHECKS = (
     fsdp_that_stays_gathered_after_backward_is_refused_and_named,
     filters_torn_apart_and_mixed_shardings_are_refused,
     a_sign_on_each_rank_is_refused,
+    sharded_halves_that_are_not_one_share_of_the_minibatches_of_all_are_refused,
     weights_flattened_by_fsdp1_are_refused,
     sharded_sam_and_asam_step_as_one_process,
     sharded_dropconnect_masks_weights_and_gradients_alike,

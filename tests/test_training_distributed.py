@@ -25,7 +25,7 @@ from seqssgd.training import cleanup
 
 METHODS = {
     "none": ({"method": "none"}, {}),
-    "batch": ({"signs": "batch"}, {"clip": 0.3}),
+    "batch": ({"signs": "batch"}, {"clip": 0.3, "log_curvature": True}),
     "halves": ({"signs": "halves"}, {"accumulate": 2}),
     "steps": ({"signs": "steps", "base": "adam", "lr": 0.01}, {"accumulate": 2, "clip": 0.3}),
     "ranks": ({"signs": "ranks"}, {"clip": 0.3}),
@@ -171,6 +171,9 @@ def test_two_processes_come_to_the_weights_of_one_on_the_whole_batch(runs, tmp_p
     for kind, key in (("train", "loss"), ("valid", "train_loss")):
         ours, alone = ([row[key] for row in rows(run, kind)] for run in (folder / name, tmp_path))
         assert ours == pytest.approx(alone, rel=1e-4) and len(ours) in (2, 3)
+    if name == "batch":
+        ours, alone = ([row["sharpness"] for row in rows(run, "train")] for run in (folder / name, tmp_path))
+        assert ours == pytest.approx(alone, rel=1e-3)
 
 
 @pytest.mark.parametrize("name", METHODS)

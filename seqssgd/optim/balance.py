@@ -132,7 +132,3 @@ class BalancesLevels(RecordsCurvature):
     @property
     def _uses_pair(self) -> bool:
         return super()._uses_pair or self._balance is not None
-
-    @property
-    def _for_all_processes(self) -> bool:
-        return super()._for_all_processes or self._balance is not None  # or their levels would drift apart

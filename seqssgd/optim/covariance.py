@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -14,6 +13,7 @@ from .halves import Halves
 from .limits import check_settings
 from .noise import NoiseSource
 from .passes import MultiPassOptimizer, Pass
+from .processes import rank, world_size
 
 
 class CovarianceNoise(MultiPassOptimizer):
@@ -73,7 +73,7 @@ class CovarianceNoise(MultiPassOptimizer):
         self.check_groups()
         check_settings(CovarianceNoise, diagonal=diagonal, centred=centred)
         self.diagonal, self.centred = diagonal, centred
-        self.signs = NoiseSource("rademacher", seed=seed)
+        self.sign_source = NoiseSource("rademacher", seed=seed)
         self.example_weights = ExampleWeights(seed, centred)
 
     def pass_signs(self) -> Sequence[int]:
@@ -103,7 +103,7 @@ class CovarianceNoise(MultiPassOptimizer):
         if part.last:
             self.example_weights.keep()
             return
-        signs = self.signs.fill_([entry.parameter for entry in entries], self.draws)  # nothing has to be stored
+        signs = self.sign_source.fill_([entry.parameter for entry in entries], self.draws)  # nothing has to be stored
         for entry, sign in zip(entries, signs, strict=True):
             if (gradient := entry.gradient) is not None:
                 gradient.mul_(sign)
@@ -114,12 +114,12 @@ class CovarianceNoise(MultiPassOptimizer):
             raise ValueError(f"covariance noise has one level for all parameter groups, not {sorted(levels, key=str)}")
 
     def position(self) -> dict[str, Any]:
-        return {**super().position(), "seed": self.signs.seed, "weighed": self.example_weights.position}
+        return {**super().position(), "seed": self.sign_source.seed, "weighed": self.example_weights.position}
 
     def go_to(self, position: Mapping[str, Any]) -> None:
         super().go_to(position)
         self.example_weights.position = position.get("weighed", 0)
-        self.signs.seed = self.example_weights.source.seed = position.get("seed", self.signs.seed)
+        self.sign_source.seed = self.example_weights.source.seed = position.get("seed", self.sign_source.seed)
 
 
 class ExampleWeights:
@@ -144,9 +144,8 @@ class ExampleWeights:
 
     def draw(self, losses: Tensor) -> Tensor:
         """One ε for each of ``losses``, shape (B,); each process has its own."""
-        world, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
         epsilon = torch.empty_like(losses)
-        self.source.fill_([epsilon], self._next * world + rank)
+        self.source.fill_([epsilon], self._next * world_size() + rank())
         self._next += 1
         if self.centred and len(losses) < 2:
             raise ValueError("centred noise needs two examples or more in part.mean(losses): one has no covariance")

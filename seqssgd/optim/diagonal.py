@@ -3,11 +3,11 @@
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from .entry import Entry
 from .part import Pass
+from .processes import mean_, world_size
 from .products import NoiseTimesGradient
 from .random_noise import RandomNoise
 
@@ -59,11 +59,13 @@ class DiagonalEstimate:
         """For the step: the sums, by the numbers of the weights, the mean over all data-parallel processes."""
         self.settle(entries)
         sums, self._sums, self._marks = self._sums, {}, {}
-        if dist.is_available() and dist.is_initialized() and (world := dist.get_world_size()) > 1:
-            for total in sums.values():  # a pass that was not synchronised has left those of this process's data
-                dist.all_reduce(total)
-                total.div_(world)
-        return sums
+        if world_size() == 1:
+            return sums
+        # A pass that was not synchronised has left those of this process's data, and none of a weight that this process
+        # did not use: which have a gradient is the same in all processes.
+        used = [entry for entry in entries if entry.parameter.grad is not None]
+        found = {e.number: sums[e.number] if e.number in sums else torch.zeros_like(e.weight) for e in used}
+        return {number: mean_(total) for number, total in found.items()}
 
     def __reduce__(self) -> Any:  # a copy of the optimizer has no gradients yet
         return type(self), (self.products,)

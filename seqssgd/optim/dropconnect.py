@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -15,6 +14,7 @@ from .gradients import Gradients
 from .limits import Range
 from .noise import norm_of
 from .passes import Pass
+from .processes import world_size
 from .random_noise import RandomNoise
 
 
@@ -57,7 +57,7 @@ class DropConnect(RandomNoise):
         torch._foreach_mul_([entry.weight for entry in entries], [entry.saved for entry in entries])
 
     def carry_over(self, earlier: Gradients) -> Gradients | None:
-        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        if world_size() == 1:
             return None
         kept = {id(entry.parameter): 1 - entry.level for entry in self.entries()}
         return [

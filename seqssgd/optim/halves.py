@@ -4,10 +4,10 @@ import math
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from .nesting import check_parts, map_arrays, slice_examples
+from .processes import extremes, world_size
 
 Reduction = Literal["mean", "sum"]
 Share = tuple[int | Tensor, int | Tensor]  # the items in the first half, and in the minibatch
@@ -38,7 +38,7 @@ class Halves:
         """The half of ``batch`` for the pass of ``index``; see :meth:`Pass.take`."""
         if count is not None and self.reduction == "sum":
             raise ValueError('count= is for a loss that is a mean over the items; reduction="sum" says it is a sum')
-        if count is not None and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        if count is not None and world_size() > 1:
             raise ValueError(
                 "count= is for one process: in several, the halves of each have counts of their own. Divide the sum of "
                 'the losses by the items of all processes, and say reduction="sum"'
@@ -103,6 +103,28 @@ class Halves:
         none = total == 0
         share = torch.where(none, 0, items / torch.where(none, 1, total))
         return share, torch.where(none, 0, 1 - share).clamp_min(1e-12)
+
+    def check_processes(self, device: torch.device) -> None:
+        """Checks, after the first pass, that its half is one share of the minibatch in all data-parallel processes.
+
+        What they exchange is summed over their passes already, each weighted as its own process has it: of unlike
+        shares every process would make another gradient, and their weights would drift apart.
+
+        Args:
+            device: of the weights.
+
+        Raises:
+            RuntimeError: the shares differ; in all processes.
+        """
+        if self.reduction != "mean" or world_size() == 1:
+            return
+        least, most = extremes(self.weights()[0], device)
+        if least != most:
+            raise RuntimeError(
+                "the first halves of the processes' minibatches are different shares of them (from "
+                f"{least:.4g} to {most:.4g}), so that no weight of the passes suits all processes: give each an even "
+                'number of examples, or sum the losses and say reduction="sum"'
+            )
 
 
 def _sum(sizes: list[int]) -> str:

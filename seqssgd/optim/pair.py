@@ -3,12 +3,12 @@
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from .chunks import pieces
 from .entry import Entry
 from .part import Pass
+from .processes import mean_
 from .products import NoiseTimesGradient, OwnNoiseTimesGradient
 from .random_noise import RandomNoise
 from .sharding import is_sharded
@@ -49,22 +49,20 @@ class PairCurvature:
         """Begins, or stops and forgets."""
         self.recording, self._found = recording, None
 
-    def take(self, part: Pass, entries: list[Entry], continues: bool, everywhere: bool) -> None:
-        """After a pass, while the weights are still moved.
+    def take(self, part: Pass, entries: list[Entry], continues: bool) -> None:
+        """After a pass, while the weights are still moved. In data-parallel training each process has only its own
+        data's g₊, so that the figures are the mean over all processes: one reduction of a number a tensor.
 
         Args:
             continues: whether the figures so far are those of an earlier loop of the same step.
-            everywhere: whether to give the mean over all data-parallel processes: one reduction of a number a tensor.
         """
         if part.index == 0:
             self._squares = [_squared_distance(entry) for entry in entries]
         found = self.products.take(part, entries)
         if not part.last:
             return
-        along = torch.stack([found.get(e.number, s.new_zeros(())) for e, s in zip(entries, self._squares, strict=True)])
-        if everywhere and dist.is_available() and dist.is_initialized() and (world := dist.get_world_size()) > 1:
-            dist.all_reduce(along)
-            along = along / world
+        zipped = zip(entries, self._squares, strict=True)
+        along = mean_(torch.stack([found.get(entry.number, square.new_zeros(())) for entry, square in zipped]))
         tensors = [(entry.layer, entry.weight.numel()) for entry in entries]
         if continues and self._found is not None and self._found[0] == tensors:
             along = along + self._found[1]
@@ -117,8 +115,8 @@ class RecordsCurvature(RandomNoise):
 
         Empty before the first pair of passes, and where nothing is recorded. Layers are those that had noise in that
         step. Over several loops of one step the figures add up: with losses divided by the number of loops they are
-        those of the mean loss. With gradients that were scaled (a ``GradScaler``) they are scaled alike. With DDP each
-        process has the estimate of its own data, and with ``signs="pairs"`` that of all data.
+        those of the mean loss. With gradients that were scaled (a ``GradScaler``) they are scaled alike. With DDP they
+        are those of the data of all processes.
         """
         return self._pair.by_layer() if self._pair.recording else {}
 
@@ -131,15 +129,11 @@ class RecordsCurvature(RandomNoise):
         super().after_pass(part, entries)
         if self._uses_pair:
             continues = self._run.continues and any(entry.earlier is not None for entry in entries)
-            self._pair.take(part, entries, continues, self._for_all_processes)
+            self._pair.take(part, entries, continues)
 
     @property
     def _uses_pair(self) -> bool:
         return self._pair.recording
-
-    @property
-    def _for_all_processes(self) -> bool:
-        return self._pair.own
 
     def _check_curvature(self) -> None:
         if self.source.granularity.startswith("filter"):

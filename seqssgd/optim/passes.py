@@ -141,6 +141,8 @@ class MultiPassOptimizer(Hooks):
                     self._run.watch.end_pass(self._name_of)
                 if entries:
                     importance = part.importance = tuple(self.pass_weights(len(signs), share))
+                    if share is not None and index == 0:
+                        share.check_processes(entries[0].weight.device)
                     self._finish_pass(part, entries)
         finally:
             self._restore()

@@ -5,6 +5,8 @@ from typing import Literal
 
 import torch.distributed as dist
 
+from .processes import world_size
+
 Signs = Literal["batch", "halves", "steps", "ranks", "pairs"]
 BY_RANK = ("ranks", "pairs")
 
@@ -13,7 +15,7 @@ def signs_of(signs: str, draws: int) -> Sequence[int]:
     """The signs of the passes of a step, of which there were ``draws`` with noise before."""
     both = (+1, -1)
     if signs in BY_RANK:
-        return both[dist.get_rank() % 2 :][:1]
+        return both[dist.get_rank() % 2 :][:1]  # where the group is gone, that is an error
     return both[draws % 2 :][:1] if signs == "steps" else both
 
 
@@ -23,6 +25,6 @@ def check_processes(signs: str) -> None:
     Raises:
         ValueError: their number is odd.
     """
-    processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    processes = world_size()
     if signs in BY_RANK and processes % 2:
         raise ValueError(f'signs="{signs}" needs an even number of data-parallel processes; there are {processes}')

@@ -27,7 +27,8 @@ class SymmetricNoise(BalancesLevels):
     Args:
         base: the optimizer that steps, over groups whose ``"noise"`` entry is the level c (:func:`noise_groups`).
         signs: where the gradients at w+n and at w-n come from. ``"batch"``: the same minibatch, two passes, as in the
-            paper. ``"halves"``: a half of the minibatch each, for the price of one pass (use ``part.take``).
+            paper. ``"halves"``: a half of the minibatch each, for the price of one pass (use ``part.take``); of mean
+            losses in several processes, the same share in each, as of even numbers of examples.
             ``"steps"``: two successive minibatches, one pass each, the second with the first's n reversed.
             ``"ranks"``: one pass in each data-parallel process, +n in the even and -n in the odd ones, whose mean is
             what DDP makes of their gradients. ``"pairs"``: the same, where processes 2k and 2k+1 are given the same

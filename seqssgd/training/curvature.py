@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 
-from .. import processes
 from ..errors import UserError
 from ..optim import SymmetricNoise
 from .progress import Progress
@@ -54,11 +53,8 @@ class CurvatureLog:
             sums[:] = sums[0] + value, sums[1] + 1
 
     def means(self) -> tuple[dict[str, float], dict[str, float]]:
-        """The means since the last call, over all processes: of the whole, and by layer."""
-        found = {
-            name: processes.mean(total) / processes.mean(count)
-            for name, (total, count) in self.progress.curvature.items()
-        }
+        """The means since the last call, of the data of all processes: of the whole, and by layer."""
+        found = {name: total / count for name, (total, count) in self.progress.curvature.items()}
         self.progress.curvature.clear()
         by_layer = {name: value for name, value in found.items() if name.startswith("trace/")}
         return {name: value for name, value in found.items() if name not in by_layer}, by_layer
