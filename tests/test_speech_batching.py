@@ -49,6 +49,7 @@ def test_every_utterance_is_in_one_minibatch_of_one_process_within_the_budget(wo
     for batch in batches:
         assert len(batch) * max(LENGTHS[i] for i in batch) <= BUDGET
         assert settings.get("smallest", 1) <= len(batch) <= settings.get("largest", 500)
+        assert world_size == 1 or settings.get("smallest") != 2 or len(batch) % 2 == 0  # halves of one share everywhere
 
 
 def test_any_plan_is_whole_and_equal_or_refused_for_a_reason_that_holds():
@@ -71,10 +72,22 @@ def test_any_plan_is_whole_and_equal_or_refused_for_a_reason_that_holds():
         epochs = [plan.epoch(1) for plan in plans]
         batches = [batch for epoch in epochs for batch in epoch]
         assert {len(epoch) for epoch in epochs} == {len(plans[0])}
-        assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+        even = smallest == 2 and world_size > 1
+        odd_one = even and len(lengths) % 2
+        assert len({i for batch in batches for i in batch}) == sum(map(len, batches)) == len(lengths) - odd_one
+        assert not even or all(len(batch) % 2 == 0 for batch in batches)
         assert all(smallest <= len(batch) <= (largest or 120) for batch in batches)
         assert all(len(batch) * max(lengths[i] for i in batch) <= fit * max(lengths) for batch in batches)
     assert made > 250
+
+
+def test_of_an_odd_number_to_halve_in_several_processes_each_of_the_longest_has_its_turn_to_be_left_out():
+    some, left_out = set(range(99)), set()
+    plans = [BucketBatches(LENGTHS, BUDGET // 5, some, smallest=2, buckets=3, rank=r, world_size=2) for r in (0, 1)]
+    for epoch in range(200):
+        (one,) = some - {i for plan in plans for batch in plan.epoch(epoch) for i in batch}
+        left_out.add(one)
+    assert left_out == set(plans[0].buckets[-1].indices) and len(plans[0].buckets) == 3
 
 
 def test_minibatches_are_a_pure_function_of_seed_and_epoch():

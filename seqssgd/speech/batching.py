@@ -127,7 +127,9 @@ class BucketBatches:
     Sorted by length, the utterances are cut into buckets of equal total length. Every epoch shuffles each bucket and
     cuts it into minibatches of equal size (± 1) whose padded length, number × longest, is within the budget; then the
     minibatches are shuffled. There are as many in every epoch and for every process, and no utterance is in two.
-    In one step all processes have utterances of about the same length.
+    In one step all processes have utterances of about the same length. Where several processes are to halve their
+    minibatches, all of these are of even size, so that every half is the same share of its own; of an odd number of
+    utterances, one of the longest is left out, drawn anew in every epoch.
 
     Args:
         lengths: of all utterances, in samples, frames, or whatever the budget is counted in.
@@ -136,7 +138,7 @@ class BucketBatches:
         seed: another one gives other minibatches.
         buckets: how many, at most: fewer mix the utterances better, more need less padding. There are fewer where
             they would not have about three minibatches each.
-        smallest: utterances that every minibatch has at least (2 where each is to be halved).
+        smallest: utterances that every minibatch has at least; 2 where each is to be halved.
         largest: utterances that none exceeds.
         rank: number of this process.
         world_size: number of processes.
@@ -164,22 +166,25 @@ class BucketBatches:
                 "bucket, one utterance, and the largest number at least twice the smallest less one"
             )
         self.lengths, self.seed, self.rank, self.world_size = lengths, seed, rank, world_size
+        self.unit = 2 if smallest == 2 and world_size > 1 else 1  # what the size of a minibatch is a multiple of
+        least = smallest // self.unit  # units in a minibatch
         chosen = sorted(range(len(lengths)) if indices is None else indices, key=lambda i: (lengths[i], i))
         if len(chosen) < smallest:
             raise UserError(f"{len(chosen):,} utterances do not make a minibatch of {smallest}")
         enough = round(sum(lengths[i] for i in chosen) / (3 * max(budget, 1)))
         self.buckets = []
-        for part in _cut(chosen, lengths, max(1, min(buckets, enough))):
+        for part in _cut(chosen, lengths, max(1, min(buckets, enough)), self.unit):
             longest = lengths[part[-1]]
             size = budget // max(longest, 1) if largest is None else min(budget // max(longest, 1), largest)
-            # with 2·smallest - 1, every number from smallest on is a sum of numbers from smallest to that
-            if size < 2 * smallest - 1:
+            units = size // self.unit
+            # with 2·least - 1, every number from least on is a sum of numbers from least to that
+            if units < 2 * least - 1:
                 raise UserError(
-                    f"a minibatch of {budget:,} is too small for {2 * smallest - 1} utterances of {longest:,}, the "
-                    "longest; give it a larger budget, or leave long utterances out"
+                    f"a minibatch of {budget:,} is too small for {(2 * least - 1) * self.unit} utterances of "
+                    f"{longest:,}, the longest; give it a larger budget, or leave long utterances out"
                 )
-            self.buckets.append(_Bucket(part, size, -(-len(part) // size)))
-        self._make_divisible(smallest)
+            self.buckets.append(_Bucket(part, units * self.unit, -(-(len(part) // self.unit) // units)))
+        self._make_divisible(least)
 
     def __len__(self) -> int:
         """Minibatches of this process in an epoch, of any process in any epoch."""
@@ -202,7 +207,8 @@ class BucketBatches:
         generator, batches = self._generator(epoch, "batches"), []
         for bucket in self.buckets:
             shuffled = [bucket.indices[i] for i in torch.randperm(len(bucket.indices), generator=generator).tolist()]
-            ends = [len(shuffled) * i // bucket.batches for i in range(bucket.batches + 1)]
+            units = len(shuffled) // self.unit
+            ends = [units * i // bucket.batches * self.unit for i in range(bucket.batches + 1)]
             batches += [shuffled[a:b] for a, b in zip(ends, ends[1:], strict=False)]
         return batches
 
@@ -210,27 +216,29 @@ class BucketBatches:
         digest = hashlib.sha256(f"{self.seed} {epoch} {purpose}".encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:7]))
 
-    def _make_divisible(self, smallest: int) -> None:
+    def _make_divisible(self, least: int) -> None:
         """Cuts some buckets into more minibatches, those with the largest ones first, until every process has equally
         many."""
         while len(self) * self.world_size < sum(bucket.batches for bucket in self.buckets):
-            options = [i for i, b in enumerate(self.buckets) if len(b.indices) // (b.batches + 1) >= smallest]
+            units = [len(bucket.indices) // self.unit for bucket in self.buckets]
+            options = [i for i, b in enumerate(self.buckets) if units[i] // (b.batches + 1) >= least]
             if not options:
                 total = sum(len(bucket.indices) for bucket in self.buckets)
                 raise UserError(
-                    f"{total:,} utterances do not make equally many minibatches of {smallest} or more for each of "
-                    f"{self.world_size} processes; give them a larger budget, or use fewer processes"
+                    f"{total:,} utterances do not make equally many minibatches of {least * self.unit} or more for "
+                    f"each of {self.world_size} processes; give them a larger budget, or use fewer processes"
                 )
             at = max(options, key=lambda i: len(self.buckets[i].indices) / self.buckets[i].batches)
             self.buckets[at] = self.buckets[at]._replace(batches=self.buckets[at].batches + 1)
 
 
-def _cut(chosen: list[int], lengths: Sequence[int], buckets: int) -> list[list[int]]:
-    """Sorted utterances in up to so many parts of equal total length."""
+def _cut(chosen: list[int], lengths: Sequence[int], buckets: int, unit: int) -> list[list[int]]:
+    """Sorted utterances in up to so many parts of equal total length, each of a multiple of ``unit`` but the last."""
     total, done, parts = sum(lengths[i] for i in chosen), 0, [[]]
-    for index in chosen:
-        if parts[-1] and done * buckets >= total * len(parts):
+    for at in range(0, len(chosen), unit):
+        group = chosen[at : at + unit]
+        if parts[-1] and len(group) == unit and done * buckets >= total * len(parts):
             parts.append([])
-        parts[-1].append(index)
-        done += lengths[index]
+        parts[-1] += group
+        done += sum(lengths[i] for i in group)
     return parts
