@@ -51,17 +51,17 @@ class Twin:
             return torch.ones_like(like)
         return positive / positive.mean() + self.damping
 
-    def step(self):
+    def step(self, level=0.4):
         w = bits(self.model)
         z = unit_noise([w[0].shape, w[2].shape], self.distribution, 6, self.count, torch.float64)
         n = [torch.zeros_like(x) for x in w]
         for index, e in zip((0, 2), z, strict=True):
             shaped = e / self.precision(index, w[index]).sqrt()
-            n[index] = shaped * 0.4 * w[index].norm() / shaped.norm()
+            n[index] = shaped * level * w[index].norm() / shaped.norm()
         plus = self.gradients([x + y for x, y in zip(w, n, strict=True)], self.shares[0][1])
         minus = self.gradients([x - y for x, y in zip(w, n, strict=True)], self.shares[1][1])
         a, b = self.shares[0][0], self.shares[1][0]
-        for index in (0, 2):
+        for index in (0, 2) if level else ():
             precision = self.precision(index, w[index])
             size = n[index].square().sum() / (1 / precision).sum()
             estimate = (a * n[index] * plus[index] - b * n[index] * minus[index]) * precision / size
@@ -73,10 +73,10 @@ class Twin:
             self.h[index] = self.decay * before + (1 - self.decay) * estimate
         for index, (p, g, k) in enumerate(zip(self.model.parameters(), plus, minus, strict=True)):
             p.grad = a * g + b * k
-            if self.preconditions and index in self.h:
+            if self.preconditions and self.h.get(index) is not None:
                 p.grad *= (1 + self.damping) / self.precision(index, p.grad)
         self.base.step()
-        self.count += 1
+        self.count += bool(level)
 
 
 BATCH = ((0.5, slice(None)), (0.5, slice(None)))
@@ -110,6 +110,19 @@ def test_averages_and_the_preconditioner_are_those_of_its_twin(settings):
     for _ in range(5):
         train(model, optimizer, 1)
         twin.step()
+        for p, q in zip(model.parameters(), twin.model.parameters(), strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-12)
+
+
+def test_steps_without_noise_are_preconditioned_by_what_was_known_last():
+    model, twin = network(), Twin(0.7, 0.2, "rademacher", BATCH, preconditions=True)
+    optimizer = make(model, curvature_decay=0.7, damping=0.2, precondition=True)
+    levels = [group["noise"] for group in optimizer.param_groups]
+    for on in (False, True, True, False, False, True):
+        for group, level in zip(optimizer.param_groups, levels, strict=True):
+            group["noise"] = level * on
+        train(model, optimizer, 1)
+        twin.step(level=0.4 * on)
         for p, q in zip(model.parameters(), twin.model.parameters(), strict=True):
             torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-12)
 

@@ -42,13 +42,17 @@ class Hooks(DelegatingOptimizer):
         """The weights that are moved, those with a level above 0: in a loop over passes, as they were at its start."""
         if self._run.entries is not None:
             return self._run.entries
+        return self._entries(moved_only=True)
+
+    def _entries(self, moved_only: bool) -> list[Entry]:
+        """The weights that are trained, whatever their level, or those that are moved."""
         found, first = [], 0
         for index, group in enumerate(self.param_groups):
-            params = group["params"]
-            if level := group.get(self.level_key):
+            params, level = group["params"], group.get(self.level_key)
+            if level or not moved_only:
                 layers = group.get("layers") or range(len(params))
                 found += [
-                    Entry(p, group, float(level), f"{index}.{layer}", number)
+                    Entry(p, group, float(level or 0), f"{index}.{layer}", number)
                     for number, (layer, p) in enumerate(zip(layers, params, strict=True), first)
                     if p.requires_grad
                 ]

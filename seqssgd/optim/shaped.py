@@ -39,7 +39,8 @@ class ShapedNoise(EstimatesDiagonal, SymmetricNoise):
         precondition: whether the gradient is divided by the same precision, as Sophia (Liu et al. 2023) and AdaHessian
             (Yao et al. 2021) do: by (max(h, 0)+δ)/(h̄+δ), h̄ the layer's mean of max(h, 0), so that the learning rate is
             SGD's, and no element grows by more than (h̄+δ)/δ. For ``torch.optim.SGD`` alone; its momentum is that of
-            the divided gradients, its weight decay is not divided.
+            the divided gradients, its weight decay is not divided. Steps without noise, as in the phases of a schedule,
+            divide by what was known last; before the first step with noise nothing is, and they are SGD's.
         settings: as of :class:`SymmetricNoise`; ``signs`` are ``"batch"``, ``"halves"`` or ``"pairs"``,
             ``granularity`` is ``"layer"`` or ``"tensor"``.
 
@@ -65,13 +66,16 @@ class ShapedNoise(EstimatesDiagonal, SymmetricNoise):
         precondition: bool = False,
         **settings: Any,
     ):
-        check_settings(ShapedNoise, curvature_decay=curvature_decay, damping=damping, average_over=average_over)
-        check_settings(ShapedNoise, precondition=precondition)
-        self.shape, self.precondition, self.average_over = (
-            CurvatureShape(curvature_decay, damping),
-            precondition,
-            average_over,
+        check_settings(
+            ShapedNoise,
+            curvature_decay=curvature_decay,
+            damping=damping,
+            average_over=average_over,
+            precondition=precondition,
         )
+        self.shape = CurvatureShape(curvature_decay, damping)
+        self.precondition = precondition
+        self.average_over = average_over
         super().__init__(base, **settings)
         self.diagonal = DiagonalEstimate(OwnNoiseTimesGradient() if self.signs == "pairs" else None)
         if precondition and not isinstance(base, SGD):
@@ -101,7 +105,7 @@ class ShapedNoise(EstimatesDiagonal, SymmetricNoise):
         for number, estimate in self.estimates(entries).items():
             self.shape.update(number, estimate)
         if self.precondition:
-            self.shape.precondition(entries)
+            self.shape.precondition(self._entries(moved_only=False))
 
     def position(self) -> dict[str, Any]:
         return {**super().position(), "means": dict(self.shape.means)}

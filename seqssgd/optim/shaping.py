@@ -68,7 +68,12 @@ class CurvatureShape:
             product.div_((squares / inverse).clamp_min(torch.finfo(product.dtype).tiny))
 
     def precondition(self, entries: list[Entry]) -> None:
-        """Divides the gradients of ``entries``, all that there are, by the precisions over what they are for h̄."""
+        """Divides the gradients of ``entries``, all that there are, by the precisions over what they are for h̄.
+
+        Those of a layer of which not all is known stay as they are.
+        """
+        unknown = {entry.layer for entry in entries if entry.number not in self.means}
+        entries = [entry for entry in entries if entry.layer not in unknown]
         sizes = self._sizes(entries)
         for entry in entries:
             if (gradient := entry.gradient) is not None:
