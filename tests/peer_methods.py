@@ -16,10 +16,12 @@ from seqssgd.optim import (
     CovarianceNoise,
     DropConnect,
     OneSidedNoise,
+    RandomNoise,
     ShapedNoise,
     SymmetricNoise,
     noise_groups,
 )
+from seqssgd.optim.halves import Halves
 from seqssgd.optim.reference import scaled_noise, unit_noise
 
 X, Y = torch.randn(5, 4, generator=torch.Generator().manual_seed(1)).double(), torch.ones(5, 2).double()
@@ -183,6 +185,16 @@ def variational(**settings):
         return IVON(groups, betas=(momentum, 0.9), ess=50.0, hess_init=0.5, seed=SEED, **base, **settings)
 
     return make
+
+
+class Split(RandomNoise):
+    """S-SGD by halves, in a class without a setting for it."""
+
+    def pass_signs(self):
+        return (+1, -1)
+
+    def share(self):
+        return Halves()
 
 
 UNIFORM, GAUSSIAN = dict(distribution="uniform"), dict(distribution="gaussian")

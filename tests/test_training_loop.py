@@ -153,8 +153,10 @@ def test_every_method_is_the_plain_loop(tmp_path, method, signs, accumulate, cli
         assert result["final"]["error"] == task.evaluate()["error"].item()
 
 
-def test_halves_of_accumulated_minibatches_of_different_sizes_count_by_their_own_minibatch(tmp_path):
-    config = settings({"method": "ssgd", "signs": "halves"}, {"epochs": 1, "accumulate": 3})
+@pytest.mark.parametrize("optim", [{"method": "ssgd", "signs": "halves"}, {"method": "peer_methods:Split"}], ids=str)
+def test_halves_of_accumulated_minibatches_of_different_sizes_count_by_their_own_minibatch(tmp_path, optim):
+    config = settings(optim, {"epochs": 1, "accumulate": 3})
+    assert config.optim.halves and not settings({"method": "ssgd"}).optim.halves
     _, task = train(tmp_path, config, SmallTask, {"sizes": (5, 2)})
     reference = twin_of(config, sizes=(5, 2))
     plain_loop(reference.model, reference.grouped(1), [0.1] * 3, [0.5] * 3, "halves")

@@ -53,7 +53,6 @@ class MultiPassOptimizer(Hooks):
     """
 
     bn_stats: BNStats
-    halves = False  # whether the passes of a step always share the minibatch out
     processes_per_minibatch = 1  # data-parallel ones that are to be given the same
 
     def __init__(self, base: Optimizer, *, model: nn.Module | None = None, bn_stats: BNStats = "both"):

@@ -132,8 +132,6 @@ class MRWP(RandomNoise):
         ValueError: λ out of range; else as :class:`OneSidedNoise`.
     """
 
-    halves = True
-
     def __init__(
         self,
         base: Optimizer,

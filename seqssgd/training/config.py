@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ..errors import UserError
+from ..optim import MultiPassOptimizer
 from ..optim import schedules as schedule
 from ..optim.groups import HIGHEST_LEVEL
 from ..optim.limits import LARGEST, unmet
@@ -246,8 +247,11 @@ class OptimConfig:
 
     @property
     def halves(self) -> bool:
-        """Whether the passes of a step share the minibatch out, so that it must have two examples."""
-        return (self.takes("signs") and self.signs == "halves") or find_method(self.method).kind.halves
+        """Whether the passes of a step share the minibatch out, so that it must have two examples: the method's class
+        says how, and a setting ``signs``, if it has one, whether.
+        """
+        shares = find_method(self.method).kind.share is not MultiPassOptimizer.share
+        return shares and (self.signs == "halves" if self.takes("signs") else True)
 
     @classmethod
     def unset(cls) -> dict[str, Any]:

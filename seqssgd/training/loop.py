@@ -151,7 +151,8 @@ class _Loop:
 
     def loops(self, micros: list[Any]) -> list[tuple[list[Any], bool]]:
         """The minibatches of each loop over passes, and whether it is the last: halves count by the minibatch."""
-        if getattr(self.optimizer, "signs", None) != "halves":
+        share = self.optimizer.share()
+        if share is None or share.reduction != "mean":
             return [(micros, True)]
         return [([batch], index == len(micros) - 1) for index, batch in enumerate(micros)]
 
