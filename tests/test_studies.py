@@ -20,6 +20,7 @@ from seqssgd.training.methods import METHODS
 sys.path.insert(0, str(ROOT / "recipes/studies"))  # what the program imports beside it
 
 STUDY, TRAIN = load("recipes/studies/run.py"), load("recipes/ptb_lstm/train.py")
+OVERRIDES = sys.modules["overrides"]
 STUDIES, RECIPES = (STUDY.read_yaml(STUDY.HERE / f"{name}.yaml") for name in ("studies", "recipes"))
 NAMED = {recipe for study in STUDIES.values() for recipe in study.get("recipes", [])}  # by the studies made for them
 ANY = [recipe for recipe in RECIPES if recipe not in NAMED - {"ptb", "demo"}]
@@ -208,6 +209,17 @@ def test_a_study_trains_evaluates_and_compares_every_run_seed_by_seed(run, data,
     assert times(tmp_path / "out") == before and "== " not in capsys.readouterr().out
 
 
+def test_options_reach_the_arms_that_have_no_value_of_their_own_which_is_said(data, tmp_path, capsys):
+    arms = {**PAIR["arms"], "late": {"optim.method": "ssgd", "late": 0.5, "optim.noise": 0.1}}
+    assert OVERRIDES.check_overrides(arms, ["--optim.noise_schedule", "1-1S"]) == [
+        "--optim.noise_schedule is not for late, which sets it"
+    ]
+    recipe = {"config": str(ROOT / "recipes/ptb_lstm/small_cpu.yaml"), "roles": [], "options": TINY}
+    study = STUDY.build({"arms": arms}, recipe, data, tmp_path / "out", [0], ["--optim", "{noise: 0.4}"])
+    assert [cell.config["optim"]["noise"] for cell in study.cells] == [0.0, 0.4, 0.1]
+    assert capsys.readouterr().err == "note: --optim.noise is not for late, which sets it\n"
+
+
 def test_an_arm_may_have_fewer_seeds_than_the_others(run, capsys):
     assert run("once", "--seeds", 5, 4, "--list") == 0
     assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == [
@@ -359,6 +371,18 @@ def test_studies_that_cannot_be_made_are_refused_before_anything_is_written(run,
     assert "--max-minutes nan: it must be" in refuse("pair", "--max-minutes", "nan")
     assert "--seeds: -1 is not a whole number from 0 to" in refuse("pair", "--seeds", 0, -1)
     assert "--seeds 1 1: give each of them once" in refuse("pair", "--seeds", 1, 1)
+    for words, message in {
+        "--seed 5": "--seed: a study sets it; give --seeds before --",
+        "--optim.noise_seed=5": "--optim.noise_seed: a study sets it; give --seeds before --",
+        "--out X": "--out: it is an option of the study; give it before --",
+        "--data=X": "--data: it is an option of the study; give it before --",
+        "--max-minutes 3": "--max-minutes: it is an option of the study; give it before --",
+        "--max-steps 5": "--max-steps: a study makes whole runs; give --training.epochs",
+        "--optim.method sam --optim.rho 0.1": "--optim.method: the study's arms set it; choose another study, or train",
+        "--optim {method:\u00a0sam}": "--optim.method: the study's arms set it",
+    }.items():
+        assert message in refuse("pair", "--", *(word.replace("\u00a0", " ") for word in words.split(" "))), words
+    assert "--optim.noise: the study's arms set it" in refuse("tuned", "--", "--optim.noise", 1)
     same = {"shows": "", "arms": {"a": {"optim.method": "none"}, "b": {"optim.method": "none", "epochs": 1}}}
     (tmp_path / "studies.yaml").write_text(yaml.safe_dump({"same": same}))
     assert "a and b would be the same run" in refuse("same")

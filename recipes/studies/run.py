@@ -23,9 +23,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from overrides import check_overrides
 from scaling import absolute
 
-from seqssgd import documents
+from seqssgd import documents, notes
 from seqssgd.commands.runs import evaluate
 from seqssgd.errors import UserError, run_cli
 from seqssgd.report import compare, read_run, summary
@@ -205,9 +206,11 @@ def build(
     """Settles the configuration of every run, before the first of them begins.
 
     Raises:
-        UserError: no data, an option or a value that the recipe refuses, epochs that the study cannot divide, two
-            alternatives that are the same.
+        UserError: no data, an option that the study sets itself, an option or a value that the recipe refuses, epochs
+            that the study cannot divide, two alternatives that are the same.
     """
+    for text in check_overrides(study["arms"], overrides):
+        notes.note(text)
     file = RECIPES / recipe["config"]
     folder = RECIPES / recipe.get("program", file.parent.name)
     train = load_program(folder / "train.py")

@@ -1,0 +1,69 @@
+"""What may follow ``--`` on a study's command line: options that none of its runs would have are refused."""
+
+import contextlib
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from seqssgd.documents import parse_yaml
+from seqssgd.errors import UserError
+from seqssgd.runs.settings import flatten
+
+BEFORE = ("data", "out", "max-minutes", "seeds", "study", "recipe", "list")
+SEEDS = ("seed", "optim.noise_seed")
+MADE = {  # what settings without a dot set, and take no multiples of
+    "phases": {"optim.noise_schedule"},
+    "late": {"optim.noise_schedule"},
+    "periods": {"optim.lr_schedule", "optim.lr_period", "optim.lr_multiplier"},
+}
+
+
+def check_overrides(arms: Mapping[str, Mapping[str, Any]], overrides: Sequence[str]) -> list[str]:
+    """Makes sure that what follows ``--`` reaches some run.
+
+    Args:
+        arms: of the study.
+        overrides: options of the recipe's train.py.
+
+    Returns:
+        notes on options that some arms have a value of their own for.
+
+    Raises:
+        UserError: an option that the study sets for all its runs.
+    """
+    found = []
+    for key in dict.fromkeys(_keys(overrides)):
+        if key in SEEDS:
+            raise UserError(f"--{key}: a study sets it; give --seeds before --")
+        if key in BEFORE:
+            raise UserError(f"--{key}: it is an option of the study; give it before --")
+        if key == "max-steps":
+            raise UserError("--max-steps: a study makes whole runs; give --training.epochs")
+        own = [arm for arm, settings in arms.items() if key in _set_by(settings)]
+        # levels are multiples of the given one where an arm says so, and 0 where it says nothing
+        reached = [
+            arm for arm, settings in arms.items() if arm not in own and (key != "optim.noise" or "noise" in settings)
+        ]
+        if not reached:
+            raise UserError(
+                f"--{key}: the study's arms set it; choose another study, or train with the recipe's train.py"
+            )
+        if own:
+            found.append(f"--{key} is not for {', '.join(own)}, which set{'s' * (len(own) == 1)} it")
+    return found
+
+
+def _keys(overrides: Sequence[str]) -> Iterator[str]:
+    """The settings, under dotted keys, and other options that words of a command line give."""
+    for word, following in itertools.pairwise([*overrides, ""]):
+        if not word.startswith("--"):
+            continue
+        key, equals, value = word.removeprefix("--").partition("=")
+        inside: Any = None
+        with contextlib.suppress(ValueError):  # the recipe says what is wrong with it
+            inside = parse_yaml((value if equals else following).encode())
+        yield from flatten(inside, f"{key}.") if isinstance(inside, dict) else [key]
+
+
+def _set_by(settings: Mapping[str, Any]) -> set[str]:
+    return {name for key in settings for name in MADE.get(key, {key} if "." in key else set())}
