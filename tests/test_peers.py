@@ -306,6 +306,14 @@ def test_late_start_has_one_clean_pass_until_then(name):
     assert optimizer.draws == 1
 
 
+def test_a_build_of_torch_without_processes_has_every_method(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_available", lambda: False)
+    for name in ("is_initialized", "get_rank", "get_world_size"):
+        monkeypatch.delattr(torch.distributed, name)
+    for name in METHODS:
+        train(*make(name), 2)
+
+
 def test_impossible_settings_are_refused_at_once():
     weight = nn.Parameter(torch.ones(2, 2))
 
