@@ -227,7 +227,6 @@ def notes(found: Mapping[str, Any]) -> list[str]:
     measured_on_both = [
         *(["lines, planes, slices"] if found["surfaces"] else []),
         *(["robustness"] if any("robustness" in run for run in runs.values()) else []),
-        *(["few bits"] if any("rounding" in run for run in runs.values()) else []),
     ]
     if measured_on_both:
         said.append(
@@ -245,8 +244,9 @@ def notes(found: Mapping[str, Any]) -> list[str]:
         said.append("SAM: the rise at a distance of 0.05 along the gradient.")
     if any("bits" in run.get("rounding", {}) for run in runs.values()):
         said.append(
-            f"Few bits: {settings['split']} loss / error rate in % with every weight that noise may perturb at the "
-            "nearest of 2^b − 1 evenly spaced values, symmetric, a scale for each row (unit, filter, token)."
+            f"Few bits: {settings['split']} loss / error rate in % ({first['errors_are']}) on about "
+            f"{settings['figure_terms']:,} {first['terms_are']}, with every weight that noise may perturb at the nearest "
+            "of 2^b − 1 evenly spaced values, symmetric, a scale for each row (unit, filter, token)."
         )
     if any("weights" in run.get("calibration", {}) for run in runs.values()):
         said.append(
