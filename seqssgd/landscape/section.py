@@ -245,8 +245,8 @@ def notes(found: Mapping[str, Any]) -> list[str]:
     if any("bits" in run.get("rounding", {}) for run in runs.values()):
         said.append(
             f"Few bits: {settings['split']} loss / error rate in % ({first['errors_are']}) on about "
-            f"{settings['figure_terms']:,} {first['terms_are']}, with every weight that noise may perturb at the nearest "
-            "of 2^b − 1 evenly spaced values, symmetric, a scale for each row (unit, filter, token)."
+            f"{settings['figure_terms']:,} {first['terms_are']}, with every weight that noise may perturb at the "
+            "nearest of 2^b − 1 evenly spaced values, symmetric, a scale for each row (unit, filter, token)."
         )
     if any("weights" in run.get("calibration", {}) for run in runs.values()):
         said.append(
