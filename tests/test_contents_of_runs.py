@@ -39,12 +39,12 @@ def test_files_that_a_model_depends_on_are_those_of_its_checkpoint(tmp_path):
 
 def test_a_run_of_another_kind_is_called_what_it_is(tmp_path):
     kinds = {
-        "a language model": "hidden_size: 3",
-        "a speech recogniser": "features: {}, network: {}",
-        "an image classifier": "name: x",
+        "a language model": "model: {}\nsequence_length: 3\n",
+        "a speech recogniser": "model: {}\ntokens: {}\naugment: {}\n",
+        "an image classifier": "model: {}\nbn_images: 3\n",
     }
-    for kind, model in kinds.items():
-        (tmp_path / "config.yaml").write_text(f"model: {{{model}}}\n")
+    for kind, settings in kinds.items():
+        (tmp_path / "config.yaml").write_text(settings)
         for wanted in kinds:
             if wanted != kind:
                 with pytest.raises(UserError, match=f"is a run of {kind}; give one of {wanted}"):

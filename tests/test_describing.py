@@ -84,9 +84,9 @@ def test_runs_of_image_classifiers_and_recognisers_too(tmp_path, capsys):
     optim = dataclasses.asdict(OptimConfig(method="ssgd", noise=0.5))
     for name, model, config in (
         ("speech", Recognizer(small, tokens.vocab_size),
-         {"model": dataclasses.asdict(small), "tokenizer": tokens.fingerprint}),
+         {"recipe": "wsj_sgcn", "model": dataclasses.asdict(small), "tokenizer": tokens.fingerprint}),
         ("images", build_classifier(NETWORKS.settings("resnet20"), 3),
-         {"model": {"name": "resnet20"}, "data": {"classes": 3}}),
+         {"recipe": "cifar_cnn", "model": {"name": "resnet20"}, "data": {"classes": 3}}),
     ):  # fmt: skip
         run = tmp_path / name
         (run / "checkpoints").mkdir(parents=True)
@@ -130,5 +130,5 @@ def test_what_cannot_be_described_is_refused_with_the_mend(text, tmp_path, capsy
     program = tmp_path / "none.py"
     program.write_text("")
     assert "trains no recipe" in refuse(PTB, "--data", text, "--program", program)
-    (tmp_path / "config.yaml").write_text("optim: {nothing: 1}\nmodel: {hidden_size: 3}\n")
+    (tmp_path / "config.yaml").write_text("optim: {lr: 1}\nmodel: {hidden_size: 3}\nsequence_length: 5\n")
     assert "tokenizer" in refuse(tmp_path)

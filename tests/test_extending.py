@@ -15,6 +15,7 @@ import yaml
 
 from seqssgd import cli
 from seqssgd.errors import UserError
+from seqssgd.runs.recipes import read_recipe
 from seqssgd.training import OptimConfig
 from seqssgd.training.methods import GIVEN, METHODS
 
@@ -155,6 +156,9 @@ def test_the_recipe_of_the_page_trains_resumes_and_is_compared(here, capsys):
         here(line)
     said = capsys.readouterr().out
     assert "SGD" in said and "weight noise 0.1" in said and "runs/curve_noise" in said
+    assert yaml.safe_load(Path("runs/curve/config.yaml").read_text())["recipe"] is None
+    with pytest.raises(UserError, match="does not say which recipe reads the run"):
+        read_recipe("runs/curve")
     first = lines("A recipe")[0].replace("--out runs/curve", "--out runs/again")
     here(f"{first} --max-minutes 1e-9")
     here(first)

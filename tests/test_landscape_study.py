@@ -328,7 +328,7 @@ def test_runs_that_do_not_fit_are_refused(refuse, language, speech, images, tmp_
     wide = other_run(language[1], tmp_path / "wide", lambda c: c["model"].update(hidden_size=16))
     assert "weights of another model" in refuse(language[0], wide)
     strange = other_run(language[1], tmp_path / "strange", lambda c: c.update(model={"depth": 3}, recipe=None))
-    assert "is that of no recipe; give a run of a recipe" in refuse(strange)
+    assert "does not say which recipe reads the run" in refuse(strange)
     assert "not a run directory" in refuse(tmp_path / "nothing")
     assert "given twice" in refuse(language[0], language[0])
     copy = shutil.copytree(language[0], tmp_path / "copy")

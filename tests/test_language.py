@@ -35,7 +35,8 @@ def make_run(folder: Path, tokenizer=None) -> Path:
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "tokenizer").mkdir()
     tokenizer.save(folder / "tokenizer")
-    (folder / "config.yaml").write_text(yaml.safe_dump({"model": MODEL, "data": {"name": "text", "fingerprint": "f"}}))
+    config = {"recipe": "ptb_lstm", "model": MODEL, "data": {"name": "text", "fingerprint": "f"}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
     for seed, name in enumerate(("best", "step-99999999", "step-100000000")):
         state = {"model": model_of(tokenizer.vocab_size, seed).state_dict()}
         torch.save(state, folder / f"checkpoints/{name}.pt")
@@ -194,9 +195,9 @@ def test_what_is_no_checkpoint_of_the_run_is_refused_and_named(tmp_path):
     [
         (None, "is not a run directory"),
         ("{", r"config.yaml: no settings in YAML \(.*, line 1\); put the run's own back"),
-        ("model: 3", "section 'model' is that of no recipe"),
-        ("model: {width: 3}", "section 'model' is that of no recipe"),
-        ("model: {hidden_size: 0, num_layers: 1}", "hidden_size must be at least 1"),
+        ("model: 3", r"does not say which recipe reads the run; see about\["),
+        ("model: {hidden_size: 3}", "does not say which recipe"),
+        ("{model: {hidden_size: 0, num_layers: 1}, sequence_length: 5}", "hidden_size must be at least 1"),
     ],
 )
 def test_a_folder_that_is_no_run_of_a_language_model_is_refused(tmp_path, content, reason):

@@ -369,11 +369,17 @@ def test_runs_of_the_other_recipes_are_evaluated_by_the_same_command(recipe, opt
 @pytest.mark.parametrize(
     "config, name",
     [
-        ({"model": {"hidden_size": 200, "num_layers": 2}}, "ptb_lstm"),
-        ({"model": {"features": {}, "network": {"width": 190}}}, "wsj_sgcn"),
+        ({"model": {"hidden_size": 200, "num_layers": 2}, "sequence_length": 35, "data": {"x": 1}}, "ptb_lstm"),
+        ({"model": {"features": {}, "network": {"width": 190}}, "tokens": {}, "augment": {}}, "wsj_sgcn"),
         ({"model": {"name": "resnet20"}, "corpus": {"pad": 4}, "bn_images": 1}, "cifar_cnn"),
         ({"model": {"name": "resnet50"}, "corpus": {"smallest_area": 0.1}, "bn_images": 1}, "imagenet_resnet"),
         ({"model": {"name": "transformer"}, "recipe": "ptb_lstm"}, "ptb_lstm"),
+        ({"model": {"hidden_size": 64}, "batch_size": 4, "seed": 0, "optim": {}, "training": {}}, None),
+        ({"model": {"hidden_size": 64}, "sequence_length": 35, "horizon": 3}, None),
+        ({"model": {"hidden_size": 64, "kernel": 3}, "sequence_length": 35}, None),
+        ({"model": {"name": "gru", "hidden_size": 64}, "sequence_length": 35, "recipe": None}, None),
+        ({"model": {"name": "resnet20"}}, None),
+        ({"model": {"name": "resnet21"}, "bn_images": 1}, None),
         ({"model": {"width": 3}}, None),
         ({"model": 3}, None),
     ],
@@ -396,7 +402,7 @@ def test_recipes_from_elsewhere_are_found_when_they_are_wanted(tmp_path, monkeyp
     for name in ("nothing", "my_recipe:None", "json:loads"):
         with pytest.raises(UserError, match="recipe"):
             find_recipe(name)
-    (tmp_path / "config.yaml").write_text("model: {hidden_size: 3}")
+    (tmp_path / "config.yaml").write_text("{model: {hidden_size: 3}, sequence_length: 35}")
     recipe, found = read_recipe(tmp_path)
     assert recipe.name == "ptb_lstm" and found["model"] == {"hidden_size": 3, "name": "lstm", "num_layers": 2,
                                                            "dropout": 0.0, "init_scale": 0.1}  # fmt: skip

@@ -324,7 +324,7 @@ def test_folders_that_are_no_run_of_a_recogniser_are_refused(data, finished, tmp
     config = yaml.safe_load((run / "config.yaml").read_text())
     for changed, reason in (
         ({**config, "model": {"hidden_size": 5}}, "describes no speech recogniser (section 'model'"),
-        ({"model": 3}, "section 'model' is that of no recipe"),
+        ({"model": 3}, "does not say which recipe reads the run"),
     ):
         (run / "config.yaml").write_text(yaml.safe_dump(changed))
         assert reason in refused(capsys, evaluate_run, "--run", run, "--data", data)

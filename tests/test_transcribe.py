@@ -54,7 +54,7 @@ def run(tmp_path) -> Path:
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "tokenizer").mkdir()
     tokenizer.save(folder / "tokenizer")
-    settings = {"model": dataclasses.asdict(CONFIG), "tokenizer": tokenizer.fingerprint}
+    settings = {"recipe": "wsj_sgcn", "model": dataclasses.asdict(CONFIG), "tokenizer": tokenizer.fingerprint}
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))
     torch.save({"model": model_of().state_dict()}, folder / "checkpoints/best.pt")
     return folder

@@ -115,6 +115,8 @@ def _settings(config: Any) -> dict[str, Any]:
         kind = dataclasses.make_dataclass("Config", [("optim", OptimConfig), ("training", TrainingConfig)])
     else:
         kind, config = recipe.config_class, {"recipe": recipe.name, **config}
+    if config.get("recipe", "") is None:  # as earlier versions left it out
+        config = {key: value for key, value in config.items() if key != "recipe"}
     check_kinds(config, kind)
     found = completed(config, kind, settled=False)
     return flatten({"optim": found["optim"], "training": found["training"], **found})  # first what every task has

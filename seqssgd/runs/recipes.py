@@ -1,7 +1,8 @@
 """Which recipe made a run, and so what reads it: settings, task, model, evaluation.
 
-``config.yaml`` says so in its entry ``recipe``: a name of ``RECIPES``, or ``module:NAME`` for a :class:`Recipe` of
-anyone's. Runs of versions that did not say are told by the sections that their configurations have.
+``config.yaml`` says so in its entry ``recipe``: a name of ``RECIPES``, ``module:NAME`` for a :class:`Recipe` of
+anyone's, or null. Runs of versions that did not say are told by the sections that their configurations have, if
+these hold nothing that the recipe does not know: a recipe of anyone's may have sections of the same names.
 """
 
 import importlib
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 from ..errors import UserError
 from ..named import load_named
 from . import layout
-from .settings import check_kinds, completed, read_config
+from .settings import check_kinds, completed, knows_all, read_config
 
 LANGUAGE_MODEL, RECOGNISER, CLASSIFIER = "a language model", "a speech recogniser", "an image classifier"
 
@@ -64,19 +65,31 @@ def recipe_of(config: Mapping[str, Any], imports: bool = True) -> Recipe | None:
     Raises:
         UserError: it names a recipe that is not there.
     """
-    name = config.get("recipe")
-    if isinstance(name, str):
-        return find_recipe(name) if imports else RECIPES.get(name)
-    model = config.get("model")
-    if not isinstance(model, Mapping):
+    if "recipe" in config:
+        name = config["recipe"]
+        return None if not isinstance(name, str) else find_recipe(name) if imports else RECIPES.get(name)
+    if not isinstance(config.get("model"), Mapping):
         return None
-    if {"features", "network"} <= set(model) or {"tokens", "augment"} <= set(config):
-        return RECIPES["wsj_sgcn"]
-    if "bn_images" in config or set(model) == {"name"}:
-        corpus = config.get("corpus")
-        encoded = isinstance(corpus, Mapping) and "smallest_area" in corpus
-        return RECIPES["imagenet_resnet" if encoded else "cifar_cnn"]
-    return RECIPES["ptb_lstm"] if "hidden_size" in model else None
+    likely = next((recipe for recipe, signs in _SIGNS.items() if all(_has(config, sign) for sign in signs)), None)
+    if likely is None or not knows_all(config, RECIPES[likely].config_class, beside=_ABOUT):
+        return None
+    return RECIPES[likely]
+
+
+# Of runs that do not say their recipe: settings that each of them has, in the order in which they decide.
+_SIGNS = {
+    "wsj_sgcn": ("tokens", "augment"),
+    "imagenet_resnet": ("bn_images", "corpus.smallest_area"),
+    "cifar_cnn": ("bn_images",),
+    "ptb_lstm": ("sequence_length",),
+}
+_ABOUT = ("data", "tokenizer")  # what their configurations have beside the settings
+
+
+def _has(config: Mapping[str, Any], key: str) -> bool:
+    section, _, name = key.rpartition(".")
+    found = config.get(section) if section else config
+    return isinstance(found, Mapping) and name in found
 
 
 def find_recipe(name: str) -> Recipe:
@@ -106,7 +119,10 @@ def read_recipe(run: str | Path, kind: str | None = None) -> tuple[Recipe, dict[
     config = read_config(run)
     recipe = recipe_of(config)
     if recipe is None:
-        raise UserError(f"{Path(run) / layout.CONFIG}: section 'model' is that of no recipe; give a run of a recipe")
+        raise UserError(
+            f"{Path(run) / layout.CONFIG}: it does not say which recipe reads the run; see about['recipe'] in "
+            "docs/extend.md"
+        )
     if kind is not None and recipe.kind != kind:
         raise UserError(f"{run} is a run of {recipe.kind}; give one of {kind}")
     try:

@@ -74,6 +74,22 @@ def check_kinds(config: Mapping[str, Any], like: Any, prefix: str = "") -> None:
             raise ValueError(wrong)
 
 
+def knows_all(config: Mapping[str, Any], like: Any, beside: Sequence[str] = ()) -> bool:
+    """Whether a configuration has no sections and settings but those of ``like`` (see :func:`completed`).
+
+    Args:
+        beside: further entries that it may have, whatever they hold.
+    """
+    for field, section in _sections(config, like):
+        within = config.get(field.name)
+        if section is None and "networks" in field.metadata:  # of a network that is not known
+            return False
+        if section is not None and isinstance(within, Mapping) and not knows_all(within, section):
+            return False
+    kind = like if isinstance(like, type) else type(like)
+    return set(config) <= {*_names(kind), *beside}
+
+
 def restored(config: Mapping[str, Any], kind: type) -> Any:
     """The configuration of a run as the dataclass that it was.
 

@@ -34,7 +34,8 @@ def train(command: Command, task: Task, about: Mapping[str, Any], begin: Callabl
     Args:
         command: its configuration has the sections ``optim`` and ``training``.
         task: see :class:`Task`.
-        about: what the result depends on beside the configuration, such as the data; it becomes a part of config.yaml.
+        about: what the result depends on beside the configuration, such as the data, and ``"recipe"``, what reads the
+            run (:mod:`seqssgd.runs.recipes`; None without it); it becomes a part of config.yaml.
         begin: called by the main process with the run directory as soon as that is open.
 
     Raises:
@@ -50,7 +51,7 @@ def train(command: Command, task: Task, about: Mapping[str, Any], begin: Callabl
         return 0
     not_reached = check_reach(config.optim, config.training.epochs, task.steps_per_epoch, command.max_steps)
     schedulers = build_schedulers(optimizer, config.optim, config.training.epochs)
-    run = RunDirectory(command.out, config, about, command.data)
+    run = RunDirectory(command.out, config, {"recipe": None, **about}, command.data)
     if is_main():
         for by, unused in left_out(config.optim).items():
             settings = ", ".join(f"{key} {value}" for key, value in unused.items())
