@@ -63,7 +63,8 @@ class NoiseFinder:
         """Trains both, from where they were left; returns the exit status, which is not 0 if a signal ended one.
 
         Raises:
-            UserError: there is no such program, it refuses an option, or its method has no noise level.
+            UserError: there is no such program, it refuses an option, its method has no noise level, or a training
+                ended before the level had risen.
         """
         recipe = load_program(self.program)
         if not (hasattr(recipe, "Config") and hasattr(recipe, "main")):
@@ -86,6 +87,7 @@ class NoiseFinder:
             run = ["--out", str(self.out / name), "--max-steps", str(self.warmup + self.rising)]
             if status := recipe.main([*self.options, *as_options({**common, **settings}), *run]):
                 return status
+            self._losses(name)  # one that ended too soon is no use to the other
         return 0
 
     def curve(self) -> NoiseCurve:

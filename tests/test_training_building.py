@@ -68,6 +68,7 @@ BEYOND = {  # what is asked of a training of 8 epochs with 5 steps each: an erro
     "noise_schedule=7-1S noise_ramp=7,0": "",
     "noise_schedule=39-1S noise_unit=step": "",
     "noise_ramp=3,4": "",
+    "noise_ramp=3,1000000 noise=3750": "",  # of the noise finder
     "method=swa average_start=39": "",
     "method=none noise_schedule=8-2S noise=0": "",
     "noise_schedule=5-2S-2S": "optim.noise_schedule: 5-2S-2S has 9 epochs, and those after 8 are not reached",

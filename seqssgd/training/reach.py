@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from ..errors import UserError
 from ..optim import WeightAverage
+from ..optim.groups import HIGHEST_LEVEL
 from ..optim.schedules import phase_ends, phases, ramp
 from .config import OptimConfig
 from .methods import find_method
@@ -75,7 +76,8 @@ def _of_noise(optim: OptimConfig, unit: str, length: int, limit: int) -> list[st
     found = []
     if phase is not None and (end := phase_ends(phase)[-1]) > length:
         found.append(f"optim.noise_schedule: {phase} has {end} {unit}, and those after {length} are not reached")
-    if rise is not None and (top := ramp(*rise)(length - 1)) < 1:
+    # one to a level that is too high for any network is not meant to reach it: the noise finder's
+    if rise is not None and optim.noise <= HIGHEST_LEVEL and (top := ramp(*rise)(length - 1)) < 1:
         found.append(
             f"optim.noise_ramp: {list(rise)} rises to {top:.2g} of the level in the {length} {unit} of training"
         )
