@@ -73,10 +73,18 @@ class Robustness(Stage):
     curves: NotRequired[dict[str, list[Increase]]]
 
 
+class Rounded(TypedDict):
+    """Of a model with weights in few bits."""
+
+    loss: Number
+    error: Number
+
+
 class Rounding(Stage):
     """Figures by the bits of a weight, and ``"clean"``."""
 
-    bits: NotRequired[dict[str, dict[str, Number]]]
+    bits: NotRequired[dict[str, Rounded]]
+    terms: NotRequired[int]
 
 
 class Confidence(TypedDict):

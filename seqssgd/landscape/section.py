@@ -165,12 +165,11 @@ def variance_table(found: Mapping[str, Any]) -> Table:
 
 def rounding_table(found: Mapping[str, Any]) -> Table:
     """One row per run: loss and error rate on the split beside the training set, by the bits of a weight."""
-    split = found["settings"]["split"]
     known = {name: run["rounding"]["bits"] for name, run in found["runs"].items() if "bits" in run.get("rounding", {})}
     bits = list(dict.fromkeys(key for each in known.values() for key in each))
     rows = []
     for name, each in known.items():
-        pairs = [[each.get(key, {}).get(f"{split} {figure}") for figure in ("loss", "error")] for key in bits]
+        pairs = [[each.get(key, {}).get(figure) for figure in ("loss", "error")] for key in bits]
         rows.append([name, *(" / ".join(map(_number, pair)) for pair in pairs)])
     return Table(["run", *(key if key == "clean" else f"{key} bits" for key in bits)], rows)
 
@@ -217,7 +216,8 @@ def notes(found: Mapping[str, Any]) -> list[str]:
             f"Curvature and sharpness on about {settings['terms']:,} {first['terms_are']} of the training data, "
             "without augmentation and dropout."
         )
-    counts = {run["errors"]["terms"] for run in runs.values() if "terms" in run.get("errors", {})}
+    stages = [run.get(stage, {}) for run in runs.values() for stage in ("errors", "rounding")]
+    counts = {stage["terms"] for stage in stages if "terms" in stage}
     if counts:
         counted = " or ".join(f"{count:,}" for count in sorted(counts))
         said.append(
@@ -244,8 +244,7 @@ def notes(found: Mapping[str, Any]) -> list[str]:
         said.append("SAM: the rise at a distance of 0.05 along the gradient.")
     if any("bits" in run.get("rounding", {}) for run in runs.values()):
         said.append(
-            f"Few bits: {settings['split']} loss / error rate in % ({first['errors_are']}) on about "
-            f"{settings['figure_terms']:,} {first['terms_are']}, with every weight that noise may perturb at the "
+            f"Few bits: {settings['split']} loss / error rate in % with every weight that noise may perturb at the "
             "nearest of 2^b − 1 evenly spaced values, symmetric, a scale for each row (unit, filter, token)."
         )
     if any("weights" in run.get("calibration", {}) for run in runs.values()):

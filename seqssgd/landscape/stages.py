@@ -161,17 +161,18 @@ def robustness(subject: Subject, settings: StageSettings) -> dict[str, Any]:
 
 
 def rounding(subject: Subject, settings: StageSettings) -> dict[str, Any]:
-    """Loss and error rate of both splits with the weights that training may perturb in few bits."""
-    splits, weights = ("train", settings.split), WeightNoise(subject.model).params
-    found = {"clean": subject.figures(splits, settings.figure_terms)}
+    """As :func:`errors`, with the weights that training may perturb in few bits."""
+    weights = WeightNoise(subject.model).params
+    found = {"clean": errors(subject, settings)}
     try:
         for bits in BITS:
             with in_bits(weights, bits):
                 subject.recalibrate()
-                found[f"{bits}"] = subject.figures(splits, settings.figure_terms)
+                found[f"{bits}"] = errors(subject, settings)
     finally:
         subject.recalibrate()
-    return {"bits": found}
+    return {"bits": {name: {key: figures[key] for key in ("loss", "error")} for name, figures in found.items()},
+            "terms": found["clean"]["terms"]}  # fmt: skip
 
 
 def calibration(subject: Subject, settings: StageSettings) -> dict[str, Any]:
