@@ -133,6 +133,17 @@ def a_sign_on_each_rank_with_one_minibatch_for_both_is_the_papers_step():
         torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-11)
 
 
+def step_all(*optimizers):
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def assert_same_weights(model, other, what):
+    for p, q in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-11, msg=lambda text: f"{what}: {text}")
+
+
 def curvature_of_a_pair_of_processes_is_that_of_one_with_both_signs():
     """By layer, and by weight, over several loops of a step; the gradients of DDP are the mean over both signs."""
     for method in ("layers", "shaped", "balanced", "ivon"):
@@ -168,12 +179,9 @@ def curvature_of_a_pair_of_processes_is_that_of_one_with_both_signs():
                 assert list(found) == list(wanted)
                 for name, figures in wanted.items():
                     torch.testing.assert_close(torch.stack(found[name]), torch.stack(figures), rtol=1e-9, atol=1e-12)
-            for each in (optimizer, reference):
-                each.step()
-                each.zero_grad()
+            step_all(optimizer, reference)
             assert_same_on_every_rank(model.parameters())
-        for p, q in zip(model.parameters(), alone.parameters(), strict=True):
-            torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-11, msg=lambda text, method=method: f"{method}: {text}")
+        assert_same_weights(model, alone, method)
         assert not any(p._backward_hooks for p in model.parameters())
 
 
@@ -231,12 +239,9 @@ def a_layer_that_one_rank_skips_has_no_gradient_there_and_that_of_the_others_in_
                 ddp(batch, part.sign < 0).sub(1).square().mean().backward()
             for part in reference.passes():
                 alone(batch, part.sign < 0).sub(1).square().mean().backward()
-            for each in (optimizer, reference):
-                each.step()
-                each.zero_grad()
+            step_all(optimizer, reference)
             assert_same_on_every_rank(model.parameters())
-        for p, q in zip(model.parameters(), alone.parameters(), strict=True):
-            torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-11, msg=lambda text, method=method: f"{method}: {text}")
+        assert_same_weights(model, alone, method)
 
 
 def halves_that_are_not_one_share_of_the_minibatches_of_all_are_refused_on_every_rank():

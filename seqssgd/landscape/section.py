@@ -203,15 +203,23 @@ def _unless_rounding(value: float | None) -> float | None:
 
 def notes(found: Mapping[str, Any]) -> list[str]:
     """What a reader has to know: on what data, at which checkpoints, how exact, and what is missing."""
+    runs = found["runs"]
+    said = [*_on_what_data(found), *_what_figures_are(found)]
+    said.append("Checkpoints: " + "; ".join(f"{name}: {run['checkpoint']}" for name, run in runs.items()) + ".")
+    if order_table(found).rows:
+        said.append(
+            "ρ: Spearman's rank correlation over the runs, with the 95 % interval of ranks like those of a bivariate "
+            "normal; checkpoints of one training are not independent, and the interval is then too narrow. The "
+            "training loss is the control: a measure that orders no better says nothing that the loss does not."
+        )
+    return [*said, *_what_is_missing(found)]
+
+
+def _on_what_data(found: Mapping[str, Any]) -> list[str]:
     settings, runs = found["settings"], found["runs"]
     first = next(iter(runs.values()))
-    measured = [flatness(run) for run in runs.values()]
-
-    def has(key: str) -> bool:
-        return any(measure.get(key) is not None for measure in measured)
-
     said = []
-    if any(value is not None for measure in measured for value in measure.values()):
+    if any(value is not None for run in runs.values() for value in flatness(run).values()):
         said.append(
             f"Curvature and sharpness on about {settings['terms']:,} {first['terms_are']} of the training data, "
             "without augmentation and dropout."
@@ -233,6 +241,17 @@ def notes(found: Mapping[str, Any]) -> list[str]:
             f"{', '.join(measured_on_both).capitalize()}: losses and error rates ({first['errors_are']}) on about "
             f"{settings['figure_terms']:,} {first['terms_are']} of each split."
         )
+    return said
+
+
+def _what_figures_are(found: Mapping[str, Any]) -> list[str]:
+    split, runs = found["settings"]["split"], found["runs"]
+    measured = [flatness(run) for run in runs.values()]
+
+    def has(key: str) -> bool:
+        return any(measure.get(key) is not None for measure in measured)
+
+    said = []
     if has("R"):
         said.append(
             "R = Σ ‖w‖²/N · tr H over the layers that noise may perturb: noise of level c raises the loss by ½c²R, to "
@@ -244,24 +263,22 @@ def notes(found: Mapping[str, Any]) -> list[str]:
         said.append("SAM: the rise at a distance of 0.05 along the gradient.")
     if any("bits" in run.get("rounding", {}) for run in runs.values()):
         said.append(
-            f"Few bits: {settings['split']} loss / error rate in % with every weight that noise may perturb at the "
+            f"Few bits: {split} loss / error rate in % with every weight that noise may perturb at the "
             "nearest of 2^b − 1 evenly spaced values, symmetric, a scale for each row (unit, filter, token)."
         )
     if any("weights" in run.get("calibration", {}) for run in runs.values()):
         said.append(
-            f"ECE: expected calibration error on the {settings['split']} data, 15 bins of equal width (Guo et al. "
+            f"ECE: expected calibration error on the {split} data, 15 bins of equal width (Guo et al. "
             "2017). The mean is that of the probabilities under draws of the run's own noise, with both signs, or of "
             "IVON's posterior."
         )
-    said.append("Checkpoints: " + "; ".join(f"{name}: {run['checkpoint']}" for name, run in runs.items()) + ".")
-    if order_table(found).rows:
-        said.append(
-            "ρ: Spearman's rank correlation over the runs, with the 95 % interval of ranks like those of a bivariate "
-            "normal; checkpoints of one training are not independent, and the interval is then too narrow. The "
-            "training loss is the control: a measure that orders no better says nothing that the loss does not."
-        )
+    return said
+
+
+def _what_is_missing(found: Mapping[str, Any]) -> list[str]:
+    said: list[str] = []
     alike: dict[str, list[str]] = {}  # the same but for its numbers, which are in the table
-    for name, run in runs.items():
+    for name, run in found["runs"].items():
         for stage, result in run.items():
             if isinstance(result, dict) and (why := result.get("left_out")):
                 said.append(f"{name}: no {stage}: {why}.")
