@@ -11,10 +11,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import soundfile
-from programs import load, refused
+from programs import ROOT, load, refused
 from sphere_files import speech_like, sphere
 
+from seqssgd.cli import main
+
 AN4 = load("data_prep/an4.py")
+SHIPPED = ROOT / "models/an4_conformer"
 TRAIN = [f"{kind}{i}-{speaker}-b" for speaker in ("fabc", "fdef", "mabc", "mabc2", "mghi", "mjkl")
          for i, kind in enumerate(("an", "cen"))]  # fmt: skip
 TEST = [f"an{i}-{speaker}-b" for speaker in ("fxyz", "mxyz") for i in range(2)]
@@ -93,6 +96,11 @@ def test_the_real_corpus_has_its_counts_and_no_voice_in_two_sets(real_data, tmp_
     capsys.readouterr()
     prepare(real_data / "an4" / "an4_raw.bigendian.tar.gz", tmp_path / "an4")
     assert "nothing to do" in capsys.readouterr().out
+    # the model that ships has here the errors of its card, but for the half precision of its weights
+    assert main(["evaluate", "--run", str(SHIPPED), "--data", str(tmp_path / "an4")]) == 0
+    found = re.search(r"^WER ([\d.]+) % \(\d+ of 773 words", capsys.readouterr().out, re.MULTILINE)
+    stated = json.loads((SHIPPED / "evaluation.json").read_text())["test"]["wer"]
+    assert found and abs(float(found[1]) - stated) < 0.5
 
 
 # ---- every form of the source ----------------------------------------------------------------------------------------
