@@ -255,7 +255,7 @@ def alternatives(
         for rank, values in enumerate(itertools.product(*choices.values())):
             chosen = {**settings, **dict(zip(choices, values, strict=True))}
             if set(chosen.get("optim.only", roles)) <= set(roles):
-                words = ["+".join(value) if isinstance(value, list) else str(value) for value in values]
+                words = ["+".join(map(str, value)) if isinstance(value, list) else str(value) for value in values]
                 found.append((rank * trials_first, arm, "-".join([arm, *words]), chosen))
     return [entry[1:] for entry in sorted(found, key=lambda entry: entry[0])]
 
