@@ -23,8 +23,12 @@ class Contrast(NamedTuple):
     later: bool = False
 
 
-CONTRASTS = (Contrast(BEST_NOISE, "none", later=True), Contrast("phases", "two_draws"),
-             Contrast("halves", "weight_noise"))  # fmt: skip
+# by the folder of the runs, in the order of the plan
+CONTRASTS = {
+    "demo_regularised": (Contrast(BEST_NOISE, "none", later=True), Contrast("phases", "two_draws"),
+                         Contrast("halves", "weight_noise")),
+    "demo_pair": (Contrast("ivon_halves", "ivon"), Contrast("shaped_halves", "halves"), Contrast("balanced", "ssgd")),
+}  # fmt: skip
 
 
 class Found(NamedTuple):
@@ -67,7 +71,7 @@ def chosen(found: Mapping[str, Mapping[int, Run]], arms: Iterable[str]) -> str:
     return min(names, key=validation)
 
 
-def contrasts(folder: Path, asked: Sequence[Contrast] = CONTRASTS) -> list[Found]:
+def contrasts(folder: Path, asked: Sequence[Contrast]) -> list[Found]:
     """Those of which both sides have been tested, p-values corrected by Holm over them."""
     runs = trials(folder)
     rows = []

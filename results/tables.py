@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from contrasts import contrasts
+from contrasts import CONTRASTS, contrasts
 from contrasts import table as contrast_table
 
 from seqssgd.documents import read_yaml
@@ -42,6 +42,8 @@ RUNS = {
     "ptb_small_cpu": "recipes/ptb_lstm/README.md",
     "demo_dropout": "docs/should_i.md",
     "demo_regularised": "docs/should_i.md",
+    "demo_pair": "docs/family.md",
+    "demo_memory": "docs/family.md",
     "transformer_baseline": "recipes/ptb_lstm/README.md",
     "conformer_baseline": "recipes/wsj_sgcn/README.md",
     "cifar10_cpu": "recipes/cifar_cnn/README.md",
@@ -265,8 +267,9 @@ def tables(compared: dict[str, Comparison]) -> dict[str, tuple[Path, str]]:
     shown = {name: (root / RUNS[name], summary(found) + estimates(name)) for name, found in compared.items()}
     if (RESULTS / "benchmarks/coverage.json").is_file():
         shown["benchmarks/coverage"] = (root / "benchmarks/README.md", coverage_table())
-    if found := contrasts(RESULTS / "demo_regularised"):
-        shown["demo_regularised_contrasts"] = (root / "docs/should_i.md", contrast_table(found))
+    for name, asked in CONTRASTS.items():
+        if found := contrasts(RESULTS / name, asked):
+            shown[f"{name}_contrasts"] = (root / RUNS[name], contrast_table(found))
     shown["effects"] = (root / "docs/should_i.md", effects_table(compared))
     shown["noise_finder"] = (root / "recipes/studies/README.md", noise_table())
     shown["escape"] = (root / "recipes/studies/README.md", escape_tables())

@@ -9,6 +9,7 @@ from programs import load
 from seqssgd.report.comparison import holm
 
 program = load("results/contrasts.py")
+ASKED = program.CONTRASTS["demo_regularised"]
 
 # validation and test perplexity by alternative and seed: the best on validation is the worst on the test set
 FIGURES = {
@@ -38,7 +39,7 @@ def figures_of(name, but=()):
 
 
 def test_the_best_on_validation_is_tested_without_the_seed_that_chose_it(folder):
-    best, halves = program.contrasts(folder)
+    best, halves = program.contrasts(folder, ASKED)
     assert best.names == ("halves-0.4", "none") and halves.names == ("halves-0.4", "weight_noise-0.4")
     mine, others = figures_of("halves-0.4", but=[0]), figures_of("none", but=[0])
     expected = scipy.stats.ttest_ind(mine, others, equal_var=False)
@@ -53,13 +54,13 @@ def test_the_best_on_validation_is_tested_without_the_seed_that_chose_it(folder)
 
 
 def test_what_has_not_been_run_is_no_row_and_one_run_a_side_no_test(folder):
-    assert not program.contrasts(folder / "nothing")
+    assert not program.contrasts(folder / "nothing", ASKED)
     for seed in (0, 1):
         make_run(
             folder / f"two_draws-0.2_s{seed}", [{"valid_perplexity": 79.0}], settings={"seed": seed},
             test={"perplexity": 59.0} if seed == 0 else None,
         )  # fmt: skip
-    rows = program.contrasts(folder)
+    rows = program.contrasts(folder, ASKED)
     assert [row.contrast.arm for row in rows] == ["the best noise", "phases", "halves"]
     assert rows[1].p is rows[1].holm is None and rows[1].sides[1].n == 1
     assert rows[0].holm == 2 * min(rows[0].p, rows[2].p) or rows[0].p > rows[2].p
