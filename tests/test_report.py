@@ -247,9 +247,10 @@ def test_a_baseline_steps_on_as_many_minibatches(tmp_path):
             runs.append(make_run(path, [30.0 + count + shift], settings=settings, **optim))
     against = {name: row.against["equal passes"] for name, row in by_label(compared(runs)).items()}
     assert {name: (found.baseline, found.delta) for name, found in against.items()} == {
-        "Adam": ("Adam", None), "Adam, accumulate 8": ("Adam, accumulate 8", None),
+        "Adam, accumulate 2": ("Adam, accumulate 2", None), "Adam, accumulate 8": ("Adam, accumulate 8", None),
         "Adam, accumulate 16": ("Adam, accumulate 16", None),
-        "S-Adam 0.2": ("Adam", -2.0), "S-Adam 0.2, accumulate 8": ("Adam, accumulate 8", -2.0),
+        "S-Adam 0.2, accumulate 2": ("Adam, accumulate 2", -2.0),  # no value is usual: all are named
+        "S-Adam 0.2, accumulate 8": ("Adam, accumulate 8", -2.0),
         "S-Adam 0.2, accumulate 16": ("Adam, accumulate 16", -2.0),
     }  # fmt: skip
     alone = compared([runs[3], runs[2]])  # 2 minibatches beside 16

@@ -152,7 +152,7 @@ def show(value: Any) -> str:
 def _labels(groups: Sequence[Group]) -> list[str]:
     """Method, level and form of the noise, unusual epochs; then one more setting at a time where names are equal."""
     keys = differing_settings(groups)
-    usual = {key: Counter(_value(group, key) for group in groups).most_common(1)[0][0] for key in keys}
+    usual = {key: _usual(_value(group, key) for group in groups) for key in keys}
     names = [_method(group.settings) for group in groups]
     if EPOCHS in keys:
         for index, group in enumerate(groups):
@@ -169,6 +169,12 @@ def _labels(groups: Sequence[Group]) -> list[str]:
         if not group.runs[0].finished:
             names[index] += f", unfinished at step {group.runs[0].rows[-1]['step']:,}"
     return names
+
+
+def _usual(values: Iterable[str]) -> str | None:
+    """What goes without saying: the value that more groups have than any other."""
+    (first, most), *others = Counter(values).most_common(2)
+    return first if not others or most > others[0][1] else None
 
 
 def _method(settings: dict[str, Any]) -> str:
