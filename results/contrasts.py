@@ -71,6 +71,18 @@ def chosen(found: Mapping[str, Mapping[int, Run]], arms: Iterable[str]) -> str:
     return min(names, key=validation)
 
 
+def first_trials(folder: Path) -> list[Run]:
+    """The runs that the alternatives were chosen by: each one's first seed, which is the same for all."""
+    return [seeds[min(seeds)] for seeds in trials(folder).values()]
+
+
+def kept(folder: Path) -> list[Run]:
+    """All seeds of the alternatives that were chosen, one of each arm."""
+    found = trials(folder)
+    names = dict.fromkeys(chosen(found, [name.partition("-")[0]]) for name in found)
+    return [run for name in names for run in found[name].values()]
+
+
 def contrasts(folder: Path, asked: Sequence[Contrast]) -> list[Found]:
     """Those of which both sides have been tested, p-values corrected by Holm over them."""
     runs = trials(folder)

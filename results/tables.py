@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from contrasts import CONTRASTS, contrasts
+from contrasts import CONTRASTS, contrasts, first_trials, kept
 from contrasts import table as contrast_table
 
 from seqssgd.documents import read_yaml
@@ -50,15 +50,17 @@ RUNS = {
 }
 # What the overview shows of them, and the methods in it, each a row: (optim.method, its form) -> name.
 OVERVIEW = {
+    "demo_regularised": ("docstrings, LSTM with dropout", "perplexity"),
     "ptb_rivals": ("Penn Treebank, LSTM", "perplexity"),
     "an4": ("AN4, gated ConvNet", "WER in %"),
     "cifar10_cpu": ("CIFAR-10, ResNet-20", "accuracy in %"),
 }
 FORMS = {
-    ("weight_noise", ""): "one-sided noise",
+    ("weight_noise", "batch"): "one-sided noise",
+    ("weight_noise", "late"): "one-sided noise, late in training",
     ("ssgd", "halves"): "S-SGD by halves",
     ("ssgd", "steps"): "S-SGD by steps",
-    ("ssgd", "phases"): "S-SGD, late in training",
+    ("ssgd", "late"): "S-SGD, late in training",
     ("ssgd", "batch"): "S-SGD, the paper's form (half the epochs)",
 }
 BENCHMARKS = {
@@ -75,9 +77,16 @@ BENCHMARKS = {
 
 
 def comparisons() -> dict[str, Comparison]:
-    """The comparisons of which there are runs here, by name; the runs in the order of their names."""
-    found = {name: sorted((RESULTS / name).glob(f"*/{layout.CONFIG}")) for name in RUNS}
-    return {name: compare([read_run(path.parent) for path in paths]) for name, paths in found.items() if paths}
+    """The comparisons of which there are runs here, by name; the runs in the order of their names.
+
+    Of a tuned study there are two: of what was chosen, and of what it was chosen from.
+    """
+    runs = {
+        name: [read_run(path.parent) for path in sorted((RESULTS / name).glob(f"*/{layout.CONFIG}"))] for name in RUNS
+    }
+    for name in CONTRASTS:
+        runs[name], runs[f"{name}_trials"] = kept(RESULTS / name), first_trials(RESULTS / name)
+    return {name: compare(found) for name, found in runs.items() if found}
 
 
 def benchmark_table(name: str) -> str:
@@ -202,10 +211,8 @@ def _effect(found: Difference | None) -> str:
 
 
 def _form(settings: dict[str, Any]) -> tuple[str, str]:
-    method, signs = settings["optim.method"], settings["optim.signs"]
-    if method != "ssgd":
-        return method, ""
-    return method, "phases" if signs == "batch" and settings["optim.noise_schedule"] else signs
+    signs = settings["optim.signs"] or "batch"
+    return settings["optim.method"], "late" if signs == "batch" and settings["optim.noise_schedule"] else signs
 
 
 def estimates(name: str) -> str:
@@ -264,7 +271,7 @@ def diagonal_picture() -> "Figure":
 def tables(compared: dict[str, Comparison]) -> dict[str, tuple[Path, str]]:
     """Every table of which there are figures here, by name: the file that shows it, and its text."""
     root = RESULTS.parent
-    shown = {name: (root / RUNS[name], summary(found) + estimates(name)) for name, found in compared.items()}
+    shown = {name: (root / RUNS[name], summary(compared[name]) + estimates(name)) for name in RUNS if name in compared}
     if (RESULTS / "benchmarks/coverage.json").is_file():
         shown["benchmarks/coverage"] = (root / "benchmarks/README.md", coverage_table())
     for name, asked in CONTRASTS.items():

@@ -64,3 +64,12 @@ def test_what_has_not_been_run_is_no_row_and_one_run_a_side_no_test(folder):
     assert [row.contrast.arm for row in rows] == ["the best noise", "phases", "halves"]
     assert rows[1].p is rows[1].holm is None and rows[1].sides[1].n == 1
     assert rows[0].holm == 2 * min(rows[0].p, rows[2].p) or rows[0].p > rows[2].p
+
+
+def test_of_every_arm_all_seeds_of_the_trial_that_validation_chose_are_kept(folder):
+    kept = {run.path.name for run in program.kept(folder)}
+    assert kept == {f"{name}_s{seed}" for name in FIGURES for seed in FIGURES[name]} - {
+        "weight_noise-0.2_s0",
+        "halves-0.7_s0",
+    }
+    assert {run.path.name for run in program.first_trials(folder)} == {f"{name}_s0" for name in FIGURES}
