@@ -152,7 +152,8 @@ def show(value: Any) -> str:
 def _labels(groups: Sequence[Group]) -> list[str]:
     """Method, level and form of the noise, unusual epochs; then one more setting at a time where names are equal."""
     keys = differing_settings(groups)
-    usual = {key: _usual(_value(group, key) for group in groups) for key in keys}
+    # tables have a column of the epochs, and none of other settings
+    usual = {key: _usual((_value(group, key) for group in groups), 0 if key == EPOCHS else 0.5) for key in keys}
     names = [_method(group.settings) for group in groups]
     if EPOCHS in keys:
         for index, group in enumerate(groups):
@@ -171,10 +172,11 @@ def _labels(groups: Sequence[Group]) -> list[str]:
     return names
 
 
-def _usual(values: Iterable[str]) -> str | None:
-    """What goes without saying: the value that more groups have than any other."""
-    (first, most), *others = Counter(values).most_common(2)
-    return first if not others or most > others[0][1] else None
+def _usual(values: Iterable[str], share: float) -> str | None:
+    """What goes without saying: the most common value, if more than this share of the groups have it."""
+    counts = Counter(values)
+    value, count = counts.most_common(1)[0]
+    return value if count > share * counts.total() else None
 
 
 def _method(settings: dict[str, Any]) -> str:
