@@ -225,6 +225,8 @@ def test_an_arm_may_have_fewer_seeds_than_the_others(run, capsys):
     assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == [
         "none/seed5", "ssgd/seed5", "none/seed4"
     ]  # fmt: skip
+    assert run("once", "--arms", "ssgd", "--list") == 0
+    assert capsys.readouterr().out == "ssgd/seed0: not begun\n"
 
 
 def test_a_time_limit_stops_a_study_and_the_same_command_goes_on(run, tmp_path, capsys):
@@ -361,6 +363,7 @@ def test_studies_that_cannot_be_made_are_refused_before_anything_is_written(run,
 
     assert "--study piar: did you mean pair?" in refuse("piar")
     assert "--study xyz: there are pair, tuned, failing, once" in refuse("xyz")
+    assert "--arms ssg: did you mean ssgd?" in refuse("pair", "--arms", "none", "ssg")
     assert "--recipe xyz: there are tiny" in refuse("pair", "--recipe", "xyz")
     assert "training.epochs: 3 × 0.5 is no whole number" in refuse("pair", "--", "--training.epochs", 3)
     assert "absent: not a folder" in refuse("pair", "--data", tmp_path / "absent")

@@ -9,7 +9,7 @@ from seqssgd.documents import parse_yaml
 from seqssgd.errors import UserError
 from seqssgd.runs.settings import flatten
 
-BEFORE = ("data", "out", "max-minutes", "seeds", "study", "recipe", "list")
+BEFORE = ("arms", "data", "out", "max-minutes", "seeds", "study", "recipe", "list")
 SEEDS = ("seed", "optim.noise_seed")
 MADE = {  # what settings without a dot set, and take no multiples of
     "phases": {"optim.noise_schedule"},

@@ -146,6 +146,8 @@ def main(argv: list[str] | None = None) -> int:
     study, recipe = pick(studies, "--study", args.study), pick(recipes, "--recipe", args.recipe)
     if args.recipe not in study.get("recipes", recipes):
         raise UserError(f"--study {args.study}: it is made for {', '.join(study['recipes'])}, not for {args.recipe}")
+    if args.arms:
+        study = {**study, "arms": {name: pick(study["arms"], "--arms", name) for name in args.arms}}
     out = args.out or Path("runs/studies") / f"{args.study}_{args.recipe}"
     study = build(study, recipe, args.data or Path(recipe["data"]), out, args.seeds, overrides)
     if args.list:
@@ -168,6 +170,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--data", type=Path, metavar="DIR", help="prepared data (default: as in recipes.yaml)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="for the runs (default: runs/studies/STUDY_RECIPE)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="default: 0")
+    parser.add_argument("--arms", nargs="+", metavar="NAME", help="of the study, in this order (default: all of them)")
     parser.add_argument("--max-minutes", type=float, metavar="M", help="stop, to be resumed, after so many")
     parser.add_argument(
         "--list", action="store_true", help="name studies and recipes; of a study, the state of its runs"
