@@ -16,6 +16,7 @@ from seqssgd.language.networks import NETWORKS
 from seqssgd.optim.noise import NORMS
 from seqssgd.training import OptimConfig, TrainingConfig, build_optimizer
 from seqssgd.training.methods import METHODS
+from seqssgd.training.reach import check_reach
 
 sys.path.insert(0, str(ROOT / "recipes/studies"))  # what the program imports beside it
 
@@ -48,9 +49,9 @@ def cells(study: str, recipe: str) -> dict[str, tuple[OptimConfig, TrainingConfi
     base, found = base_of(RECIPES[recipe]), {}
     file = yaml.safe_load((ROOT / "recipes" / RECIPES[recipe]["config"]).read_text())
     for _, name, settings in STUDY.alternatives(STUDIES[study]["arms"], RECIPES[recipe]["roles"], trials_first=False):
-        sections = {"optim": {**file["optim"], "noise": 0.0}, "training": dict(file["training"])}
-        sections["training"]["epochs"] = base.training.epochs
-        for key, value in STUDY.absolute(base, settings).items():
+        sections = {"optim": dict(file["optim"]), "training": dict(file["training"])}
+        options = {**RECIPES[recipe]["options"], "optim.noise": 0.0}
+        for key, value in {**options, **STUDY.absolute(base, settings)}.items():
             section, _, option = key.partition(".")
             sections.setdefault(section, {})[option] = value
         found[name] = OptimConfig(**sections.pop("optim")), TrainingConfig(**sections.pop("training")), sections
@@ -77,6 +78,7 @@ def passes(optim: OptimConfig, training: TrainingConfig) -> float:
 def test_every_run_of_every_study_is_a_configuration_of_its_own(study, recipe):
     found = cells(study, recipe)
     assert len({repr(config) for config in found.values()}) == len(found) >= 2
+    assert [text for optim, training, _ in found.values() for text in check_reach(optim, training, 1000)] == []
     kinds = {tuple(optim.only) for optim, *_ in found.values() if optim.only}
     assert kinds == ({(role,) for role in RECIPES[recipe]["roles"]} if study == "noise-level" else set())
 
@@ -279,7 +281,7 @@ def test_a_run_that_another_process_is_at_is_left_to_it(run, tmp_path, capsys):
         assert run("pair") == 0
         said = capsys.readouterr()
         assert "none/seed0: another process is training it" in said.out and "== none/seed0" not in said.out
-        assert "== ssgd/seed0" in said.out and "1 runs finished, 1 left" in said.out and said.err == ""
+        assert "== ssgd/seed0" in said.out and "1 runs finished, 1 left" in said.out and "error" not in said.err
         other.communicate("\n")
     assert run("pair") == 0
     assert "2 runs finished, 0 left" in capsys.readouterr().out
@@ -292,23 +294,29 @@ def test_no_trial_is_the_best_while_another_process_is_at_one(run, tmp_path, cap
     assert "ema-0.001/seed0: another process is training it" in said and "/seed1" not in said
 
 
-def test_a_run_that_fails_is_named_and_does_not_stop_the_others(run, tmp_path, capsys):
-    assert run("failing", "--", "--training.max_nonfinite", 2) == 1
+def test_a_run_that_fails_is_named_and_does_not_stop_the_others(run, tmp_path, capsys, monkeypatch):
+    whole = STUDY.call
+    monkeypatch.setattr(STUDY, "call", lambda program, words: 2 if "1e+30" in words else whole(program, words))
+    assert run("failing") == 1
     said = capsys.readouterr()
-    assert "not finite for 2 steps in a row" in said.err
     assert said.err.splitlines()[-1] == "error: failed: wild/seed0; the same command tries them again"
     assert "2 runs finished, 1 left; next is wild/seed0" in said.out and "| S-SGD 0.5" in said.out
 
 
-def test_a_run_that_diverged_is_named_as_that_and_is_not_tried_again(run, tmp_path, capsys):
+@pytest.mark.parametrize("limit", [2, 1000])  # of steps that are not finite: it ends there, or makes all its steps
+def test_a_run_that_diverged_is_named_as_that_and_is_not_tried_again(run, tmp_path, capsys, limit):
+    reason, shown = {
+        2: ("loss or gradients not finite for 2 steps in a row", "Left out: wild/seed0: diverged at epoch 1 of 2; "),
+        1000: ("valid_perplexity was never finite, so that ", "No best valid perplexity (not finite): wild/seed0."),
+    }[limit]
     for _ in range(2):
-        assert run("failing", "--", "--training.max_nonfinite", 1000) == 0
+        assert run("failing", "--", "--training.max_nonfinite", limit) == 0
         said = capsys.readouterr()
-        assert "diverged, and not tried again: wild/seed0: valid_perplexity was never finite, so that " in said.out
+        assert f"diverged, and not tried again: wild/seed0: {reason}" in said.out
         assert "3 runs finished, 0 left\n" in said.out and "failed" not in said.err and "| S-SGD 0.5" in said.out
-        assert "No best valid perplexity (not finite): wild/seed0." in said.out
+        assert shown in said.out
     assert not (tmp_path / "out/wild/seed0/evaluation.json").exists()
-    assert run("failing", "--list", "--", "--training.max_nonfinite", 1000) == 0
+    assert run("failing", "--list", "--", "--training.max_nonfinite", limit) == 0
     assert "wild/seed0: diverged\nnone/seed0: finished\n" in capsys.readouterr().out
 
 
@@ -374,6 +382,7 @@ def test_studies_that_cannot_be_made_are_refused_before_anything_is_written(run,
     assert "--max-minutes nan: it must be" in refuse("pair", "--max-minutes", "nan")
     assert "--seeds: -1 is not a whole number from 0 to" in refuse("pair", "--seeds", 0, -1)
     assert "--seeds 1 1: give each of them once" in refuse("pair", "--seeds", 1, 1)
+    (tmp_path / "optim.yaml").write_text("{method: sam, rho: 0.1}")
     for words, message in {
         "--seed 5": "--seed: a study sets it; give --seeds before --",
         "--optim.noise_seed=5": "--optim.noise_seed: a study sets it; give --seeds before --",
@@ -383,6 +392,8 @@ def test_studies_that_cannot_be_made_are_refused_before_anything_is_written(run,
         "--max-steps 5": "--max-steps: a study makes whole runs; give --training.epochs",
         "--optim.method sam --optim.rho 0.1": "--optim.method: the study's arms set it; choose another study, or train",
         "--optim {method:\u00a0sam}": "--optim.method: the study's arms set it",
+        f"--optim {tmp_path}/optim.yaml": "--optim.method: the study's arms set it",
+        f"--config={tmp_path}/optim.yaml": "--config: a study has the file of its recipe; give single settings",
     }.items():
         assert message in refuse("pair", "--", *(word.replace("\u00a0", " ") for word in words.split(" "))), words
     assert "--optim.noise: the study's arms set it" in refuse("tuned", "--", "--optim.noise", 1)

@@ -8,10 +8,11 @@ from torch import nn
 from toy_task import ToyTask, toy_config
 
 from seqssgd.errors import UserError
-from seqssgd.optim import SinglePass, SymmetricNoise
-from seqssgd.training import OptimConfig, build_optimizer, build_schedulers, recipe
+from seqssgd.optim import LambdaNoise, SinglePass, SymmetricNoise, WeightAverage, noise_groups
+from seqssgd.optim.schedules import phases
+from seqssgd.training import OptimConfig, RunDirectory, TrainingConfig, build_optimizer, build_schedulers, fit, recipe
 from seqssgd.training.command_line import Command
-from seqssgd.training.reach import check_reach, highest
+from seqssgd.training.reach import check_begins, check_reach, highest
 
 
 class Network(nn.Module):
@@ -78,24 +79,52 @@ BEYOND = {  # what is asked of a training of 8 epochs with 5 steps each: an erro
     "noise_schedule=2S-6 max_steps=1": "",
     "method=ema average_start=9 max_steps=9": "optim.average_start: 9 is not below --max-steps 9, so that there is no",
     "method=sam noise_schedule=9S": "optim.noise_schedule: 9S has 9 epochs",
+    "balance=1": "~optim.balance: levels are balanced after 100 steps with noise, and this training of 40 steps has no",
+    "balance=1 noise_schedule=1-7S epochs=22": "",
+    "balance=1 noise_schedule=1-20S epochs=21": "~optim.balance: levels are balanced after 100",  # in the last step
+    "balance=1 noise_schedule=1-20S noise_unit=step epochs=25": "",
+    "balance=1 epochs=21 max_steps=100": "optim.balance: levels are balanced after 100 steps with noise, and there are",
+    "balance=1 epochs=21 max_steps=101": "",
+    "log_every=41 log_curvature=1": "training.log_curvature: there is no line of it in the 40 steps of this training",
+    "log_every=40 log_curvature=1": "",
+    "lr_schedule=zaremba lr_constant_epochs=7": "optim.lr_constant_epochs: 7 lowers no learning rate in the 8",
+    "lr_schedule=zaremba lr_constant_epochs=6": "",
+    "lr_schedule=zaremba lr_constant_epochs=7 lr_divisor=1": "",
+    "lr_schedule=steps lr_milestones=8,9": "optim.lr_milestones: 8, 9 are not reached in the 8 epochs of this training",
+    "lr_schedule=steps lr_milestones=2,8": "optim.lr_milestones: 8 is not reached in the 8 epochs of this training",
+    "lr_schedule=steps lr_milestones=2,7": "",
+    "lr_schedule=steps": "optim.lr_schedule: steps lowers no learning rate without optim.lr_milestones",
+    "lr_schedule=sgdr lr_period=9": "optim.lr_period: 9 does not end in the 8 epochs of this training",
+    "lr_schedule=sgdr lr_period=8": "",
+    "lr_schedule=cosine epochs=1": "optim.lr_schedule: cosine goes by epochs, and one epoch has one learning rate",
+    "lr_schedule=cosine": "",
+    "lr_warmup=10": "optim.lr_warmup: 10 rises to 0.8 of the learning rate in the 8 epochs of this training",
+    "lr_warmup=8": "optim.lr_warmup: 8 takes all of the 8 epochs of this training",
+    "lr_warmup=7": "",
+    "lr_warmup=1": "optim.lr_warmup: 1 lowers no learning rate",
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("asked", BEYOND)
 def test_what_never_begins_in_a_training_is_refused_and_what_it_does_not_reach_is_said(asked):
     given = dict(word.split("=") for word in asked.split())
-    settings = {"method": "ssgd", **given, "average_start": int(given.get("average_start", 0)) or None}
-    if not {"sam", "swa", "ema"} & {settings["method"]}:
+    settings = {"method": "ssgd", **given}
+    for key in ("noise_ramp", "lr_milestones"):
+        if key in given:
+            settings[key] = tuple(map(int, given[key].split(",")))
+    for key in set(given) & {"average_start", "balance", "lr_constant_epochs", "lr_divisor", "lr_period", "lr_warmup"}:
+        settings[key] = int(given[key])
+    if settings["method"] not in ("sam", "swa", "ema"):
         settings["noise"] = float(given.get("noise", 0.5))
-    if "noise_ramp" in given:
-        settings["noise_ramp"] = tuple(map(int, given["noise_ramp"].split(",")))
-    limit = settings.pop("max_steps", None)
-    config, wanted = OptimConfig(**settings), BEYOND[asked]
+    settings["balance"] = True if "balance" in given else None
+    loop = {key: int(settings.pop(key)) for key in ("epochs", "log_every", "log_curvature") if key in settings}
+    limit, wanted = settings.pop("max_steps", None), BEYOND[asked]
+    config, training = OptimConfig(**settings), TrainingConfig(**{"epochs": 8, **loop})
     if wanted.startswith("~"):
         with pytest.raises(UserError, match=f"^{re.escape(wanted[1:])}"):
-            check_reach(config, 8, 5)
+            check_reach(config, training, 5)
         return
-    found = check_reach(config, 8, 5, limit and int(limit))
+    found = check_reach(config, training, 5, limit and int(limit))
     assert [text.startswith(wanted) for text in found] == [True] * bool(wanted)
 
 
@@ -120,6 +149,27 @@ def test_a_training_without_the_noise_that_is_asked_is_refused_before_anything_i
     assert run("1-5S", max_minutes=1e-9) == 0
     said = capsys.readouterr().err
     assert f"warning: {tmp_path / 'run'}: optim.noise_schedule: 1-5S has 6 epochs, and those after 2 are" in said
+
+
+def test_a_training_of_ones_own_optimizer_is_held_to_the_same(tmp_path):
+    """fit() without train(), and so without a configuration of the optimizer."""
+    network = ToyTask(toy_config()).model
+
+    def refused(message, make, *schedules):
+        optimizer = make(torch.optim.SGD(noise_groups(network, noise=0.3), lr=0.1))
+        schedulers = [(LambdaNoise(optimizer, factor), unit) for factor, unit in schedules]
+        with pytest.raises(ValueError, match=message):
+            check_begins(optimizer, schedulers, epochs=2, steps=10)
+        with pytest.raises(ValueError, match=message):
+            run = RunDirectory(tmp_path / "run", {})
+            fit(ToyTask(toy_config()), optimizer, schedulers, TrainingConfig(epochs=2), run)
+
+    refused("factor is 0 in all 2 epochs", SymmetricNoise, (phases("2-1S"), "epoch"))
+    refused("factor is 0 in all 10 steps", SymmetricNoise, (phases("10-1S"), "step"))
+    refused('every "epoch" or every "step", not \'epochs\'', SymmetricNoise, (phases("1-1S"), "epochs"))
+    refused("start=10 is not below 10", lambda base: WeightAverage(base, network, start=10))
+    optimizer = SymmetricNoise(torch.optim.SGD(noise_groups(network, noise=0.3), lr=0.1))
+    check_begins(optimizer, [(LambdaNoise(optimizer, phases("9-1S")), "step")], epochs=2, steps=10)
 
 
 def test_schedulers_are_those_described():

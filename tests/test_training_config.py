@@ -131,6 +131,7 @@ def test_an_option_wins_wherever_it_stands(parse, tmp_path):
 
 
 NOTHING, NESTING = "does nothing, as optim.base", "optim: {base: adamw, momentum: 0.9}"
+COSINE = "optim: {lr_schedule: cosine, lr_milestones: [3]}"
 NOISY, PLAIN, UNNAMED = "optim: {method: ssgd, noise: 0.3}", "optim: {method: none}", "optim: {lr: 0.2}"
 
 
@@ -153,6 +154,13 @@ NOISY, PLAIN, UNNAMED = "optim: {method: ssgd, noise: 0.3}", "optim: {method: no
         ("optim: {betas: [0.8, 0.9]}", [], f"optim.betas: (0.8, 0.9) {NOTHING} sgd has none"),
         (NESTING, ["--optim.momentum", "0.5"], f"optim.momentum: 0.5 {NOTHING} adamw has none"),
         (None, ["--optim.method", "ivon", "--optim.momentum=0.5"], "optim.momentum: 0.5 does nothing, as optim.method"),
+        (COSINE, ["--optim.lr_period", "4"], "optim.lr_period: 4 does nothing, as optim.lr_schedule cosine has none"),
+        (
+            None,
+            ["--optim.lr_milestones", "[3]"],
+            "optim.lr_milestones: [3] does nothing, as optim.lr_schedule constant",
+        ),
+        ("optim: {lr_divisor: 2}", [], "optim.lr_divisor: 2.0 does nothing, as optim.lr_schedule constant has none"),
     ],
 )
 def test_settings_that_do_nothing_are_refused(parse, yaml, options, message):
@@ -176,6 +184,13 @@ def test_settings_that_do_nothing_are_refused(parse, yaml, options, message):
         (NOISY, ["--optim.method", "sam", "--optim.noise", "0"], {}),
         (PLAIN, ["--optim.noise", "0", "--optim.noise_seed", "3"], {}),
         (PLAIN, ["--optim.method", "ssgd", "--optim.noise", "0.2"], {}),
+        (COSINE, [], {"optim.lr_milestones": [3]}),
+        (COSINE, ["--optim.lr_divisor", "2", "--optim.lr_schedule", "steps"], {}),
+        (
+            COSINE,
+            ["--optim.lr_divisor", "2", "--optim.lr_schedule=sgdr"],
+            {"optim.lr_divisor": 2.0, "optim.lr_milestones": [3]},
+        ),
         (None, [], {}),
     ],
 )

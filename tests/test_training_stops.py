@@ -7,8 +7,8 @@ import pytest
 import torch
 from toy_task import ToyTask, toy_config, train
 
-from seqssgd.errors import UserError
 from seqssgd.runs import checkpoints
+from seqssgd.runs.reading import read_run
 
 
 def settings(optim=None, **training):
@@ -188,14 +188,24 @@ class BadStepsTask(ToyTask):
             yield (x * math.inf if index in self.bad else x), y
 
 
-def test_training_stops_when_losses_stay_non_finite(tmp_path):
-    with pytest.raises(UserError) as caught:
-        train(tmp_path, settings(epochs=4, max_nonfinite=3), BadStepsTask, {"bad": [2, 3, 5, 6, 8, 9, 10, 11]})
-    message = str(caught.value)
-    assert "not finite for 3 steps in a row, up to step 10" in message and "lower the learning rate" in message
-    assert str(tmp_path) in message and "\n" not in message
-    assert not (tmp_path / "result.json").exists()
+def test_training_ends_as_diverged_when_losses_stay_non_finite(tmp_path, capsys):
+    config, task = settings(epochs=4, max_nonfinite=3, evaluate_every=4), {"bad": [2, 3, 5, 6, 8, 9, 10, 11]}
+    for _ in range(2):  # and when it is called again
+        result, _ = train(tmp_path, config, BadStepsTask, task)
+        assert result["exit_code"] == 2 and result["finished"] and result["steps"] == 10 and result["nonfinite"] == 7
+        reason = "loss or gradients not finite for 3 steps in a row, up to step 10"
+        assert result["diverged"] == reason and result["epochs"] == 2
+        assert [row["valid_loss"] for row in rows(tmp_path)] == [result["final"]["valid_loss"]]
+        said = capsys.readouterr()
+        assert f"error: {tmp_path}: training diverged ({reason}); lower the learning rate" in said.err
+    assert "already finished at step 10" in said.out and read_run(tmp_path).diverged == reason
     assert all(w.isfinite().all() for w in newest(tmp_path)["model"].values())
+    before = (tmp_path / "result.json").read_text()
+    (tmp_path / "result.json").unlink()  # as a damaged one is to be
+    train(tmp_path, config, BadStepsTask, task)
+    timeless = [{k: v for k, v in json.loads(text).items() if "second" not in k}
+                for text in (before, (tmp_path / "result.json").read_text())]  # fmt: skip
+    assert timeless[0] == timeless[1]
 
 
 def test_losses_that_are_non_finite_now_and_then_stop_nothing(tmp_path):

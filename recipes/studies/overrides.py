@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from seqssgd.documents import parse_yaml
@@ -29,10 +30,16 @@ def check_overrides(arms: Mapping[str, Mapping[str, Any]], overrides: Sequence[s
         notes on options that some arms have a value of their own for.
 
     Raises:
-        UserError: an option that the study sets for all its runs.
+        UserError: an option that the study sets for all its runs; a file of settings, of which the recipe's options
+            and the arms would override what they like.
     """
     found = []
     for key in dict.fromkeys(_keys(overrides)):
+        if key == "config":
+            raise UserError(
+                "--config: a study has the file of its recipe; give single settings, such as --training.epochs 10, or "
+                "make the file a recipe of its own in recipes.yaml"
+            )
         if key in SEEDS:
             raise UserError(f"--{key}: a study sets it; give --seeds before --")
         if key in BEFORE:
@@ -54,15 +61,16 @@ def check_overrides(arms: Mapping[str, Mapping[str, Any]], overrides: Sequence[s
 
 
 def _keys(overrides: Sequence[str]) -> Iterator[str]:
-    """The settings, under dotted keys, and other options that words of a command line give."""
+    """The settings, under dotted keys, and other options that words of a command line give, sections in files too."""
     for word, following in itertools.pairwise([*overrides, ""]):
         if not word.startswith("--"):
             continue
         key, equals, value = word.removeprefix("--").partition("=")
-        inside: Any = None
-        with contextlib.suppress(ValueError):  # the recipe says what is wrong with it
-            inside = parse_yaml((value if equals else following).encode())
-        yield from flatten(inside, f"{key}.") if isinstance(inside, dict) else [key]
+        inside, text = None, value if equals else following
+        with contextlib.suppress(ValueError, OSError):  # the recipe says what is wrong with it
+            of_file = "." not in key and Path(text).is_file()  # --optim optim.yaml
+            inside = parse_yaml(Path(text).read_bytes() if of_file else text.encode())
+        yield from flatten(inside, f"{key}.") if isinstance(inside, dict) and key != "config" else [key]
 
 
 def _set_by(settings: Mapping[str, Any]) -> set[str]:

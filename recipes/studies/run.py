@@ -78,12 +78,12 @@ class Cell:
         if asked[PRECISION] == "auto":  # a run keeps what its machine made of that
             asked[PRECISION] = settings[PRECISION]
         check_same(self.run, settings, asked)
-        return run.finished
+        return run.finished or bool(run.diverged)
 
     @property
     def diverged(self) -> str | None:
-        """What is wrong with the model of a finished run; None if nothing is."""
-        return read_run(self.run).result.get("diverged")
+        """What is wrong with a finished run or its model; None if nothing is."""
+        return read_run(self.run).diverged
 
 
 @dataclasses.dataclass
@@ -309,14 +309,14 @@ def finish(study: Study, failed: list[str]) -> int:
     finished = [cell for cell in study.cells if cell.finished]
     shown = [cell for cell in finished if cell.alternative in kept]
     diverged = {cell: reason for cell in finished if (reason := cell.diverged)}
-    for cell in shown:
-        run = read_run(cell.run)
+    ended = {cell: run for cell in shown if (run := read_run(cell.run)).finished}  # but those that could not go on
+    for cell, run in ended.items():
         if "test" not in run.evaluations and (run.result.get("best") or cell not in diverged):
             status = call(evaluate, ["--run", str(cell.run), "--data", str(study.data), "--split", "test", "--save"])
             if status > 128:
                 return status
             failed += [f"{cell.name} (evaluation)"] * bool(status)
-    if shown:
+    if ended:
         print(f"\n{summary(compare([read_run(cell.run) for cell in shown]))}")
         print(f"\nseqssgd compare {shlex.join(str(cell.run) for cell in shown)} --out report")
     if diverged:

@@ -253,7 +253,7 @@ def _select(runs: Sequence[Run], partial: bool) -> tuple[list[Run], dict[Path, s
             left_out[run.path] = "no evaluation yet"
         elif not (run.finished or partial):
             epoch, epochs = run.rows[-1]["epoch"], run.settings["training.epochs"]
-            how = "ended by a limit of steps" if run.result else "unfinished"
+            how = "diverged" if run.diverged else "ended by a limit of steps" if run.result else "unfinished"
             left_out[run.path] = f"{how} at epoch {epoch} of {epochs}; --partial takes it in"
         else:
             kept.append(run)

@@ -67,7 +67,7 @@ def _entry(path: Path, name: str) -> Entry:
 
 
 def _state(run: Run) -> str:
-    if run.result.get("diverged"):
+    if run.diverged:
         return "diverged"
     return "finished" if run.finished else "limited" if run.result else "unfinished"
 

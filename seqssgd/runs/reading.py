@@ -45,9 +45,15 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """All its epochs were made, or its patience ended it; not so if a limit of steps or minutes did."""
+        """All its epochs were made, or its patience ended it; not so if a limit of steps or minutes did, or a loss that
+        stayed non-finite."""
         epochs = self.settings["training.epochs"]
         return bool(self.result) and (self.result["stopped_early"] or self.result["epochs"] >= epochs)
+
+    @property
+    def diverged(self) -> str | None:
+        """What is wrong with it or its model, at its end; None if nothing is."""
+        return self.result.get("diverged")
 
 
 @contextlib.contextmanager

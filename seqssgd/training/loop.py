@@ -24,6 +24,7 @@ from .graphs import Graphed
 from .logs import Console
 from .noise_size import relative_noise
 from .progress import Progress
+from .reach import check_begins
 from .signals import StopSignals
 from .task import Task
 
@@ -51,18 +52,19 @@ def fit(
 
     Returns:
         the contents of result.json (metrics of the last and the best evaluation, counts, times), with ``"finished"``
-        and ``"exit_code"`` for the program: 0; 143 and 130 after SIGTERM and SIGINT; 2 if training ended without a
-        model to use: never a finite metric to choose the best by, or weights that are not finite.
+        and ``"exit_code"`` for the program: 0; 143 and 130 after SIGTERM and SIGINT; 2 if training diverged: a loss
+        or gradients that stay non-finite, never a finite metric to choose the best by, or weights that are not finite.
 
     Raises:
-        UserError: the checkpoints do not belong to this model or are all damaged, or the loss stays non-finite.
+        UserError: the checkpoints do not belong to this model or are all damaged.
+        ValueError: a scheduler of neither unit; noise, or an average of weights, that would never begin.
     """
     if config.precision == "auto":
         raise ValueError("precision 'auto' depends on the model: see seqssgd.training.precision.settle_precision")
     loop = _Loop(task, optimizer, schedulers, config, run, max_steps, max_minutes)
     try:
         result = processes.from_main(run.result())
-        if result and (result["stopped_early"] or result["steps"] >= loop.limit):
+        if result and (result["stopped_early"] or result.get("diverged") or result["steps"] >= loop.limit):
             loop.say(f"{run.path}: already finished at step {result['steps']}; nothing to do")
             return {**result, "finished": True, "exit_code": outcome.exit_code(result, run.path)}
         loop.resume()
@@ -82,6 +84,7 @@ class _Loop:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.progress = Progress()
         self.last_step = config.epochs * task.steps_per_epoch
+        check_begins(optimizer, schedulers, config.epochs, self.last_step)
         self.limit = min(math.inf if max_steps is None else max_steps, self.last_step)
         self.max_seconds = math.inf if max_minutes is None else 60 * max_minutes
         self.began = self.clock = self.last_save = time.monotonic()
@@ -94,11 +97,11 @@ class _Loop:
     def train(self) -> dict[str, Any]:
         p = self.progress
         self.model.train()
-        while not (p.stopped_early or (p.step >= self.limit and p.position < self.task.steps_per_epoch)):
+        while not (self.ends_early() or (p.step >= self.limit and p.position < self.task.steps_per_epoch)):
             if p.position == 0:
                 self.task.start_epoch(p.epoch)
             batches = iter(self.task.batches(p.epoch, start=p.position * self.config.accumulate))
-            while p.position < self.task.steps_per_epoch and p.step < self.limit:
+            while p.position < self.task.steps_per_epoch and p.step < self.limit and not self.ends_early():
                 self.step(self.next_micros(batches))
                 if (reason := self.reason_to_stop()) is not None:
                     return self.stop(*reason)
@@ -106,7 +109,7 @@ class _Loop:
                     self.save()
             if p.position == self.task.steps_per_epoch:
                 self.end_epoch()
-        if p.evaluated_step != p.step:  # max_steps fell inside an epoch
+        if p.evaluated_step != p.step:  # it ended inside an epoch
             self.evaluate(scheduled=False)
             self.save()
         return self.finish()
@@ -124,11 +127,6 @@ class _Loop:
         if p.step % self.config.log_every == 0:
             self.log()
         self.step_schedulers("step")
-        if p.nonfinite_in_row >= self.config.max_nonfinite:
-            raise UserError(
-                f"{self.run.path}: loss or gradients not finite for {p.nonfinite_in_row} steps in a row, up to step "
-                f"{p.step}; lower the learning rate or the noise, set training.clip, or train in fp32"
-            )
 
     def gradients(self, micros: list[Any]) -> tuple[float, float]:
         """Leaves the mean gradient over passes and minibatches in ``.grad``; their mean loss and their number."""
@@ -171,7 +169,7 @@ class _Loop:
     def end_epoch(self) -> None:
         p = self.progress
         scheduled = (p.epoch + 1) % self.config.evaluate_every == 0
-        if scheduled or p.step >= self.limit:
+        if scheduled or p.step >= self.limit or self.ends_early():
             self.evaluate(scheduled)
             p.stopped_early = self.config.patience is not None and p.worse_in_row >= self.config.patience
         self.step_schedulers("epoch")
@@ -264,11 +262,14 @@ class _Loop:
 
     # ---- stopping, saving, resuming --------------------------------------------------------------------------------
 
+    def ends_early(self) -> bool:
+        return self.progress.stopped_early or self.progress.nonfinite_in_row >= self.config.max_nonfinite
+
     def reason_to_stop(self) -> tuple[str, int] | None:
         p, number = self.progress, int(processes.maximum(self.signals.number))
         if number:
             return signal.Signals(number).name, 128 + number
-        ends_here = p.step >= self.limit or p.stopped_early
+        ends_here = p.step >= self.limit or self.ends_early()
         if processes.maximum(time.monotonic() - self.began > self.max_seconds) and not ends_here:
             return "the time limit", 0
         return None
@@ -285,7 +286,8 @@ class _Loop:
         return {**result, "finished": True, "exit_code": outcome.exit_code(result, self.run.path)}
 
     def result(self) -> dict[str, Any]:
-        return {**outcome.result(self.progress, self.task, self.last_step), **self.times()}
+        found = outcome.result(self.progress, self.task, self.last_step, self.config.max_nonfinite)
+        return {**found, **self.times()}
 
     def save_is_due(self) -> bool:
         every, minutes = self.config.checkpoint_every, self.config.checkpoint_minutes

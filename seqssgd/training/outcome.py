@@ -10,13 +10,14 @@ from .progress import Progress
 from .task import Task
 
 
-def result(progress: Progress, task: Task, last_step: int) -> dict[str, Any]:
+def result(progress: Progress, task: Task, last_step: int, max_nonfinite: int) -> dict[str, Any]:
     """What there is to say of a run, but for its times.
 
     Args:
         progress: where it is.
         task: that it was trained on, with its model.
         last_step: that of the last epoch.
+        max_nonfinite: steps skipped in a row that end it.
     """
     p = progress
     return {
@@ -27,14 +28,17 @@ def result(progress: Progress, task: Task, last_step: int) -> dict[str, Any]:
         "passes": p.passes,
         "nonfinite": p.nonfinite,
         "stopped_early": p.stopped_early,
-        "diverged": _diverged(p, task, last_step),
+        "diverged": _diverged(p, task, last_step, max_nonfinite),
         "parameters": sum(parameter.numel() for parameter in task.model.parameters()),
         "units": p.units * processes.world_size(),
     }
 
 
-def _diverged(p: Progress, task: Task, last_step: int) -> str | None:
-    """What is wrong with the model of a run that has made all its steps; None if nothing is."""
+def _diverged(p: Progress, task: Task, last_step: int, max_nonfinite: int) -> str | None:
+    """What is wrong with a run that could not go on, or with the model of one that has made all its steps; None if
+    nothing is."""
+    if p.nonfinite_in_row >= max_nonfinite:
+        return f"loss or gradients not finite for {p.nonfinite_in_row} steps in a row, up to step {p.step}"
     if p.step < last_step and not p.stopped_early:
         return None
     if task.best and not p.best:
@@ -47,6 +51,8 @@ def how_it_ended(result: Mapping[str, Any], last_step: int) -> str:
     how, more = "finished", ""
     if result["stopped_early"]:
         how = "finished early: no better for training.patience evaluations"
+    elif result["diverged"]:
+        how = "ended"
     elif result["steps"] < last_step:
         how, more = "stopped by max_steps", f" of {last_step}, and goes on with a higher limit or none"
     return f"{how} at step {result['steps']}{more}"

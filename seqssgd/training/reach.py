@@ -1,13 +1,16 @@
 """Schedules held against the length of a training: what would never begin in it, and what it does not reach."""
 
+import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from ..errors import UserError
-from ..optim import WeightAverage
+from ..optim import LambdaNoise, WeightAverage
+from ..optim.balance import Balance
 from ..optim.groups import HIGHEST_LEVEL
 from ..optim.schedules import phase_ends, phases, ramp
-from .config import OptimConfig
+from .config import OptimConfig, TrainingConfig
 from .methods import find_method
 
 
@@ -25,12 +28,37 @@ def highest(noise_schedule: str | None, noise_ramp: Sequence[int] | None, length
     return max((math.prod(factor(time) for factor in (steps, rise) if factor) for time in times), default=0.0)
 
 
-def check_reach(optim: OptimConfig, epochs: int, steps_per_epoch: int, max_steps: int | None = None) -> list[str]:
-    """Holds what begins late against the length of a training.
+def check_begins(optimizer: Any, schedulers: Sequence[tuple[Any, str]], epochs: int, steps: int) -> None:
+    """The same for what was built, of whatever configuration; :func:`check_reach` names the settings.
+
+    Raises:
+        ValueError: noise, or an average of weights, that would never begin; a scheduler that would never be stepped.
+    """
+    lengths = {"epoch": epochs, "step": steps}
+    for scheduler, unit in schedulers:
+        if unit not in lengths:
+            raise ValueError(f'a scheduler is stepped every "epoch" or every "step", not {unit!r}')
+        length = lengths[unit]
+        if isinstance(scheduler, LambdaNoise) and not any(map(scheduler.factor, range(length))):
+            raise ValueError(
+                f"LambdaNoise: its factor is 0 in all {length} {unit}s of this training, which would have no noise; "
+                "begin it earlier, or train longer"
+            )
+    if isinstance(optimizer, WeightAverage) and optimizer.start >= steps:
+        raise ValueError(
+            f"start={optimizer.start} is not below {steps}, the steps of this training, so that no average would ever "
+            "begin"
+        )
+
+
+def check_reach(
+    optim: OptimConfig, training: TrainingConfig, steps_per_epoch: int, max_steps: int | None = None
+) -> list[str]:
+    """Holds what begins late, or changes late, against the length of a training.
 
     Args:
         optim: a configuration.
-        epochs: of the training.
+        training: the same of the loop.
         steps_per_epoch: of the task.
         max_steps: at which this call ends; a later one may go on.
 
@@ -38,17 +66,49 @@ def check_reach(optim: OptimConfig, epochs: int, steps_per_epoch: int, max_steps
         warnings of what is not reached.
 
     Raises:
-        UserError: noise, or an average of weights, that would never begin: the training would be another than asked.
+        UserError: noise, balanced levels or an average of weights that would never begin: the training would be of
+            another method than asked. One whose learning rate does not come down is of the same, and warned of.
     """
-    steps = epochs * steps_per_epoch
+    steps = training.epochs * steps_per_epoch
     limit = steps if max_steps is None else min(max_steps, steps)
+    found = _of_rate(optim, training.epochs)
+    if training.log_curvature and training.log_every > steps:
+        found.append(
+            f"training.log_curvature: there is no line of it in the {steps} steps of this training, as there is one "
+            f"every training.log_every {training.log_every}; give at most {steps}"
+        )
     if issubclass(find_method(optim.method).kind, WeightAverage) and optim.takes("average_start"):
-        return _of_average(optim, steps, limit)
-    if not optim.takes("noise_schedule"):  # no level
-        return []
-    if optim.noise_unit == "step":
-        return _of_noise(optim, "steps", steps, limit)
-    return _of_noise(optim, "epochs", epochs, math.ceil(limit / steps_per_epoch))
+        return found + _of_average(optim, steps, limit)
+    if optim.takes("noise_schedule"):  # it has a level
+        per = 1 if optim.noise_unit == "step" else steps_per_epoch
+        unit, length = ("steps", steps) if optim.noise_unit == "step" else ("epochs", training.epochs)
+        found += _of_noise(optim, unit, length, math.ceil(limit / per))
+        found += _of_balance(optim, steps, limit, per)
+    return found
+
+
+def _of_rate(optim: OptimConfig, epochs: int) -> list[str]:
+    """What the learning rate does not come to: it changes from epoch to epoch alone."""
+    schedule, constant, warmup = optim.lr_schedule, optim.lr_constant_epochs, optim.lr_warmup
+    within, found = f"the {epochs} epochs of this training", []
+    if schedule != "constant" and epochs == 1:
+        found.append(f"optim.lr_schedule: {schedule} goes by epochs, and one epoch has one learning rate; train longer")
+    elif schedule == "zaremba" and constant + 1 >= epochs and optim.lr_divisor > 1:
+        mend = f"give at most {epochs - 2}, or train longer"
+        found.append(f"optim.lr_constant_epochs: {constant} lowers no learning rate in {within}; {mend}")
+    elif schedule == "steps" and not optim.lr_milestones:
+        found.append("optim.lr_schedule: steps lowers no learning rate without optim.lr_milestones; give some")
+    elif schedule == "steps" and (late := [step for step in optim.lr_milestones if step >= epochs]):
+        are = f"{', '.join(map(str, late))} {'is' if len(late) == 1 else 'are'}"
+        found.append(f"optim.lr_milestones: {are} not reached in {within}; give earlier ones, or train longer")
+    elif schedule == "sgdr" and optim.lr_period > epochs:
+        found.append(f"optim.lr_period: {optim.lr_period} does not end in {within}; give fewer, or train longer")
+    if warmup == 1:
+        found.append("optim.lr_warmup: 1 lowers no learning rate; give 2 or more, or leave it out")
+    elif warmup is not None and warmup >= epochs:
+        what = f"rises to {epochs / warmup:.2g} of the learning rate in" if warmup > epochs else "takes all of"
+        found.append(f"optim.lr_warmup: {warmup} {what} {within}; give fewer, or train longer")
+    return found
 
 
 def _of_average(optim: OptimConfig, steps: int, limit: int) -> list[str]:
@@ -57,6 +117,18 @@ def _of_average(optim: OptimConfig, steps: int, limit: int) -> list[str]:
         raise UserError(f"{key} is not below {steps}, the steps of this training, so that no average would ever begin")
     late = f"{key} is not below --max-steps {limit}, so that there is no average before training goes on"
     return [late] if optim.average_start >= limit else []
+
+
+def _of_balance(optim: OptimConfig, steps: int, limit: int, per: int) -> list[str]:
+    if not (optim.takes("balance") and optim.balance):
+        return []
+    factor, first = optim._noise(), Balance().first
+    noisy = (step for step in range(steps) if factor is None or factor(step // per))
+    last = next(itertools.islice(noisy, first - 1, None), steps)  # that has the groups' levels
+    key = f"optim.balance: levels are balanced after {first} steps with noise"
+    if last + 1 >= steps:
+        raise UserError(f"{key}, and this training of {steps} steps has no more of them; train longer, or leave it out")
+    return [f"{key}, and there are no more up to --max-steps {limit}"] if last + 1 >= limit else []
 
 
 def _of_noise(optim: OptimConfig, unit: str, length: int, limit: int) -> list[str]:

@@ -49,7 +49,7 @@ def train(command: Command, task: Task, about: Mapping[str, Any], begin: Callabl
     if built is not None:
         built.append((task, optimizer, config))
         return 0
-    not_reached = check_reach(config.optim, config.training.epochs, task.steps_per_epoch, command.max_steps)
+    not_reached = check_reach(config.optim, config.training, task.steps_per_epoch, command.max_steps)
     schedulers = build_schedulers(optimizer, config.optim, config.training.epochs)
     run = RunDirectory(command.out, config, {"recipe": None, **about}, command.data)
     if is_main():

@@ -11,10 +11,19 @@ from .bases import BASES
 from .config import OptimConfig
 from .methods import find_method
 
+# What each schedule of the learning rate is told.
+OF_SCHEDULES = {
+    "zaremba": ("lr_constant_epochs", "lr_divisor"),
+    "sgdr": ("lr_period", "lr_multiplier"),
+    "steps": ("lr_milestones", "lr_divisor"),
+}
+
 
 def left_out(optim: OptimConfig) -> dict[str, dict[str, Any]]:
-    """What leaves settings out, and which: the base optimizer alone those of methods, a base those of others."""
+    """What leaves settings out, and which: the base optimizer alone those of methods, a base those of others, and so a
+    schedule of the learning rate."""
     found = {"optim.method none": _of_methods(optim), _stepping(optim): _of_bases(optim)}
+    found[_scheduling(optim)] = _of_schedules(optim)
     return {by: settings for by, settings in found.items() if settings}
 
 
@@ -22,6 +31,10 @@ def _stepping(optim: OptimConfig) -> str:
     """The setting that says what steps."""
     itself = find_method(optim.method).steps_itself
     return f"optim.method {optim.method}" if itself else f"optim.base {optim.base}"
+
+
+def _scheduling(optim: OptimConfig) -> str:
+    return f"optim.lr_schedule {optim.lr_schedule}"
 
 
 def _of_bases(optim: OptimConfig) -> dict[str, Any]:
@@ -41,12 +54,19 @@ def _of_methods(optim: OptimConfig) -> dict[str, Any]:
     return {f"optim.{key}": value for key, (value, unset) in values.items() if value is not None and value != unset}
 
 
+def _of_schedules(optim: OptimConfig) -> dict[str, Any]:
+    taken, usual = OF_SCHEDULES.get(optim.lr_schedule, ()), OptimConfig()
+    keys = dict.fromkeys(key for keys in OF_SCHEDULES.values() for key in keys if key not in taken)
+    return {f"optim.{key}": value for key in keys if (value := getattr(optim, key)) != getattr(usual, key)}
+
+
 def check_used(optim: OptimConfig, files: Sequence[str], options: Sequence[str]) -> None:
-    """Refuses settings that do nothing: those of a method where none is named, those of a base optimizer that is not
-    the one, and a method with a level of 0.
+    """Refuses settings that do nothing: those of a method where none is named, those of a base optimizer or a schedule
+    that is not the one, and a method with a level of 0.
 
     ``--optim.method none`` makes a configuration the baseline of what its files, and the options before, describe;
-    ``--optim.base`` and the other methods leave out what these say of another base.
+    ``--optim.base`` and the other methods leave out what these say of another base, ``--optim.lr_schedule`` what they
+    say of another schedule.
 
     Args:
         files: the files of a configuration.
@@ -62,10 +82,13 @@ def check_used(optim: OptimConfig, files: Sequence[str], options: Sequence[str])
             raise UserError(f"{key}: {value!r} does nothing, {where}; leave it out, or name a method, such as ssgd")
         if named < 0 and not any("method" in _section(file) for file in files):
             raise UserError(f"{key}: {value!r} does nothing, as there is no optim.method; name one, such as ssgd")
-    chosen = max(named, _last(options, "optim.base"))
-    for key, value in _of_bases(optim).items():
-        if _last(options, key) > chosen or (chosen < 0 and not any("base" in _section(file) for file in files)):
-            raise UserError(f"{key}: {value!r} does nothing, as {_stepping(optim)} has none; leave it out")
+    for by, said, place, settings in (
+        ("base", _stepping(optim), max(named, _last(options, "optim.base")), _of_bases(optim)),
+        ("lr_schedule", _scheduling(optim), _last(options, "optim.lr_schedule"), _of_schedules(optim)),
+    ):
+        for key, value in settings.items():
+            if _last(options, key) > place or (place < 0 and not any(by in _section(file) for file in files)):
+                raise UserError(f"{key}: {value!r} does nothing, as {said} has none; leave it out")
     if optim.takes("noise") and not optim.noise:
         raise UserError(
             f"optim.noise: {optim.method} without a level is {optim.base} alone; give a level, such as 0.5, or "
