@@ -123,6 +123,20 @@ def test_a_layer_without_a_price_has_at_most_ten_times_the_level_of_the_mean_one
     assert sizes[0] / sizes[1] == pytest.approx((1.0 / (0.01 * 2 / 3)) ** 0.5)
 
 
+def test_a_layer_of_zeros_keeps_no_other_from_its_level():
+    model, loss = quadratic([1.0, 100.0, 1.0])
+    for layer, value in zip(model, (1.0, 1.0, 0.0), strict=True):
+        layer.weight.data.fill_(value)
+    optimizer = make(model, lr=0.0)
+    for _ in range(FIRST + 1):
+        for _ in optimizer.passes():
+            loss().backward()
+            sizes = [(entry.weight - entry.saved).norm().item() for entry in optimizer.entries()]
+        optimizer.step()
+        optimizer.zero_grad()
+    assert sizes[0] / sizes[1] == pytest.approx(10) and sizes[2] == 0
+
+
 def test_where_no_layer_has_a_price_the_levels_stay():
     model, loss = quadratic([-1.0, -2.0])
     optimizer = make(model, lr=0.0)

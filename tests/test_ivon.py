@@ -323,8 +323,10 @@ def test_a_model_is_not_saved_at_a_draw():
     model = network(torch.float32)
     optimizer = IVON(model.parameters(), 0.1, **SETTINGS, model=model)
     for index in optimizer.samples(2):
-        with pytest.raises(RuntimeError, match="cannot take the state dict of the model"):
+        with pytest.raises(RuntimeError, match=r"take the state dict of the model inside a loop over samples\(\)"):
             model.state_dict()
+        with pytest.raises(RuntimeError, match=r"cannot step inside a loop over samples\(\)"):
+            optimizer.step()
         with torch.no_grad():
             model.eval()(X.float())
         assert index < 2
@@ -336,6 +338,12 @@ def test_samples_without_noise_are_the_weights():
     optimizer = IVON(noise_groups(model, 0.0), 0.1, **SETTINGS)
     clean = bits(model)
     assert [index for index in optimizer.samples(3) if same_bits(bits(model), clean)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("count", [0, -1, 2.5])
+def test_no_draws_are_no_average(count):
+    with pytest.raises(ValueError, match="the number of draws must be a whole number >= 1"):
+        next(IVON(network().parameters(), 0.1, **SETTINGS).samples(count))
 
 
 # ---- what is refused -------------------------------------------------------------------------------------------------

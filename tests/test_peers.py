@@ -242,24 +242,29 @@ def test_gradients_accumulate_in_either_nesting(name):
 
 @every_method
 def test_a_scaler_changes_nothing_and_a_skipped_step_leaves_exact_weights(name):
-    results = []
-    for scaled in (False, True):
-        model, optimizer = make(name, dtype=torch.float32)
-        scaler = torch.amp.GradScaler("cpu", enabled=scaled, init_scale=2.0**10)
-        for _ in range(3):
-            for part in optimizer.passes():
-                scaler.scale(part.mean(losses_of(model, *part.take(X, Y)))).backward()
-            scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(model.parameters(), 0.1)
-            scaler.step(optimizer)
-            scaler.update()
-            optimizer.zero_grad()
-        results.append(bits(model))
-    if name in ASCENTS:  # the norm of scaled gradients rounds otherwise
-        for a, b in zip(*results, strict=True):
-            torch.testing.assert_close(a, b)
-    else:
-        assert same_bits(*results)
+    for clip in (0.1, None):
+        results = []
+        for scaled in (False, True):
+            model, optimizer = make(name, dtype=torch.float32)
+            scaler = torch.amp.GradScaler("cpu", enabled=scaled, init_scale=2.0**10)
+            for _ in range(3):
+                for part in optimizer.passes():
+                    scaler.scale(part.mean(losses_of(model, *part.take(X, Y)))).backward()
+                if clip is not None:
+                    scaler.unscale_(optimizer)
+                    nn.utils.clip_grad_norm_(model.parameters(), clip)
+                scaler.step(optimizer)
+                scaler.update()
+                optimizer.zero_grad()
+            remembered = [
+                value for p in model.parameters() for value in optimizer.state[p].values() if value is not None
+            ]
+            results.append([*bits(model), *remembered, *optimizer.position().get("means", {}).values()])
+        if name in ASCENTS:  # the norm of scaled gradients rounds otherwise
+            for a, b in zip(*results, strict=True):
+                torch.testing.assert_close(a, b)
+        else:
+            assert same_bits(*results)
 
     for bad in range(METHODS[name][2]):
         model, optimizer = make(name, dtype=torch.float32)
@@ -376,6 +381,54 @@ def test_momentum_sam_looks_along_the_momentum_of_any_optimizer_that_has_some(na
         moved = torch.cat([w.flatten() for w in bits(model)]) - clean
         torch.testing.assert_close(moved, -0.2 * momentum / momentum.norm())
         part.mean(losses_of(model)).backward()
+
+
+def test_momentum_sam_refuses_a_momentum_that_it_cannot_find():
+    class Velocity(torch.optim.SGD):
+        def step(self, closure=None):
+            super().step(closure)
+            for state in self.state.values():
+                state["velocity"] = state.pop("momentum_buffer")
+
+    model = network()
+    optimizer = MSAM(Velocity(model.parameters(), lr=0.1, momentum=0.9), rho=0.2)
+    with pytest.raises(
+        ValueError, match=r"the state of Velocity has none under the name .* \(velocity\); take another"
+    ):
+        train(model, optimizer, 2)
+
+
+@pytest.mark.parametrize("name", ["sam", "asam", "msam", "ssgd_shaped", "ivon", "ivon_batch", "ivon_square"])
+def test_sparse_gradients_are_refused_where_they_cannot_be_reckoned_with(name):
+    class Words(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.out = nn.Embedding(4, 3, sparse=True), nn.Linear(3, 2)
+
+    model = Words()
+    optimizer = METHODS[name][0](model, lr=0.1, momentum=0.9)
+    with pytest.raises(ValueError, match="takes no sparse gradients, as of nn.Embedding"):
+        for _ in range(2):
+            for _ in optimizer.passes():
+                model.out(model.table(torch.arange(2))).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("name", ["sam", "asam", "msam"])
+@pytest.mark.parametrize("factor", [0.0, 1e-4])  # nothing, and so little that 1/norm is beyond float16
+def test_ascents_in_float16_take_gradients_of_any_size(name, factor):
+    model, optimizer = make(name, dtype=torch.float16)
+    level = next(iter(optimizer.param_groups))[optimizer.level_key]
+    for _ in range(2):
+        for part in optimizer.passes():
+            moved = sum((entry.weight - entry.saved).float().square().sum() for entry in optimizer.entries()) ** 0.5
+            (part.mean(losses_of(model)) * factor).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert all(p.isfinite().all() for p in model.parameters())
+    assert moved == 0 or abs(moved / level - 1) < 0.05 or (factor and name == "asam")
 
 
 @pytest.mark.parametrize("centred", [False, True])

@@ -27,8 +27,10 @@ class Balance:
     K̄ being the mean of max(K, 0) over the layers. So ‖n‖ over the whole network is what the levels of the groups say,
     their ratios are the measured prices', and no layer has more than ten times the level of one with the mean price.
     For the first steps, while the means are of too few, the levels are those of the groups; and they are if no layer
-    has a price above 0. The means are in ``state_dict()["perturbation"]``. ``torch.distributed.checkpoint`` drops them,
-    so that after loading from there they begin anew. In data-parallel training they are those of all processes.
+    has a price above 0. A layer whose weights are all 0 has no noise, and the price 0. With a ``GradScaler`` prices are
+    those of the scaled loss: their ratios are the same, and steps at a larger scale count for more. The means are in
+    ``state_dict()["perturbation"]``. ``torch.distributed.checkpoint`` drops them, so that after loading from there they
+    begin anew. In data-parallel training they are those of all processes.
 
     Args:
         decay: of the running means.
@@ -44,7 +46,9 @@ class Balance:
     def note(self, entries: list[Entry], totals: Mapping[str, tuple[Tensor, Tensor, int]]) -> None:
         """After a pair of passes: ``totals`` has nᵀHn and ‖n‖² by layer, over the loops of the step so far."""
         squares = _squares(entries)
-        self._latest = {layer: squares[layer] * along / n for layer, (along, n, _) in totals.items()}
+        self._latest = {
+            layer: torch.where(n > 0, squares[layer] * along / n, 0.0) for layer, (along, n, _) in totals.items()
+        }
 
     def update(self) -> None:
         """When a step is made on these passes. Prices that are not finite do not count."""

@@ -185,9 +185,10 @@ class DelegatingOptimizer(Optimizer):
 
     def _require_idle(self, action: str) -> None:
         if self._run.phase == "running":
+            loop = self._run.loop
             raise RuntimeError(
-                f"cannot {action} inside a loop over passes(): the weights are perturbed there. (If that loop was left "
-                "with its iterator in a variable, `it = optimizer.passes()`, they stay so until it.close())"
+                f"cannot {action} inside a loop over {loop}: the weights are perturbed there. (If that loop was left "
+                f"with its iterator in a variable, `it = optimizer.{loop}`, they stay so until it.close())"
             )
 
     def check_groups(self) -> None:

@@ -5,6 +5,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from .ascent import require_dense
 from .entry import Entry
 from .part import Pass
 from .processes import mean_, world_size
@@ -18,7 +19,8 @@ class DiagonalEstimate:
     """An estimate of the diagonal from all loops of a step: one buffer of the weights' size, two in a further loop.
 
     What happens to a gradient between the loop and the step, as unscaling it or clipping its norm, is to happen to
-    the estimate too: it is scaled as the norm of the gradient was.
+    the estimate too: it is scaled as the norm of the gradient was. That is measured, as the version of a tensor does
+    not tell: a ``GradScaler`` unscales gradients and leaves it as it was.
 
     Args:
         products: what takes it from the passes.
@@ -27,20 +29,22 @@ class DiagonalEstimate:
     def __init__(self, products: NoiseTimesGradient | None = None) -> None:
         self.products = NoiseTimesGradient() if products is None else products
         self._sums: dict[int, Tensor] = {}  # over the loops so far, by the number of the weight
-        self._marks: dict[int, tuple[Tensor, int, Tensor]] = {}  # the gradient, how often written to, its norm
+        self._marks: dict[int, tuple[Tensor, Tensor]] = {}  # the gradient, and its norm after the last loop
 
     def settle(self, entries: list[Entry]) -> None:
         """Before a loop, and before the step: scales the sums of earlier loops as their gradients were since."""
         now = {entry.number: entry.parameter.grad for entry in entries}
-        for number, (gradient, version, norm) in list(self._marks.items()):
+        for number, (gradient, norm) in list(self._marks.items()):
             if gradient is not now.get(number):  # cleared
                 del self._marks[number], self._sums[number]
-            elif gradient._version != version:
-                size = torch.linalg.vector_norm(gradient)
-                ratio = torch.where(norm > 0, size / norm, torch.ones_like(norm))
-                # where all of it was cleared in place, after an overflow, the sum may not be finite
-                self._sums[number] = torch.where(size > 0, self._sums[number] * ratio, 0.0)
-                self._marks[number] = gradient, gradient._version, size
+                continue
+            size = torch.linalg.vector_norm(gradient)
+            if size.device.type == "cpu" and size == norm:  # elsewhere it would have to be waited for
+                continue
+            ratio = torch.where((norm > 0) & (size != norm), size / norm, torch.ones_like(norm))
+            # where all of it was cleared in place, after an overflow, the sum may not be finite
+            self._sums[number] = torch.where((size > 0) | (size == norm), self._sums[number] * ratio, 0.0)
+            self._marks[number] = gradient, size
 
     def add(self, sums: dict[int, Tensor]) -> None:
         """After a loop's last pass: what it adds to the estimates, by the numbers of the weights."""
@@ -53,7 +57,7 @@ class DiagonalEstimate:
         for entry in entries:
             gradient = entry.parameter.grad
             if entry.number in self._sums and gradient is not None:
-                self._marks[entry.number] = gradient, gradient._version, torch.linalg.vector_norm(gradient)
+                self._marks[entry.number] = gradient, torch.linalg.vector_norm(gradient)
 
     def pop(self, entries: list[Entry]) -> dict[int, Tensor]:
         """For the step: the sums, by the numbers of the weights, the mean over all data-parallel processes."""
@@ -91,6 +95,7 @@ class EstimatesDiagonal(RandomNoise):
 
     def after_pass(self, part: Pass, entries: list[Entry]) -> None:
         super().after_pass(part, entries)
+        require_dense([entry.gradient for entry in entries], type(self).__name__)
         found = self.diagonal.products.take(part, entries)
         if part.last:
             with_gradient = [entry for entry in entries if entry.number in found]

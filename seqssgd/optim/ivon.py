@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .ascent import require_dense
 from .batchnorm import BNStats
 from .chunks import pieces
 from .diagonal import AverageOver, DiagonalEstimate, EstimatesDiagonal
@@ -50,6 +51,7 @@ class NaturalStep(Optimizer):
         estimates, self.estimates = self.estimates, {}
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
+            require_dense([p.grad for p in params], "IVON")
             for p in params:
                 if "hess" not in (state := self.state[p]):
                     state["step"] = torch.tensor(0.0)
@@ -257,7 +259,10 @@ class IVON(EstimatesDiagonal):
 
         Raises:
             RuntimeError: inside a loop over passes.
+            ValueError: ``count`` is no whole number >= 1.
         """
+        if not (isinstance(count, int) and count >= 1):
+            raise ValueError(f"samples({count!r}): the number of draws must be a whole number >= 1")
         self._require_idle("draw samples")
         phase, source = self._run.phase, NoiseSource("gaussian", "absolute", self.source.seed + SAMPLES)
         entries = self.entries()

@@ -26,7 +26,7 @@ class ModelGuard:
         state = self._state()
         if state is not None and state.moved:
             raise RuntimeError(
-                f"cannot {action} the model inside a loop over passes(): its weights are perturbed there. "
+                f"cannot {action} the model inside a loop over {state.loop}: its weights are perturbed there. "
                 f"Do it before the loop, or after step(){otherwise}"
             )
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .ascent import move_along, require_dense
 from .batchnorm import BNStats
 from .entry import Entry
 from .limits import Range
@@ -32,7 +33,8 @@ class MSAM(MultiPassOptimizer):
         model, bn_stats: see :class:`MultiPassOptimizer`.
 
     Raises:
-        ValueError: ``rho`` is negative or not finite, the base optimizer has no momentum, sharded weights (FSDP2).
+        ValueError: ``rho`` is negative or not finite, the base optimizer has no momentum (or, at the second step, none
+            that is called as torch's optimizers call it), sharded weights (FSDP2), sparse gradients.
 
     >>> import torch
     >>> weight = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
@@ -68,15 +70,20 @@ class MSAM(MultiPassOptimizer):
     def _momentum(self, entry: Entry) -> Tensor | None:
         """v of a weight, None before its first step."""
         state = self.state.get(entry.parameter, {})
-        return next((state[key] for key in MOMENTA if state.get(key) is not None), None)
+        found = next((state[key] for key in MOMENTA if state.get(key) is not None), None)
+        if found is None and state:
+            raise ValueError(
+                f"MSAM looks along the momentum of the base optimizer, and the state of {type(self.base).__name__} has "
+                f"none under the name {' or '.join(MOMENTA)} ({', '.join(map(str, state))}); take another optimizer"
+            )
+        return found
 
     def perturb(self, part: Pass, entries: list[Entry]) -> None:
         moved = [(entry, v) for entry in entries if (v := self._momentum(entry)) is not None]
         if not moved:
             return
-        scale = 1 / (nn.utils.get_total_norm([v for _, v in moved]) + 1e-12)
-        for entry, v in moved:
-            entry.weight.addcmul_(v.to(entry.weight), scale.to(entry.weight), value=-entry.level)
+        require_dense([v for _, v in moved], "MSAM")
+        move_along(moved, nn.utils.get_total_norm([v for _, v in moved]), -1)
 
     def check_group(self, group: dict[str, Any], index: int) -> None:
         super().check_group(group, index)

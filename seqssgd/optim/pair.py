@@ -21,7 +21,7 @@ class LayerCurvature(NamedTuple):
         along: nᵀHn, up to the fourth order of n: n·(g₊ − g₋)/2 over the layer. Half of the sum over all layers is, to
             second order, how much noise raises the loss of the minibatch.
         trace: an estimate of tr H of the layer: nᵀHn over the mean square of n. Unbiased up to that order, and as
-            widely spread as one random vector is; average it over steps.
+            widely spread as one random vector is; average it over steps. NaN of weights that are all 0, without noise.
     """
 
     along: Tensor

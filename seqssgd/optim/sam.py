@@ -6,6 +6,7 @@ from typing import Annotated
 from torch import nn
 from torch.optim import Optimizer
 
+from .ascent import move_along, require_dense
 from .batchnorm import BNStats
 from .entry import Entry
 from .halves import Halves
@@ -80,10 +81,9 @@ class SAM(MultiPassOptimizer):
         moved = [(entry, p, p.grad) for entry in entries if (p := entry.parameter).grad is not None]
         if not moved:
             raise RuntimeError("SAM found no gradient after its first pass; call backward() in every pass")
+        require_dense([g for _, _, g in moved], "SAM")
         norm = nn.utils.get_total_norm([g * (p.abs() + self.eta) if self.adaptive else g for _, p, g in moved])
-        scale = 1 / (local(norm.full_tensor() if is_sharded(norm) else norm) + 1e-12)
-        for entry, _, g in moved:
-            w, gradient = entry.weight, local(g)
-            if self.adaptive:
-                gradient = gradient * (w.abs() + self.eta).square()
-            w.addcmul_(gradient, scale.to(w), value=entry.level)
+        directions = [(entry, local(g)) for entry, _, g in moved]
+        if self.adaptive:
+            directions = [(entry, g * (entry.weight.abs() + self.eta).square()) for entry, g in directions]
+        move_along(directions, local(norm.full_tensor() if is_sharded(norm) else norm), +1)

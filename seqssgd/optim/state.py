@@ -60,6 +60,11 @@ class StepState:
         self.buffers: list[Tensor] = []
         self.gathering: list[FSDPModule] = []
 
+    @property
+    def loop(self) -> str:
+        """The loop that is running, as errors call it."""
+        return "samples()" if self.sampling else "passes()"
+
     def __getstate__(self) -> dict[str, Any]:  # for pickle and copy.deepcopy
         return {key: value for key, value in self.__dict__.items() if isinstance(value, (int, str))}
 

@@ -47,7 +47,7 @@ class CurvatureLog:
         found = {"sharpness": along / 2}
         if not self.optimizer.balance:  # whose layers have levels of their own
             found["relative_trace"] = along / level**2
-        found |= {f"trace/{name}": layer[1] for name, layer in layers.items()}
+        found |= {f"trace/{name}": layer[1] for name, layer in layers.items() if math.isfinite(layer[1])}
         for name, value in found.items():
             sums = self.progress.curvature.setdefault(name, [0.0, 0])
             sums[:] = sums[0] + value, sums[1] + 1
