@@ -135,6 +135,7 @@ class Rate:
 
     @property
     def value(self) -> float:
+        """Escapes per unit of time."""
         return self.escapes / self.exposure
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
@@ -149,6 +150,7 @@ class Rate:
         return self.exposure / self.escapes if self.escapes else math.inf
 
     def time_interval(self, confidence: float = 0.95) -> tuple[float, float]:
+        """Bounds of the mean time, from those of the rate; the upper one is infinite if there was no escape."""
         low, high = self.interval(confidence)
         return 1 / high, 1 / low if low else math.inf
 

@@ -45,7 +45,9 @@ class CovarianceNoise(MultiPassOptimizer):
         model, bn_stats: see :class:`MultiPassOptimizer`.
 
     Raises:
-        ValueError: an impossible level, or groups with different ones.
+        ValueError: an impossible level, or groups with different ones. In the loop, with ``centred``: fewer than two
+            losses in :meth:`Pass.mean`.
+        RuntimeError: in the loop, the losses of a pass did not go through :meth:`Pass.mean`.
 
     >>> import torch
     >>> model = torch.nn.Linear(4, 1)

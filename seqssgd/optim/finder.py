@@ -87,7 +87,11 @@ class NoiseCurve:
         return "\n".join([*lines, "", self.advice])
 
     def save(self, folder: str | Path) -> list[Path]:
-        """Writes ``noise-finder.csv`` and (with matplotlib) ``noise-finder.png`` into ``folder``; returns the paths."""
+        """Writes ``noise-finder.csv`` and ``noise-finder.png`` into ``folder``; returns the paths.
+
+        Raises:
+            ModuleNotFoundError: the picture needs matplotlib (the extra ``recipes``); the CSV file is written before.
+        """
         from ..files import atomic_path
 
         paths = [Path(folder) / "noise-finder.csv", Path(folder) / "noise-finder.png"]
@@ -126,10 +130,11 @@ def noise_finder(
     warmup: Annotated[int, Range(ge=0)] = 200,
     steps: Annotated[int, Range(ge=POINTS)] = 400,
 ) -> NoiseCurve:
-    """Trains copies of ``model`` for ``warmup`` + ``steps`` steps, and finds the noise level that it bears.
+    """Trains two copies of ``model``, one of them under rising noise, and finds the noise level that it bears.
 
     ``model`` and ``optimizer`` stay as they are, and so does the random state: both copies see the same minibatches and
-    the same dropout. The learning rate stays what it is now. Costs ``warmup`` + 3 ``steps`` passes.
+    the same dropout. The learning rate stays what it is now. With two passes a step this costs ``warmup`` + 3 ``steps``
+    passes, as steps without noise take one.
 
     Args:
         model: in the state in which noise is to begin, or untrained: then ``warmup`` should be long enough for it to
@@ -140,6 +145,9 @@ def noise_finder(
         highest: the level at the last step.
         warmup: steps without noise, before the level rises.
         steps: in which it rises from 0, at least 10.
+
+    Returns:
+        the two losses at ten levels; ``print`` it, or take its ``level`` and ``advice``.
 
     Raises:
         ValueError: an impossible setting, no group with a level above 0, no minibatches, or a loss without noise that

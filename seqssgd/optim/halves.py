@@ -35,7 +35,7 @@ class Halves:
         self.running, self.count = index, None
 
     def split(self, index: int, batch: tuple, dim: int | None, count: Tensor | None) -> tuple:
-        """The half of ``batch`` for the pass of ``index``; see :meth:`Pass.take`."""
+        """The half of ``batch`` for the pass of ``index``; see :meth:`Pass.take`, its errors too."""
         if count is not None and self.reduction == "sum":
             raise ValueError('count= is for a loss that is a mean over the items; reduction="sum" says it is a sum')
         if count is not None and world_size() > 1:
@@ -80,7 +80,11 @@ class Halves:
         return tuple(map_arrays(narrow, part, strings) for part in batch)
 
     def weights(self) -> tuple[Any, Any]:
-        """How much each half counts. Called after each pass, so it also checks that the pass took its half."""
+        """How much each half counts in the mean. Called after each pass.
+
+        Raises:
+            RuntimeError: the pass did not take its half, or the passes took halves of different minibatches.
+        """
         first, second = self.sizes
         if not self.sizes[self.running]:
             raise RuntimeError(

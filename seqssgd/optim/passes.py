@@ -42,8 +42,8 @@ class MultiPassOptimizer(Hooks):
         base: the optimizer that steps. Its groups' ``"noise"`` entry is the noise level (absent: 0); see
             :func:`seqssgd.optim.noise_groups`.
         model: the module that is trained. Needed for ``bn_stats`` and with FSDP2, else optional. All of it that is
-            trained must be in the groups: what is in none gets the sum of the gradients of the passes, where the
-            groups get the mean. (With ``model`` that is an error; without it nobody can tell.)
+            trained must be in the groups: a parameter that is in none would get the sum of the passes' gradients,
+            where those in groups get the mean. (With ``model`` that is an error; without it, it goes unnoticed.)
         bn_stats: which passes update batch-norm running statistics: ``"both"`` (all of them), ``"first"``, ``"none"``.
 
     Raises:
@@ -69,9 +69,10 @@ class MultiPassOptimizer(Hooks):
         """Yields one :class:`Pass` after another with the weights moved; call ``backward()`` in each.
 
         After the loop the weights are bit for bit what they were, and ``.grad`` holds the mean over the passes,
-        ready for clipping and :meth:`step`. Gradients of loops before, since the last step, are kept and added
-        to; others are an error. A ``break``, an exception or Ctrl-C inside the loop brings the weights back too; where
-        what this returns is kept in a variable, once its ``close()`` is called.
+        ready for clipping and :meth:`step`. Gradients of earlier loops since the last step are kept and added to;
+        gradients from elsewhere are an error. A ``break``, an exception or Ctrl-C inside the loop brings the weights
+        back too. (If the iterator that this returns is kept in a variable, a ``break`` does so only once its
+        ``close()`` is called.)
 
         Raises:
             RuntimeError: inside a loop over passes; gradients that came from elsewhere, or were changed inside a pass;
@@ -219,9 +220,10 @@ class MultiPassOptimizer(Hooks):
             the closure's loss, averaged over the passes; None without a closure.
 
         Raises:
-            RuntimeError: without a closure, if no pass loop was completed since the last step or ``zero_grad()``.
-                (Allowed while every learning rate is 0, as when a checkpointing library initialises the state by an
-                empty step.) No pass had a ``backward()``, and the closure, if any, gave a loss.
+            RuntimeError: without a closure, no pass loop was completed since the last step or ``zero_grad()``. (That is
+                allowed while every learning rate is 0, as when a checkpointing library initialises the state by an
+                empty step.) Or no pass had a ``backward()``. (That is not checked where the closure
+                returned None.)
 
         With a closure:
 

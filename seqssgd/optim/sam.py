@@ -38,6 +38,7 @@ class SAM(MultiPassOptimizer):
 
     Raises:
         ValueError: ``rho`` is negative or not finite, ``eta`` is not a positive number.
+        RuntimeError: in the loop, the first pass left no gradient.
 
     >>> import torch
     >>> weight = torch.nn.Parameter(torch.tensor([3.0, 4.0]))

@@ -28,7 +28,7 @@ class LambdaNoise:
         factor: a function of the number of :meth:`step` calls so far.
 
     Raises:
-        TypeError: ``optimizer`` or ``factor`` is none.
+        TypeError: ``optimizer`` has no parameter groups, or ``factor`` cannot be called.
         ValueError: no group has a level; the factor is no finite number >= 0.
 
     >>> import torch
@@ -79,7 +79,7 @@ class LambdaNoise:
         return [group[self.key] for group in self.optimizer.param_groups]
 
     def state_dict(self) -> dict[str, Any]:
-        """The time and the levels."""
+        """The time; the levels follow from it."""
         return {"time": self.time}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -127,6 +127,9 @@ def phase_ends(text: str) -> list[int]:
 def ramp(start: int, length: int) -> Schedule:
     """0 until ``start``, then linearly up to 1 over ``length`` (0: at once).
 
+    Raises:
+        ValueError: ``start`` or ``length`` is negative.
+
     >>> [ramp(2, 4)(t) for t in range(8)]
     [0.0, 0.0, 0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
     """
@@ -141,6 +144,9 @@ def zaremba_decay(constant_epochs: int, divisor: float) -> Schedule:
     As in the authors' program the first smaller rate is that of epoch ``constant_epochs`` + 2, counted from one (the
     large model: 14 epochs named, 15 at the full rate). TensorFlow's version starts one epoch earlier.
 
+    Raises:
+        ValueError: ``constant_epochs`` is negative, or ``divisor`` below 1.
+
     >>> [zaremba_decay(4, 2)(epoch) for epoch in (0, 4, 5, 6)]
     [1.0, 1.0, 0.5, 0.25]
     """
@@ -152,6 +158,9 @@ def zaremba_decay(constant_epochs: int, divisor: float) -> Schedule:
 def steps(milestones: Sequence[int], divisor: float = 10) -> Schedule:
     """Divided by ``divisor`` at each milestone: ``steps([75, 125])`` is the CIFAR schedule of Sung et al. 2020.
 
+    Raises:
+        ValueError: ``divisor`` is below 1.
+
     >>> [steps([75, 125])(epoch) for epoch in (74, 75, 125)]
     [1.0, 0.1, 0.01]
     """
@@ -162,6 +171,9 @@ def steps(milestones: Sequence[int], divisor: float = 10) -> Schedule:
 
 def sgdr(first_period: int, multiplier: int = 2) -> Schedule:
     """Cosine decay to 0 with warm restarts, each period ``multiplier`` times as long (Loshchilov & Hutter 2017, Eq. 5).
+
+    Raises:
+        ValueError: ``first_period`` or ``multiplier`` is below 1.
 
     >>> [round(sgdr(10)(time), 3) for time in (0, 5, 10, 20, 30)]
     [1.0, 0.5, 1.0, 0.5, 1.0]
@@ -179,7 +191,10 @@ def sgdr(first_period: int, multiplier: int = 2) -> Schedule:
 
 
 def cosine(length: int) -> Schedule:
-    """Half a cosine from 1 at time 0 to 0 at ``length``.
+    """Half a cosine from 1 at time 0 to 0 at ``length``, and 0 after it.
+
+    Raises:
+        ValueError: ``length`` is below 1.
 
     >>> [round(cosine(4)(time), 3) for time in (0, 2, 4, 5)]
     [1.0, 0.5, 0.0, 0.0]
@@ -193,6 +208,9 @@ def warmup(length: int, then: Schedule) -> Schedule:
     """``then``, over its first ``length`` epochs multiplied by 1/length, 2/length, … 1.
 
     After Goyal et al. 2017, section 2.2, who raise the rate at every step.
+
+    Raises:
+        ValueError: ``length`` is below 1.
 
     >>> [warmup(4, steps([6]))(epoch) for epoch in (0, 1, 3, 4, 6)]
     [0.25, 0.5, 1.0, 1.0, 0.1]

@@ -27,8 +27,9 @@ class SymmetricNoise(BalancesLevels):
     Args:
         base: the optimizer that steps, over groups whose ``"noise"`` entry is the level c (:func:`noise_groups`).
         signs: where the gradients at w+n and at w-n come from. ``"batch"``: the same minibatch, two passes, as in the
-            paper. ``"halves"``: a half of the minibatch each, for the price of one pass (use ``part.take``); of mean
-            losses in several processes, the same share in each, as of even numbers of examples.
+            paper. ``"halves"``: a half of the minibatch each, for the price of one pass (use ``part.take``). In several
+            processes, and if losses are means, the first half must be the same share of the minibatch in each of them,
+            as it is with even numbers of examples.
             ``"steps"``: two successive minibatches, one pass each, the second with the first's n reversed.
             ``"ranks"``: one pass in each data-parallel process, +n in the even and -n in the odd ones, whose mean is
             what DDP makes of their gradients. ``"pairs"``: the same, where processes 2k and 2k+1 are given the same
@@ -37,7 +38,7 @@ class SymmetricNoise(BalancesLevels):
             ``part.take(..., count=)`` says: tokens, frames); ``"sum"`` over them, also a sum that is divided by a
             number of the whole minibatch. The gradient is that of the same loss of the whole minibatch.
         distribution: of the elements of n: ``"rademacher"`` (all of one size, with random signs), ``"gaussian"``,
-            ``"uniform"``.
+            ``"uniform"`` (symmetric about 0).
         granularity: what the size of n is measured by. ‖n‖ = c‖w‖ exactly over each ``"layer"`` (an LSTM layer's input
             and recurrent kernels together), each ``"tensor"`` or each ``"filter"`` (slice along dimension 0); or each
             element is drawn with c times the norm of its filter (``"filter_std"``) or with c itself (``"absolute"``).

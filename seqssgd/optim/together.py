@@ -19,7 +19,7 @@ class Together(Optimizer):
 
     Raises:
         TypeError: one of them is no optimizer, or needs a closure of its own (LBFGS), or is under noise already.
-        ValueError: none at all, or a parameter that several of them would step.
+        ValueError: there are none, or several of them would step one parameter.
 
     >>> from seqssgd.optim import SymmetricNoise, noise_groups
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2))
@@ -65,7 +65,11 @@ class Together(Optimizer):
         return {k: v for defaults in every for k, v in defaults.items()}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Refused: say to which optimizer, ``together.optimizers[0].add_param_group(...)``."""
+        """Refused: say to which optimizer, ``together.optimizers[0].add_param_group(...)``.
+
+        Raises:
+            RuntimeError: always.
+        """
         raise RuntimeError("add the group to one of the optimizers: together.optimizers[0].add_param_group(...)")
 
     @torch.no_grad()

@@ -132,6 +132,7 @@ class Comparison:
 
     @property
     def lower_is_better(self) -> bool:
+        """Whether a lower metric is a better one."""
         return lower_is_better(self.metric)
 
 

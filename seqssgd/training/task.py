@@ -11,8 +11,8 @@ from ..optim import Pass
 class Task:
     """What a recipe gives to :func:`fit`: a model, its data, its loss and its evaluation.
 
-    A task of one's own has ``model``, ``steps_per_epoch``, ``batches`` and ``loss``; what else there is has defaults
-    here: nothing is evaluated, carried or shown in another unit.
+    A task of one's own must have ``model``, ``steps_per_epoch``, ``batches`` and ``loss``. The rest has defaults:
+    nothing is evaluated or carried from step to step, and the loss is shown as it is.
 
     Attributes:
         model: the module to train, on its device. Under torchrun it is replaced by its data-parallel wrapper while
@@ -20,8 +20,8 @@ class Task:
             it is the model with averaged weights, if the optimizer has one.
         steps_per_epoch: optimizer steps in an epoch, each of ``accumulate`` minibatches (the last may have fewer).
         best: a name in ``evaluate()``'s metrics and ``"min"`` or ``"max"``; None: the last model is the best.
-        replayable: whether the model does the same for all inputs of one shape and its minibatches have few, so that
-            ``training.graphs`` can record it.
+        replayable: whether the model does the same for all inputs of one shape, and its minibatches have few shapes, so
+            that ``training.graphs`` can record it.
     """
 
     model: nn.Module
@@ -33,13 +33,18 @@ class Task:
         """Called before epoch 0, 1, …: to zero a carried state. Not called when a run is resumed within an epoch."""
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
-        """This process's minibatches of an epoch, from number ``start`` on: a pure function of seed and epoch."""
+        """This process's minibatches of an epoch, from number ``start`` on: a pure function of seed and epoch.
+
+        The loop takes up to ``accumulate`` of them for each of ``steps_per_epoch`` steps; a step for which none is left
+        is an error.
+        """
         raise NotImplementedError
 
     def loss(self, batch: Any, part: Pass) -> tuple[Tensor, float]:
-        """The loss to differentiate on ``part.take(batch)``, and the units (tokens, images, seconds) it was taken on.
+        """The loss on ``part.take(batch)``, a tensor without dimensions to differentiate, and the number of units
+        (tokens, images, seconds of audio) that it was taken on.
 
-        The loss is ``part.mean`` of the examples' losses, so that a method can weigh the examples.
+        The loss is ``part.mean`` of the examples' losses (B,), so that a method can weigh the examples.
         """
         raise NotImplementedError
 
