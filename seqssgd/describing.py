@@ -11,6 +11,7 @@ from .runs import layout
 from .runs.recipes import read_recipe
 from .runs.settings import restored_section
 from .training import OptimConfig, build_optimizer
+from .training.building import to_look_at
 from .training.recipe import build, find_program, load_program
 
 
@@ -50,7 +51,7 @@ def describe_run(run: Path, checkpoint: str = "best") -> str:
         optim = restored_section(config["optim"], recipe.config_class, "optim")
     except UserError as error:
         raise UserError(f"{run / layout.CONFIG}: {error}") from None
-    return _text(optim, describe(build_optimizer(model, optim), model))
+    return _text(optim, describe(build_optimizer(model, to_look_at(optim)), model))
 
 
 def _text(config: OptimConfig, description: Description) -> str:

@@ -35,7 +35,8 @@ def table_of(model, level):
 
 def test_a_configuration_is_described_as_training_begins_and_nothing_is_written(text, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    shown = said(capsys, PTB, "--data", text, "--", *TINY, "--optim.noise", "0.25", "--optim.noise_schedule", "75-25S")
+    shown = said(capsys, PTB, "--data", text, "--", *TINY, "--optim.noise", "0.25", "--optim.signs", "pairs",
+                 "--optim.noise_schedule", "75-25S")  # fmt: skip
     head, table = shown.split("\n\n", 1)
     assert head == "method ssgd, base sgd, noise_schedule 75-25S (in epochs)"
     rows = [line.split() for line in table.splitlines()]
@@ -63,6 +64,9 @@ def test_runs_are_described_with_the_weights_of_their_checkpoint(text, tmp_path,
 
     model, _ = load_language_model(run, "last")
     level = yaml.safe_load(PTB.read_text())["optim"]["noise"]
+    assert said(capsys, run, "--checkpoint", "last").split("\n\n", 1)[1].strip() == table_of(model, level)
+    settings = run / "config.yaml"  # as of two processes with a sign each
+    settings.write_text(settings.read_text().replace("signs: batch", "signs: pairs"))
     assert said(capsys, run, "--checkpoint", "last").split("\n\n", 1)[1].strip() == table_of(model, level)
     with torch.no_grad():
         model.output.weight.mul_(2)

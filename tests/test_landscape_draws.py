@@ -127,9 +127,11 @@ def test_several_models_are_averaged_by_their_probabilities(monkeypatch):
 
 
 @pytest.mark.parametrize("name, draws", [("plain", None), ("halves", 4), ("ivon", 4)])
-def test_calibration_of_a_run_and_of_draws_of_its_own_noise(runs, name, draws, tmp_path):
+def test_calibration_of_a_run_and_of_draws_of_its_own_noise(runs, name, draws, tmp_path, capsys):
+    capsys.readouterr()
     assert cli.main(["landscape", f"{runs[name]}@last", "--out", str(tmp_path), "--only", "calibration"]) == 0
-    shown = (tmp_path / "landscape.md").read_text()
+    shown, said = (tmp_path / "landscape.md").read_text(), capsys.readouterr().out
+    assert "\nCalibration:\n\n| run | loss |" in said and "Curvature" not in said
     found = read(tmp_path / FILE)["runs"][name]["calibration"]
     assert "warning" not in found and "left_out" not in found
     subject = open_run(runs[name], checkpoint="last")
@@ -169,6 +171,8 @@ def test_draws_of_an_ivon_run_have_the_spread_of_its_posterior(runs):
         for total, p, w in zip(squares, weights, clean, strict=True):
             total += (p - w).square() / 60
     assert all(torch.equal(p, w) for p, w in zip(weights, clean, strict=True))
+    subject.settings["optim"]["signs"] = "pairs"  # as if two processes had trained it
+    assert own_noise.draws_of(subject, 30)[0] == 60
     state = torch.load(subject.checkpoint, weights_only=True)["optimizer"]
     variances = {}
     for group in state["param_groups"]:

@@ -470,7 +470,9 @@ def test_the_variance_is_that_under_the_runs_own_noise(language, monkeypatch):
     subject.settings["optim"] = {"method": "dropconnect", "noise": 0.2}
     assert "dropconnect" in run_stage(subject, "variance", SETTINGS)["left_out"] and len(asked) == 2
     subject.settings["optim"] = {"method": "ssgd_shaped", "noise": 0.2}
-    assert "flat noise" in run_stage(subject, "variance", SETTINGS)["warning"]
+    assert "variance is that of flat noise" in run_stage(subject, "variance", SETTINGS)["warning"]
+    subject.settings["optim"] = {"method": "ssgd", "noise": 0.2, "balance": True}
+    assert "average is over draws of flat noise" in run_stage(subject, "calibration", SETTINGS)["warning"]
 
 
 def test_a_half_that_does_not_converge_leaves_the_eigenvalue_of_the_whole(language, monkeypatch):

@@ -37,7 +37,7 @@ def landscape_command(args: argparse.Namespace) -> None:
     from pathlib import Path
 
     from ..devices import choose_device
-    from ..landscape.section import curvature_table, notes, section
+    from ..landscape.section import notes, section
     from ..landscape.study import PARTS, Study, default_processes, parse_run
     from ..report.writing import write_section
     from ..runs.outputs import check_output
@@ -60,9 +60,11 @@ def landscape_command(args: argparse.Namespace) -> None:
     study = Study(specs, Path(args.out), args.split, args.terms, args.points, args.side, tuple(args.levels),
                   tuple(args.only or PARTS), processes, deadline, partial(print, flush=True))  # fmt: skip
     found = study.run()
-    paths = write_section(section(args.out), args.out, "landscape")
-    print(f"\n{curvature_table(found).markdown()}\n")
-    print("\n".join(f"- {note}" for note in notes(found)))
+    made = section(args.out)
+    paths = write_section(made, args.out, "landscape")
+    for heading, table in made.tables.items():
+        print(f"\n{heading}:\n\n{table.markdown()}")
+    print("\n" + "\n".join(f"- {note}" for note in notes(found)))
     print(f"\n{args.out}: landscape.json, {', '.join(path.name for path in paths)}")
 
 

@@ -9,7 +9,7 @@ from ..optim.random_noise import RandomNoise
 from ..runs import checkpoints
 from ..runs.recipes import read_recipe
 from ..runs.settings import restored
-from ..training.building import build_optimizer
+from ..training.building import build_optimizer, to_look_at
 from ..training.methods import find_method
 from .sharpness import WeightNoise
 from .subjects import Subject
@@ -92,7 +92,7 @@ def _posterior(subject: Subject, draws: int) -> Callable[[], Iterator[Any]]:
     if state is None:
         raise NoPosterior(f"{subject.checkpoint.name} has no optimizer's state, where IVON's h is; give RUN@last")
     config = restored(subject.settings, read_recipe(subject.name)[0].config_class)
-    optimizer = build_optimizer(subject.model, config.optim)
+    optimizer = build_optimizer(subject.model, to_look_at(config.optim))
     assert isinstance(optimizer, IVON)
     optimizer.load_state_dict(state)
 

@@ -189,6 +189,8 @@ def calibration(subject: Subject, settings: StageSettings) -> dict[str, Any]:
         draws, models = draws_of(subject, settings.draws)
         if draws:
             found |= {"averaged": of(models), "draws": draws}
+            if warning := _other_noise(subject.settings["optim"], "the average is over draws"):
+                found["warning"] = warning
     except (NoRelativeLevel, NoPosterior) as error:
         found["warning"] = f"no average over draws: {error}"
     finally:
@@ -208,7 +210,7 @@ def variance(subject: Subject, settings: StageSettings) -> dict[str, Any]:
         "break_even": found.break_even,
         "recommended": method,
         "because": why,
-        "warning": _other_noise(optim),
+        "warning": _other_noise(optim, "the variance is that"),
     }
 
 
@@ -246,10 +248,11 @@ def advice(run: Path, data: str, level: float, noisy: Path) -> str:
         return f"no advice on where to take the signs from: {error}"
 
 
-def _other_noise(optim: Mapping[str, Any]) -> str | None:
+def _other_noise(optim: Mapping[str, Any], what: str) -> str | None:
+    """What to say of a figure under noise that is not quite the training's."""
     if not has_noise(optim) or not (issubclass(find_method(optim["method"]).kind, ShapedNoise) or optim.get("balance")):
         return None
-    return "the variance is that of flat noise of one level, not of noise that follows the curvature as in the training"
+    return f"{what} of flat noise of one level, not of noise that follows the curvature as in the training"
 
 
 def minibatch_size(subject: Subject) -> int:

@@ -1,5 +1,6 @@
 """The optimizer and the schedulers that a configuration describes."""
 
+import dataclasses
 import re
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from ..errors import UserError
 from ..optim import LambdaNoise, MultiPassOptimizer, SinglePass, noise_groups
 from ..optim.arguments import check_signs
+from ..optim.signs import BY_RANK
 from .bases import build_base
 from .config import OptimConfig
 from .methods import COMMON, Method, find_method, is_elsewhere
@@ -49,6 +51,13 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> MultiPassOptimizer
             f"optim.method: {config.method} sets {twice[1]} and has it among its **settings too; name it in its "
             "own __init__"
         ) from error
+
+
+def to_look_at(config: OptimConfig) -> OptimConfig:
+    """``config`` for an optimizer that is looked at and takes no step: the signs that processes shared out, of which
+    there is one now, are in two passes. What noise does to the weights is the same."""
+    shared = config.takes("signs") and config.signs in BY_RANK
+    return dataclasses.replace(config, signs="batch") if shared else config
 
 
 def _groups(model: nn.Module, config: OptimConfig, method: Method) -> Any:

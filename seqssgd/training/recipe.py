@@ -18,7 +18,7 @@ from ..processes import is_main
 from ..runs.directory import RunDirectory
 from ..runs.recipes import RECIPES
 from . import distributed
-from .building import build_optimizer, build_schedulers
+from .building import build_optimizer, build_schedulers, to_look_at
 from .command_line import Command
 from .logs import say
 from .loop import fit
@@ -45,10 +45,10 @@ def train(command: Command, task: Task, about: Mapping[str, Any], begin: Callabl
     config = command.config
     if (built := _built.get()) is None:
         settle_precision(task.model, config.training, command.out)
-    optimizer = build_optimizer(task.model, config.optim)
     if built is not None:
-        built.append((task, optimizer, config))
+        built.append((task, build_optimizer(task.model, to_look_at(config.optim)), config))
         return 0
+    optimizer = build_optimizer(task.model, config.optim)
     not_reached = check_reach(config.optim, config.training, task.steps_per_epoch, command.max_steps)
     schedulers = build_schedulers(optimizer, config.optim, config.training.epochs)
     run = RunDirectory(command.out, config, {"recipe": None, **about}, command.data)
