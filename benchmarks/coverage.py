@@ -22,6 +22,7 @@ import torch
 from timing import machine
 from torch import Tensor, nn
 
+from seqssgd.files import make_folder
 from seqssgd.optim import noise_groups
 from seqssgd.optim.groups import pattern_of
 from seqssgd.optim.roles import NO_WEIGHTS
@@ -272,6 +273,8 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), metavar="NAME")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     args = parser.parse_args()
+    if args.json:
+        make_folder(args.json.parent)
     import_torchaudio()  # transformers and speechbrain import it, and cannot where its C++ extension does not load
     found = {}
     for name in args.models:

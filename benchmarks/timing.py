@@ -14,6 +14,8 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
+from seqssgd.files import make_folder
+
 T = TypeVar("T")
 Figures = dict[str, float | Sequence[float] | dict[str, float]]
 
@@ -48,6 +50,8 @@ def benchmark(
         parser.add_argument("--data", type=Path, required=True, metavar="DIR", help=data)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     args = parser.parse_args()
+    if args.json:
+        make_folder(args.json.parent)
     torch.set_num_threads(args.threads)
     figures = {"machine": machine(), "rounds": args.rounds}
     if steps is not None:

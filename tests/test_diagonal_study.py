@@ -1,12 +1,15 @@
 """The study of the diagonal's estimates: its exact diagonal, its estimates and its errors, where they are known."""
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+
+from seqssgd.errors import UserError
 
 PROGRAM = Path(__file__).parents[1] / "recipes/studies/diagonal.py"
 
@@ -80,3 +83,11 @@ def test_errors_are_bias_and_the_spread_that_a_running_mean_leaves(study):
     assert found["β₂ 0.99"] == pytest.approx((0.25 + 8 * 0.01 / 1.99) ** 0.5 / 5, rel=0.01)
     weights = [torch.tensor([[1.0, 3.0], [5.0, 7.0]])]
     assert study.by_row(weights).tolist() == [2.0, 2.0, 6.0, 6.0] and study.by_weight(weights).tolist() == [1, 3, 5, 7]
+
+
+def test_the_program_writes_its_figures_and_refuses_draws_without_a_spread(study, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(study, "study", lambda name, draws: {"weight": {}, "row": {}})
+    assert study.main(["--networks", "lstm", "--json", str(tmp_path / "new/folder/figures.json")]) == 0
+    assert json.loads((tmp_path / "new/folder/figures.json").read_text()) == {"lstm": {"weight": {}, "row": {}}}
+    with pytest.raises(UserError, match="--draws 1: it must be at least 2"):
+        study.main(["--draws", "1"])

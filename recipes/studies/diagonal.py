@@ -21,13 +21,16 @@ On one core: about five minutes.
 import argparse
 import json
 import math
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from seqssgd.errors import UserError, run_cli
+from seqssgd.files import atomic_path, make_folder
 from seqssgd.landscape.ctc import ctc_loss
 from seqssgd.models.lstm import LSTMLanguageModel
 from seqssgd.models.resnet import BasicBlock, ResNet
@@ -200,19 +203,25 @@ def markdown(figures: dict[str, dict[str, dict[str, dict[str, float]]]]) -> str:
     return "\n".join(lines[1:])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--draws", type=int, default=300)
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--draws", type=int, default=300, help="estimates of each kind (default 300)")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    if args.draws < 2:
+        raise UserError(f"--draws {args.draws}: it must be at least 2, which have a spread")
+    if args.json:
+        make_folder(args.json.parent)
     figures = {}
     for name in args.networks:
         figures[name] = study(name, args.draws)
         print(markdown({name: figures[name]}) + "\n", flush=True)
     if args.json:
-        args.json.write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        with atomic_path(args.json) as temporary:
+            temporary.write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_cli(main))

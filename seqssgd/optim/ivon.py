@@ -289,17 +289,16 @@ class IVON(EstimatesDiagonal):
     def check_group(self, group: dict[str, Any], index: int) -> None:
         super().check_group(group, index)
         limits = {
-            "lr": lambda x: math.isfinite(x) and x >= 0,
-            "ess": lambda x: math.isfinite(x) and x > 0,
-            "weight_decay": lambda x: math.isfinite(x) and x >= 0,
-            "hess_init": lambda x: math.isfinite(x) and x > 0,
-            "clip_radius": lambda x: x > 0,
+            "lr": ("a finite number >= 0", lambda x: math.isfinite(x) and x >= 0),
+            "ess": ("a finite number > 0", lambda x: math.isfinite(x) and x > 0),
+            "weight_decay": ("a finite number >= 0", lambda x: math.isfinite(x) and x >= 0),
+            "hess_init": ("a finite number > 0", lambda x: math.isfinite(x) and x > 0),
+            "clip_radius": ("a number > 0, or None for no limit", lambda x: x > 0),
+            "betas": ("two numbers >= 0 and < 1", lambda x: len(x) == 2 and all(0 <= beta < 1 for beta in x)),
         }
-        for key, holds in limits.items():
+        for key, (wanted, holds) in limits.items():
             if key in group and not holds(group[key]):
-                raise ValueError(f"{key}={group[key]!r} of parameter group {index} is no such number")
-        if "betas" in group and not all(0 <= beta < 1 for beta in group["betas"]):
-            raise ValueError(f"betas={group['betas']!r} must be two numbers >= 0 and < 1")
+                raise ValueError(f"{key}={group[key]!r} of parameter group {index} must be {wanted}")
         params = [group["params"]] if isinstance(group["params"], Tensor) else group["params"]
         if any(is_sharded(p) for p in params):
             raise ValueError("IVON with sharded weights has not been tried; use DDP")
