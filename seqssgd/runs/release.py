@@ -1,7 +1,8 @@
 """A finished run as a folder to give away: its weights as safetensors, what they depend on, and a card.
 
 The folder takes the place of the run wherever a model is used, scored or evaluated; it cannot be trained further.
-Nothing in it names a folder of the machine that it was trained on, and reading it runs no code.
+Nothing in it names a folder of the machine that it was trained on, and nothing in it is code. (What its configuration
+names as ``module:Class`` is imported, as of any run.)
 """
 
 import json
