@@ -85,7 +85,10 @@ class Hooks(DelegatingOptimizer):
         return None
 
     def weigher(self, index: int) -> Callable[[Tensor], Tensor] | None:
-        """What gives, in pass ``index``, the weights of the examples in the mean of their losses; None: all are 1."""
+        """A function from the examples' losses (B,) in pass ``index`` to their weights (B,) in the mean of the losses.
+
+        None: all weights are 1.
+        """
         return None
 
     # ---- the gradients ---------------------------------------------------------------------------------------------
@@ -96,18 +99,22 @@ class Hooks(DelegatingOptimizer):
     def after_pass(self, part: Pass, entries: list[Entry]) -> None:
         """Called after each pass: may read or alter ``entry.gradient``, the weighted sum over the loop's passes so far.
 
-        The weights of the passes are ``part.importance``; the sum is to be multiplied by that of this one. In the last
-        pass there is :attr:`Entry.earlier` in it too, multiplied alike.
+        The weights of the passes are ``part.importance``. The sum is kept divided by the weight of the pass that has
+        just ended: multiply by that to have it in full. In the last pass the sum contains :attr:`Entry.earlier`, which
+        is divided in the same way.
         """
 
     def after_loop(self, entries: list[Entry]) -> None:
         """Called after the last pass of a loop, when the weights are back."""
 
     def carry_over(self, earlier: Gradients) -> Gradients | None:
-        """What :meth:`after_pass` of the last pass is to find of the gradients of loops before in the same step.
+        """The gradients of earlier loops in the same step, as :meth:`after_pass` of the last pass is to find them.
 
-        They are added before that pass, as data-parallel training exchanges them with its own. None: they are added
-        after it, and are not exchanged.
+        They are added before that pass, since data-parallel training exchanges them together with the pass's own. None:
+        they are added after the pass, and are not exchanged.
+
+        Args:
+            earlier: pairs of a parameter and its gradient.
         """
         return earlier
 

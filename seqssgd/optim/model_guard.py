@@ -36,11 +36,15 @@ class ModelGuard:
 
 
 class SavingGuard(ModelGuard):
+    """Refuses to save or copy the model; called where a module's ``state_dict()`` is taken."""
+
     def __call__(self, module: nn.Module, prefix: str, keep_vars: bool) -> None:
         self._refuse("take the state dict of", "; for functional_call take dict(model.named_parameters())")
 
 
 class EvaluationGuard(ModelGuard):
+    """Refuses to evaluate the model; called before the forward of a module."""
+
     def __call__(self, module: nn.Module, inputs: Any) -> None:
         if torch.compiler.is_compiling() or module.training:
             return

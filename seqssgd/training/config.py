@@ -54,7 +54,7 @@ class TrainingConfig:
     """How a task is trained, whatever the task.
 
     Attributes:
-        epochs: passes over the training data.
+        epochs: how often the training data are gone through.
         accumulate: minibatches whose gradients are averaged into one step.
         clip: the largest norm of the averaged gradient; null: no clipping.
         precision: fp32, or bf16 or fp16 by autocast (fp16 with a gradient scaler); auto: bf16 where the processor
@@ -150,7 +150,7 @@ class OptimConfig:
         noise_seed: of the noise.
         noise_schedule: phases without and with (S) noise, such as 75-25S-25S; null: always on.
         noise_ramp: start and length of a linear rise of the level from 0; null: none.
-        noise_unit: what noise_schedule and noise_ramp count.
+        noise_unit: the unit of noise_schedule and noise_ramp.
         lr_schedule: constant, zaremba, sgdr, cosine or steps, by epochs. zaremba divides by lr_divisor after every
             epoch that follows the constant ones, steps at the lr_milestones.
         lr_warmup: epochs at the start over which the learning rate rises linearly, on top of lr_schedule; null: none.
