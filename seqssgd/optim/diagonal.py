@@ -65,8 +65,8 @@ class DiagonalEstimate:
         sums, self._sums, self._marks = self._sums, {}, {}
         if world_size() == 1:
             return sums
-        # A pass that was not synchronised has left those of this process's data, and none of a weight that this process
-        # did not use: which have a gradient is the same in all processes.
+        # The sums are those of this process's data; of a weight that it did not use there is none. Which weights have a
+        # gradient is the same in all processes, so that all of them reduce the same tensors.
         used = [entry for entry in entries if entry.parameter.grad is not None]
         found = {e.number: sums[e.number] if e.number in sums else torch.zeros_like(e.weight) for e in used}
         return {number: mean_(total) for number, total in found.items()}

@@ -102,8 +102,8 @@ class Halves:
         total: Any = sum(share[1] for share in self.shares)
         if not isinstance(total, Tensor):
             return items / total, 1 - items / total
-        # with no waiting for them: of a minibatch without a single item neither half counts, and a half without one
-        # counts for next to nothing
+        # Counts stay on the device: nothing waits for them. In a minibatch without any item neither half counts;
+        # a half without one counts for next to nothing, not for 0, as gradients are divided by the last weight.
         none = total == 0
         share = torch.where(none, 0, items / torch.where(none, 1, total))
         return share, torch.where(none, 0, 1 - share).clamp_min(1e-12)

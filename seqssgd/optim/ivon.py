@@ -69,7 +69,7 @@ def _update_hess(hess: Tensor, estimate: Tensor, beta: float, decay: float) -> N
     for _, ((h,), (found,)) in pieces([hess], [estimate]):
         change, precision = torch.sub(found, h).mul_(1 - beta), h + decay
         h.add_(change).addcdiv_(change.square_(), precision, value=0.5)
-        h.clamp_(min=1e-6 * decay - decay if decay else torch.finfo(h.dtype).tiny)  # as rounding does not
+        h.clamp_(min=1e-6 * decay - decay if decay else torch.finfo(h.dtype).tiny)  # rounding may not
 
 
 def _update(group: dict[str, Any], params: list[Tensor], states: list[dict[str, Any]]) -> None:

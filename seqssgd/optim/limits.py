@@ -9,7 +9,7 @@ from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-LARGEST = 1e30  # numbers beyond it are none in single precision
+LARGEST = 1e30  # not far beyond it numbers overflow in single precision
 
 
 @dataclass(frozen=True)

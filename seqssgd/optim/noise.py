@@ -101,7 +101,7 @@ class NoiseSource:
         """
         check_shards(weights)
         pieces = [local(weight) for weight in weights]
-        for shared_out in (False, True):  # of what every rank has the whole, every rank draws the same
+        for shared_out in (False, True):  # weights that every rank holds whole are drawn alike on all
             mine = [piece for piece, weight in zip(pieces, weights, strict=True) if is_sharded(weight) == shared_out]
             self._seed(mine, draw, shard_index(weights) if shared_out else 0)
             for piece in mine:
@@ -115,7 +115,7 @@ class NoiseSource:
         scale = level * _STANDARD_DEVIATION[self.distribution]
         if self.granularity == "absolute":
             return scale * math.sqrt(sum(p.numel() for p in weights))
-        return scale * math.sqrt(sum(p.numel() / max(len(p), 1) * norm_of([p]) ** 2 for p in weights))  # equal filters
+        return scale * math.sqrt(sum(p.numel() / max(len(p), 1) * norm_of([p]) ** 2 for p in weights))  # of one size
 
     def _seed(self, tensors: Sequence[Tensor], draw: int, shard: int) -> None:
         # Devices count in order of appearance: rank 1's cuda:1 must draw what rank 0's cuda:0 draws.

@@ -39,7 +39,7 @@ class NoiseTimesGradient:
             (``entry.earlier``) is left out.
         """
         pair = part.last and len(part.importance) == 2
-        first = self._first if pair else {}  # not what a loop has left that was not finished
+        first = self._first if pair else {}  # an unfinished loop may have left some
         factors = (2 * part.importance[0], part.importance[1]) if pair else (1.0, 1.0)
         self._first, found = {}, {}
         for entry in entries:

@@ -23,8 +23,8 @@ class ShapedNoise(EstimatesDiagonal, SymmetricNoise):
 
     z the random elements, h the running mean of the diagonal of the Hessian, δ a multiple of the mean of max(h, 0) in
     the layer. Every step's pair estimates the diagonal, by ½(n∘g₊ - n∘g₋)/E[n∘n], which costs no pass (and two copies
-    of the weights: h, and one while the passes are under way). The first step's noise is flat. Ours; the shape is
-    IVON's (:class:`IVON`), the size is S-SGD's, and any optimizer steps.
+    of the weights: h, and one while the passes are under way). The first step's noise is flat. The method is ours:
+    the shape of the noise is IVON's (:class:`IVON`), its size S-SGD's, and any optimizer steps.
 
     The running means are in ``state_dict()["perturbation"]``. ``torch.distributed.checkpoint`` drops them, so that
     after loading from there they begin anew. In data-parallel training they are those of all processes.

@@ -60,7 +60,7 @@ def _curves(runs: dict[str, Run], keys: Sequence[str]) -> "Figure":
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.3)
     for axes in grid[max(0, len(keys) - columns) : len(keys)]:
-        axes.tick_params(labelbottom=True)  # above an empty place too
+        axes.tick_params(labelbottom=True)  # panels above an empty place have none otherwise
         axes.set_xlabel("epochs", fontsize=8)
     handles, labels = grid[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", frameon=False, fontsize=8)

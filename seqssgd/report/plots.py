@@ -188,7 +188,7 @@ def _curves(comparison: Comparison, over: str) -> "Figure":
     for axes in grid[len(panels) :]:
         axes.remove()
     for axes in grid[max(0, len(panels) - columns) : len(panels)]:
-        axes.tick_params(labelbottom=True)  # above an empty place too
+        axes.tick_params(labelbottom=True)  # panels above an empty place have none otherwise
     # the first evaluations, far from all others, would flatten the rest of the picture
     late = [value for row in rows for value in _reach(row.curve[len(row.curve) // 4 :])]
     if late:

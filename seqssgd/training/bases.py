@@ -125,4 +125,4 @@ def _trial(config: Any, stopped: bool) -> torch.Tensor:
     except Exception as error:
         said = " ".join(str(error).split())
         raise UserError(f"optim.base: {config.base} cannot {verb} ({said}); take another") from error
-    return weight.detach().nan_to_num()  # which is no concern here
+    return weight.detach().nan_to_num()  # two trials that both overflow are alike
