@@ -58,6 +58,8 @@ NOISE = {
     "optim.distribution": ("rademacher", "{}"),
     "optim.granularity": ("layer", "per {}"),
     "optim.only": (None, "{} alone"),
+    "optim.balance": (False, "balanced"),
+    "optim.precondition": (False, "preconditioned"),
     "optim.noise_schedule": (None, "phases {}"),
     "optim.noise_ramp": (None, "ramp from {1[0]} over {1[1]}"),
 }
@@ -190,8 +192,9 @@ def _method(settings: dict[str, Any]) -> str:
     words = [f"{name} {show(settings['optim.noise'])}" if settings["optim.noise"] else name]
     own = KNOWN[method].settings if method in KNOWN else {}  # what goes without saying for one method may not for all
     for key, (usual, said) in NOISE.items():
-        if settings[key] != own.get(key.removeprefix("optim."), usual):
-            words.append(said.format(show(settings[key]), settings[key]))
+        value = settings.get(key)
+        if value not in (None, own.get(key.removeprefix("optim."), usual)):
+            words.append(said.format(show(value), value))
     return ", ".join(words)
 
 
