@@ -8,7 +8,7 @@ from torch import nn
 from toy_task import ToyTask, toy_config
 
 from seqssgd.errors import UserError
-from seqssgd.optim import LambdaNoise, SinglePass, SymmetricNoise, WeightAverage, noise_groups
+from seqssgd.optim import LambdaNoise, ShapedNoise, SinglePass, SymmetricNoise, WeightAverage, noise_groups
 from seqssgd.optim.schedules import phases
 from seqssgd.training import OptimConfig, RunDirectory, TrainingConfig, build_optimizer, build_schedulers, fit, recipe
 from seqssgd.training.command_line import Command
@@ -137,14 +137,19 @@ def test_the_highest_noise_of_a_schedule_is_that_of_all_its_times():
                 assert highest(text, rise, length) == max(levels, default=0.0), (text, rise, length)
 
 
-def test_a_training_without_the_noise_that_is_asked_is_refused_before_anything_is_written(tmp_path, capsys):
-    def run(schedule, **limits):
-        config = toy_config({"noise_schedule": schedule}, {"epochs": 2})
+def test_a_training_that_cannot_be_what_is_asked_is_refused_before_anything_is_written(tmp_path, capsys, monkeypatch):
+    def run(schedule, training=None, **limits):
+        config = toy_config({"noise_schedule": schedule}, {"epochs": 2, **(training or {})})
         limits = {"max_steps": None, "max_minutes": None, **limits}
         return recipe.train(Command(config, tmp_path, tmp_path / "run", **limits), ToyTask(config), {})
 
     with pytest.raises(UserError, match="^optim.noise_schedule: 5-5S has no noise in the 2 epochs"):
         run("5-5S")
+    with pytest.raises(UserError, match="^training.graphs: this task's network does not do the same"):
+        run("1-1S", {"graphs": True})
+    with pytest.raises(UserError, match="^training.log_curvature: curvature by layer needs noise of one size"):
+        monkeypatch.setattr(SymmetricNoise, "_check_curvature", ShapedNoise._check_curvature)
+        run("1-1S", {"log_curvature": True})
     assert not (tmp_path / "run").exists()
     assert run("1-5S", max_minutes=1e-9) == 0
     said = capsys.readouterr().err

@@ -10,6 +10,20 @@ from ..optim import SymmetricNoise
 from .progress import Progress
 
 
+def begin_recording(optimizer: Any) -> None:
+    """Tells ``optimizer`` to record what its passes tell of the curvature.
+
+    Raises:
+        UserError: it has no pair on one minibatch.
+    """
+    if not isinstance(optimizer, SymmetricNoise):
+        raise UserError("training.log_curvature: only optim.method ssgd has a pair of gradients; leave it out")
+    try:
+        optimizer.record_curvature()
+    except ValueError as error:
+        raise UserError(f"training.log_curvature: {error}") from None
+
+
 class CurvatureLog:
     """Averages, between two lines of the log, what every step tells of the curvature.
 
@@ -25,14 +39,8 @@ class CurvatureLog:
 
     def __init__(self, optimizer: Any, progress: Progress, scaler: torch.amp.GradScaler, wanted: bool | None):
         self.optimizer, self.progress, self.scaler, self.wanted = optimizer, progress, scaler, wanted
-        if not wanted:
-            return
-        if not isinstance(optimizer, SymmetricNoise):
-            raise UserError("training.log_curvature: only optim.method ssgd has a pair of gradients; leave it out")
-        try:
-            optimizer.record_curvature()
-        except ValueError as error:
-            raise UserError(f"training.log_curvature: {error}") from None
+        if wanted:
+            begin_recording(optimizer)
 
     def note(self) -> None:
         """Takes in the step whose passes are done; nothing where they had no noise, or were not finite."""

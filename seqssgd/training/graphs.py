@@ -14,8 +14,20 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from ..errors import UserError
+
 Replay = Callable[[], None]
 Record = Callable[[Callable[[], Any]], tuple[Any, Replay]]  # of what computes a list or tuple of tensors and Nones
+
+
+def check_replayable(task: Any) -> None:
+    """Makes sure that the network of ``task`` can be recorded.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if not getattr(task, "replayable", False):  # a task may be of any class
+        raise UserError("training.graphs: this task's network does not do the same at every step; leave it out")
 
 
 class Graphed:

@@ -20,7 +20,7 @@ from ..runs.directory import RunDirectory
 from . import outcome, snapshot
 from .config import TrainingConfig
 from .curvature import CurvatureLog
-from .graphs import Graphed
+from .graphs import Graphed, check_replayable
 from .logs import Console
 from .noise_size import relative_noise
 from .progress import Progress
@@ -226,8 +226,7 @@ class _Loop:
     def graphed(self) -> Graphed:
         if self.device.type != "cuda" or processes.world_size() > 1:
             raise UserError("training.graphs: it takes one process with a CUDA device; leave it out")
-        if not getattr(self.task, "replayable", False):  # as in shown, a task may be of any class
-            raise UserError("training.graphs: this task's network does not do the same at every step; leave it out")
+        check_replayable(self.task)
         return Graphed(self.model, self.half())
 
     def step_schedulers(self, when: str) -> None:

@@ -20,6 +20,8 @@ from ..runs.recipes import RECIPES
 from . import distributed
 from .building import build_optimizer, build_schedulers, to_look_at
 from .command_line import Command
+from .curvature import begin_recording
+from .graphs import check_replayable
 from .logs import say
 from .loop import fit
 from .precision import settle_precision
@@ -51,6 +53,10 @@ def train(command: Command, task: Task, about: Mapping[str, Any], begin: Callabl
     optimizer = build_optimizer(task.model, config.optim)
     not_reached = check_reach(config.optim, config.training, task.steps_per_epoch, command.max_steps)
     schedulers = build_schedulers(optimizer, config.optim, config.training.epochs)
+    if config.training.log_curvature:
+        begin_recording(optimizer)  # what cannot be is refused before there is a run directory
+    if config.training.graphs:
+        check_replayable(task)
     run = RunDirectory(command.out, config, {"recipe": None, **about}, command.data)
     if is_main():
         for by, unused in left_out(config.optim).items():

@@ -39,10 +39,13 @@ def _scheduling(optim: OptimConfig) -> str:
 
 def _of_bases(optim: OptimConfig) -> dict[str, Any]:
     method = find_method(optim.method)
-    if not method.steps_itself and optim.base not in BASES:  # whose settings are in base_settings, or refused
+    usual: dict[str, Any] = {"momentum": 0.0, "betas": (0.9, 0.999)}
+    if method.steps_itself:
+        taken, usual = {*method.parameters}, {**usual, "base": "sgd", "base_settings": None}
+    elif optim.base in BASES:
+        taken = {*method.parameters, *BASES[optim.base].common}
+    else:  # its settings are in base_settings, or refused
         return {}
-    taken = {*method.parameters, *(() if method.steps_itself else BASES[optim.base].common)}
-    usual = {"momentum": 0.0, "betas": (0.9, 0.999)}
     values = {key: getattr(optim, key) for key in usual if key not in taken}
     return {f"optim.{key}": value for key, value in values.items() if value != usual[key]}
 
@@ -82,8 +85,9 @@ def check_used(optim: OptimConfig, files: Sequence[str], options: Sequence[str])
             raise UserError(f"{key}: {value!r} does nothing, {where}; leave it out, or name a method, such as ssgd")
         if named < 0 and not any("method" in _section(file) for file in files):
             raise UserError(f"{key}: {value!r} does nothing, as there is no optim.method; name one, such as ssgd")
+    itself = find_method(optim.method).steps_itself
     for by, said, place, settings in (
-        ("base", _stepping(optim), max(named, _last(options, "optim.base")), _of_bases(optim)),
+        ("base", _stepping(optim), max(named, -1 if itself else _last(options, "optim.base")), _of_bases(optim)),
         ("lr_schedule", _scheduling(optim), _last(options, "optim.lr_schedule"), _of_schedules(optim)),
     ):
         for key, value in settings.items():
