@@ -96,6 +96,8 @@ BEYOND = {  # what is asked of a training of 8 epochs with 5 steps each: an erro
     "lr_schedule=steps": "optim.lr_schedule: steps lowers no learning rate without optim.lr_milestones",
     "lr_schedule=sgdr lr_period=9": "optim.lr_period: 9 does not end in the 8 epochs of this training",
     "lr_schedule=sgdr lr_period=8": "",
+    "lr_schedule=sgdr lr_period=1 lr_multiplier=1": "optim.lr_period: 1 has one learning rate, as it goes by epochs",
+    "lr_schedule=sgdr lr_period=1": "",
     "lr_schedule=cosine epochs=1": "optim.lr_schedule: cosine goes by epochs, and one epoch has one learning rate",
     "lr_schedule=cosine": "",
     "lr_warmup=10": "optim.lr_warmup: 10 rises to 0.8 of the learning rate in the 8 epochs of this training",
@@ -112,8 +114,8 @@ def test_what_never_begins_in_a_training_is_refused_and_what_it_does_not_reach_i
     for key in ("noise_ramp", "lr_milestones"):
         if key in given:
             settings[key] = tuple(map(int, given[key].split(",")))
-    for key in set(given) & {"average_start", "balance", "lr_constant_epochs", "lr_divisor", "lr_period", "lr_warmup"}:
-        settings[key] = int(given[key])
+    numbers = {"average_start", "lr_constant_epochs", "lr_divisor", "lr_multiplier", "lr_period", "lr_warmup"}
+    settings |= {key: int(given[key]) for key in set(given) & numbers}
     if settings["method"] not in ("sam", "swa", "ema"):
         settings["noise"] = float(given.get("noise", 0.5))
     settings["balance"] = True if "balance" in given else None

@@ -103,6 +103,8 @@ def _of_rate(optim: OptimConfig, epochs: int) -> list[str]:
         found.append(f"optim.lr_milestones: {are} not reached in {within}; give earlier ones, or train longer")
     elif schedule == "sgdr" and optim.lr_period > epochs:
         found.append(f"optim.lr_period: {optim.lr_period} does not end in {within}; give fewer, or train longer")
+    elif schedule == "sgdr" and optim.lr_period == 1 and (optim.lr_multiplier == 1 or epochs == 2):
+        found.append("optim.lr_period: 1 has one learning rate, as it goes by epochs; give 2 or more")
     if warmup == 1:
         found.append("optim.lr_warmup: 1 lowers no learning rate; give 2 or more, or leave it out")
     elif warmup is not None and warmup >= epochs:
