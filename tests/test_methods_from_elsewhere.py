@@ -209,7 +209,9 @@ def test_help_shows_its_settings(parse, capsys):
     with pytest.raises(SystemExit):
         parse("--optim.method", "elsewhere:Annealed", "--help")
     shown = " ".join(capsys.readouterr().out.split())
-    assert "--optim.half_life HALF_LIFE Of elsewhere:Annealed: steps in which the noise falls to its half." in shown
+    half_life = "Of elsewhere:Annealed: steps in which the noise falls to its half; by default 10."
+    assert f"--optim.half_life HALF_LIFE {half_life}" in shown
+    assert "by default layer of weight_noise, two_draws; absolute of smoothout, graves, nso;" in shown
 
 
 def test_it_trains_goes_on_and_is_compared(parse, tmp_path):

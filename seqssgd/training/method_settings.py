@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -51,8 +52,20 @@ def _kind(by_method: Mapping[str, Setting]) -> Any:
 
 
 def _help(by_method: Mapping[str, Setting]) -> str:
-    """What a setting is for, once for the methods that say the same."""
-    said: dict[str, list[str]] = {}
+    """What a setting is for and what it is if it is left open, once for the methods that say the same."""
+    said: dict[str, dict[str, Setting]] = {}
     for name, setting in by_method.items():
-        said.setdefault(setting.help, []).append(name)
-    return " ".join(f"Of {', '.join(names)}: {text.rstrip('.')}." for text, names in said.items())
+        said.setdefault(setting.help, {})[name] = setting
+    return " ".join(f"Of {', '.join(own)}: {text.rstrip('.')}{_defaults(own)}." for text, own in said.items())
+
+
+def _defaults(by_method: Mapping[str, Setting]) -> str:
+    """What a setting is if it is left open, as a configuration spells it; nothing where that is an error."""
+    names: dict[str, list[str]] = {}
+    for name, setting in by_method.items():
+        if not setting.required:
+            value = setting.default
+            names.setdefault(value if isinstance(value, str) else json.dumps(value), []).append(name)
+    alone = len(names) == 1 and len(*names.values()) == len(by_method)
+    values = [value if alone else f"{value} of {', '.join(those)}" for value, those in names.items()]
+    return f"; by default {'; '.join(values)}" if values else ""
