@@ -34,6 +34,14 @@ def test_the_loop_trains():
     assert loss_fn(model(inputs), targets).item() < before
 
 
+def test_the_changelog_says_nothing_twice():
+    """As a merge that keeps both sides of a list makes it do: it knows a line wherever it is wrapped."""
+    text = (ROOT / "CHANGELOG.md").read_text()
+    lines = [" ".join(line.split()) for line in re.split(r"^- ", text, flags=re.MULTILINE)[1:]]
+    beginnings = [line[:40] for line in lines]
+    assert len(lines) > 100 and sorted(set(beginnings)) == sorted(beginnings)
+
+
 def test_make_targets_come_first_and_exist():
     commands = [line.split("#")[0].split() for line in blocks("sh")[0].splitlines()]
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
