@@ -35,7 +35,7 @@ def command(data: Path, out: Path, *options: object) -> list[str]:
     """A tiny model with all that makes resuming hard: dropout, noise, decay, carried states."""
     settings = ["--config", ROOT / "recipes/ptb_lstm/small_cpu_ssgd.yaml", "--data", data, "--out", out]
     settings += ["--model.hidden_size", 6, "--model.dropout", 0.3, "--batch_size", 5, "--sequence_length", 4]
-    settings += ["--optim.lr_constant_epochs", 1, "--training.threads", 1, "--training.epochs", 2, *options]
+    settings += ["--optim.lr_constant_epochs", 0, "--training.threads", 1, "--training.epochs", 2, *options]
     return [str(setting) for setting in settings]
 
 
