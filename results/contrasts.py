@@ -77,10 +77,10 @@ def first_trials(folder: Path) -> list[Run]:
 
 
 def kept(folder: Path) -> list[Run]:
-    """All seeds of the alternatives that were chosen, one of each arm."""
+    """All seeds of the alternatives that were chosen, one of each arm, as far as they have been tested."""
     found = trials(folder)
     names = dict.fromkeys(chosen(found, [name.partition("-")[0]]) for name in found)
-    return [run for name in names for run in found[name].values()]
+    return [run for name in names for run in found[name].values() if "test" in run.evaluations]
 
 
 def contrasts(folder: Path, asked: Sequence[Contrast]) -> list[Found]:
