@@ -14,6 +14,7 @@ from seqssgd.report import group_runs, read_run, record
 from seqssgd.report.comparison import holm, welch
 from seqssgd.report.metrics import best_evaluation
 
+SHAPED = {"method": "ssgd_shaped", "noise": 0.2}
 NSO = {"method": "nso", "noise": 0.01, "distribution": "gaussian", "granularity": "absolute"}
 
 
@@ -198,6 +199,13 @@ def test_settings_that_did_not_exist_when_a_run_was_made_have_their_defaults(tmp
             ["S-SGD 0.2, gaussian, conv, dense alone", "S-SGD 0.2, phases 1-1S"],
         ),
         ([SSGD, SSGD | {"noise_ramp": [2, 4]}], ["S-SGD 0.2", "S-SGD 0.2, ramp from 2 over 4"]),
+        ([SSGD | {"balance": False}, SSGD | {"balance": True}], ["S-SGD 0.2", "S-SGD 0.2, balanced"]),
+        (
+            [SHAPED | {"precondition": False}, SHAPED | {"precondition": True}],
+            ["S-SGD, shaped 0.2", "S-SGD, shaped 0.2, preconditioned"],
+        ),
+        ([{"lr": 1.0}, {"lr": 2.0}, {"lr": 2.0, "momentum": 0.9}, {"lr": 3.0}],  # none is that of most
+         ["SGD, lr 1", "SGD, lr 2", "SGD, lr 2, momentum 0.9", "SGD, lr 3"]),
     ],
 )  # fmt: skip
 def test_a_group_is_named_by_its_method_and_what_tells_it_from_the_others(tmp_path, changes, labels):
