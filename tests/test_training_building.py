@@ -1,18 +1,23 @@
 """The optimizer and the schedulers that a configuration describes."""
 
 import re
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from toy_task import ToyTask, toy_config
+from toy_task import ToyConfig, ToyTask, toy_config
 
+from seqssgd.documents import parse_yaml
 from seqssgd.errors import UserError
+from seqssgd.images import config as images
 from seqssgd.optim import LambdaNoise, ShapedNoise, SinglePass, SymmetricNoise, WeightAverage, noise_groups
 from seqssgd.optim.schedules import phases
+from seqssgd.speech import config as speech
 from seqssgd.training import OptimConfig, RunDirectory, TrainingConfig, build_optimizer, build_schedulers, fit, recipe
 from seqssgd.training.command_line import Command
 from seqssgd.training.reach import check_begins, check_reach, highest
+from seqssgd.training.unused import idle
 
 
 class Network(nn.Module):
@@ -89,13 +94,16 @@ BEYOND = {  # what is asked of a training of 8 epochs with 5 steps each: an erro
     "log_every=40 log_curvature=1": "",
     "lr_schedule=zaremba lr_constant_epochs=7": "optim.lr_constant_epochs: 7 lowers no learning rate in the 8",
     "lr_schedule=zaremba lr_constant_epochs=6": "",
-    "lr_schedule=zaremba lr_constant_epochs=7 lr_divisor=1": "",
+    "lr_schedule=zaremba lr_constant_epochs=7 lr_divisor=1": "optim.lr_divisor: 1 lowers no learning rate",
+    "lr_schedule=steps lr_milestones=2,7 lr_divisor=1": "optim.lr_divisor: 1 lowers no learning rate",
     "lr_schedule=steps lr_milestones=8,9": "optim.lr_milestones: 8, 9 are not reached in the 8 epochs of this training",
     "lr_schedule=steps lr_milestones=2,8": "optim.lr_milestones: 8 is not reached in the 8 epochs of this training",
     "lr_schedule=steps lr_milestones=2,7": "",
     "lr_schedule=steps": "optim.lr_schedule: steps lowers no learning rate without optim.lr_milestones",
     "lr_schedule=sgdr lr_period=9": "optim.lr_period: 9 does not end in the 8 epochs of this training",
     "lr_schedule=sgdr lr_period=8": "",
+    "lr_schedule=sgdr lr_period=8 lr_multiplier=3": "optim.lr_multiplier: 3 does nothing, as the 8 epochs",
+    "lr_schedule=sgdr lr_period=7 lr_multiplier=3": "",
     "lr_schedule=sgdr lr_period=1 lr_multiplier=1": "optim.lr_period: 1 has one learning rate, as it goes by epochs",
     "lr_schedule=sgdr lr_period=1": "",
     "lr_schedule=cosine epochs=1": "optim.lr_schedule: cosine goes by epochs, and one epoch has one learning rate",
@@ -103,8 +111,19 @@ BEYOND = {  # what is asked of a training of 8 epochs with 5 steps each: an erro
     "lr_warmup=10": "optim.lr_warmup: 10 rises to 0.8 of the learning rate in the 8 epochs of this training",
     "lr_warmup=8": "optim.lr_warmup: 8 takes all of the 8 epochs of this training",
     "lr_warmup=7": "",
-    "lr_warmup=1": "optim.lr_warmup: 1 lowers no learning rate",
+    "lr_warmup=1": "optim.lr_warmup: 1 lowers no learning rate; give 2 or more, or its steps with optim.lr_warmup_unit",
+    "lr_warmup=1 lr_warmup_unit=step": "optim.lr_warmup: 1 lowers no learning rate; give 2 or more",
+    "lr_warmup=40 lr_warmup_unit=step": "optim.lr_warmup: 40 takes all of the 40 steps of this training",
+    "lr_warmup=39 lr_warmup_unit=step": "",
+    "patience=7": "training.patience: 7 ends nothing early in the 8 epochs of this training; give at most 6",
+    "patience=6": "",
+    "patience=3 evaluate_every=2": "training.patience: 3 ends nothing early in the 8 epochs",
+    "patience=2 evaluate_every=2": "",
+    "patience=1 evaluate_every=4": "training.patience: 1 ends nothing early in the 8 epochs of this training; evaluate",
 }  # fmt: skip
+
+
+TRAINING = ("epochs", "evaluate_every", "log_curvature", "log_every", "patience")
 
 
 @pytest.mark.parametrize("asked", BEYOND)
@@ -119,7 +138,7 @@ def test_what_never_begins_in_a_training_is_refused_and_what_it_does_not_reach_i
     if settings["method"] not in ("sam", "swa", "ema"):
         settings["noise"] = float(given.get("noise", 0.5))
     settings["balance"] = True if "balance" in given else None
-    loop = {key: int(settings.pop(key)) for key in ("epochs", "log_every", "log_curvature") if key in settings}
+    loop = {key: int(settings.pop(key)) for key in TRAINING if key in settings}
     limit, wanted = settings.pop("max_steps", None), BEYOND[asked]
     config, training = OptimConfig(**settings), TrainingConfig(**{"epochs": 8, **loop})
     if wanted.startswith("~"):
@@ -128,6 +147,43 @@ def test_what_never_begins_in_a_training_is_refused_and_what_it_does_not_reach_i
         return
     found = check_reach(config, training, 5, limit and int(limit))
     assert [text.startswith(wanted) for text in found] == [True] * bool(wanted)
+
+
+IDLE = {  # settings of a section, and of which warnings are given
+    "optim: noise_unit=step": "optim.noise_unit: step does nothing without optim.noise_schedule or optim.noise_ramp",
+    "optim: noise_unit=step noise_ramp=[0,2]": "",
+    "optim: lr_warmup_unit=step": "optim.lr_warmup_unit: step does nothing without optim.lr_warmup",
+    "optim: lr_warmup_unit=step lr_warmup=9": "",
+    "optim: method=none noise=0 bn_stats=none": "optim.bn_stats: none does nothing with optim.method none",
+    "optim: method=swa noise=0 bn_stats=none": "optim.bn_stats: none does nothing with optim.method swa",
+    "optim: bn_stats=none": "optim.bn_stats: none does nothing with this network, which has no batch norm",
+    "optim: only=[recurrent,conv]": "optim.only: conv does nothing with this network, which has no such weights",
+    "optim: only=[recurrent,embedding]": "",
+    "tokens: vocab_size=300": "tokens.vocab_size: 300 does nothing with tokens.level character",
+    "tokens: symbols=a level=sentencepiece": "tokens.symbols: 'a' does nothing with tokens.level sentencepiece",
+    "tokens: vocab_size=300 level=sentencepiece": "",
+    "augment: time_width=9": "augment.time_width: 9 does nothing with augment.time_masks 0",
+    "augment: time_share=0.1": "augment.time_share: 0.1 does nothing with augment.time_masks 0",
+    "augment: frequency_masks=2 frequency_width=0": "augment.frequency_masks: 2 does nothing with augment.freq",
+    "augment: frequency_masks=2 frequency_width=9 time_masks=1 time_width=9": "",
+    "bn_images=9": "bn_images: 9 does nothing with corpus.valid 0, as there is no validation",
+    "bn_images=9 corpus.valid=9": "",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("asked", IDLE)
+def test_settings_that_do_nothing_beside_others_are_said(asked):
+    section, _, words = asked.rpartition(": ")
+    given = {key: parse_yaml(text.encode()) for key, text in (word.split("=") for word in words.split())}
+    optim = OptimConfig(**{"method": "ssgd", "noise": 0.5, **(given if section == "optim" else {})})
+    config: Any = ToyConfig(optim=optim)
+    if section in ("tokens", "augment"):
+        kinds = {"tokens": speech.TokensConfig, "augment": speech.AugmentConfig}
+        config = speech.Config(optim=optim, **{section: kinds[section](**given)})
+    elif not section:
+        corpus = images.CorpusConfig(valid=given.pop("corpus.valid", 0))
+        config = images.Config(optim=optim, corpus=corpus, **given)
+    assert [text.startswith(IDLE[asked]) for text in idle(config, Network())] == [True] * bool(IDLE[asked])
 
 
 def test_the_highest_noise_of_a_schedule_is_that_of_all_its_times():
@@ -141,7 +197,8 @@ def test_the_highest_noise_of_a_schedule_is_that_of_all_its_times():
 
 def test_a_training_that_cannot_be_what_is_asked_is_refused_before_anything_is_written(tmp_path, capsys, monkeypatch):
     def run(schedule, training=None, **limits):
-        config = toy_config({"noise_schedule": schedule}, {"epochs": 2, **(training or {})})
+        optim = {"noise_schedule": schedule, "lr_warmup_unit": "step"}
+        config = toy_config(optim, {"epochs": 2, **(training or {})})
         limits = {"max_steps": None, "max_minutes": None, **limits}
         return recipe.train(Command(config, tmp_path, tmp_path / "run", **limits), ToyTask(config), {})
 
@@ -156,6 +213,7 @@ def test_a_training_that_cannot_be_what_is_asked_is_refused_before_anything_is_w
     assert run("1-5S", max_minutes=1e-9) == 0
     said = capsys.readouterr().err
     assert f"warning: {tmp_path / 'run'}: optim.noise_schedule: 1-5S has 6 epochs, and those after 2 are" in said
+    assert f"warning: {tmp_path / 'run'}: optim.lr_warmup_unit: step does nothing without optim.lr_warmup;" in said
 
 
 def test_a_training_of_ones_own_optimizer_is_held_to_the_same(tmp_path):
@@ -192,3 +250,5 @@ def test_schedulers_are_those_described():
     assert units(lr_schedule="cosine") == [("LambdaLR", "epoch")]
     both = units(method="ssgd", noise=0.1, noise_schedule="1-1S", lr_schedule="zaremba", noise_unit="step")
     assert both == [("LambdaLR", "epoch"), ("LambdaNoise", "step")]
+    with pytest.raises(ValueError, match="give steps_per_epoch"):
+        units(lr_warmup=9, lr_warmup_unit="step")

@@ -201,6 +201,11 @@ SCHEDULES = {  # settings, and by hand for each of 3 epochs of 7 steps: learning
     "zaremba": ({"lr_schedule": "zaremba", "lr_divisor": 2}, [0.1] * 7 + [0.05] * 7 + [0.025] * 7, [0.5] * 21),
     "steps": ({"lr_schedule": "steps", "lr_milestones": [2]}, [0.1] * 14 + [0.01] * 7, [0.5] * 21),
     "warm-up": ({"lr_warmup": 2}, [0.05] * 7 + [0.1] * 14, [0.5] * 21),
+    "warm-up by step": (
+        {"lr_warmup": 10, "lr_warmup_unit": "step", "lr_schedule": "steps", "lr_milestones": [1]},
+        [0.01 * n for n in range(1, 8)] + [0.008, 0.009] + [0.01] * 12,
+        [0.5] * 21,
+    ),
     "cosine": ({"lr_schedule": "cosine"}, [0.1] * 7 + [0.075] * 7 + [0.025] * 7, [0.5] * 21),
     "sgdr": ({"lr_schedule": "sgdr", "lr_period": 1, "lr_multiplier": 2}, [0.1] * 14 + [0.05] * 7, [0.5] * 21),
 }

@@ -61,7 +61,10 @@ def assert_same_runs(a: Path, b: Path):
 
 
 SETTINGS = {
-    "optim": {"noise_schedule": "1-3S", "noise_unit": "epoch", "lr_schedule": "zaremba", "lr_divisor": 1.5},
+    "optim": {
+        **{"noise_schedule": "1-3S", "lr_schedule": "zaremba", "lr_divisor": 1.5},
+        **{"lr_warmup": 5, "lr_warmup_unit": "step"},
+    },
     "training": {"epochs": 3, "accumulate": 2, "clip": 0.5},
 }
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from toy_task import ToyTask, toy_config, train
 
+from seqssgd.errors import UserError
 from seqssgd.runs import checkpoints
 from seqssgd.runs.reading import read_run
 
@@ -109,6 +110,8 @@ def test_without_a_metric_to_choose_by_the_last_model_is_the_best(tmp_path):
     assert result["best"] == {**result["final"], "step": 40, "epoch": 8}
     best, last = checkpoints.load(tmp_path / "checkpoints/best.pt")["model"], newest(tmp_path)["model"]
     assert all(torch.equal(best[name], last[name]) for name in last)
+    with pytest.raises(UserError, match="^training.patience: there is nothing to judge by"):
+        train(tmp_path / "patient", settings(epochs=8, patience=2), Unjudged)
 
 
 # ---- when it evaluates -----------------------------------------------------------------------------------------------

@@ -105,7 +105,7 @@ def train(out, config: ToyConfig, task_class=ToyTask, task_settings: dict | None
     setup(config.training, config.seed)
     task = task_class(config, **(task_settings or {}))
     optimizer = build_optimizer(task.model, config.optim)
-    schedulers = build_schedulers(optimizer, config.optim, config.training.epochs)
+    schedulers = build_schedulers(optimizer, config.optim, config.training.epochs, task.steps_per_epoch)
     return fit(task, optimizer, schedulers, config.training, RunDirectory(out, asdict(config)), **limits), task
 
 

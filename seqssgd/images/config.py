@@ -1,10 +1,13 @@
 """The settings of an image classifier and its training: of small images held on the device, and of encoded ones."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..errors import UserError
 from ..networks import NetworkSettings
 from ..training.config import OptimConfig, TrainingConfig
+from ..training.unused import changed
 from .networks import ENCODED_NETWORKS, NETWORKS
 
 
@@ -46,6 +49,12 @@ class Config:
     bn_images: int = 2000
     seed: int = 0
 
+    def idle(self) -> Iterator[tuple[str, Any, str]]:
+        """Settings that do nothing beside others; see :func:`seqssgd.training.unused.idle`."""
+        for key, value in changed(self, "", ["bn_images"]):
+            if not self.corpus.valid:
+                yield key, value, "with corpus.valid 0, as there is no validation"
+
 
 @dataclass
 class EncodedCorpusConfig:
@@ -83,3 +92,7 @@ class EncodedConfig(Config):
     corpus: EncodedCorpusConfig = field(default_factory=EncodedCorpusConfig)
     batch_size: int = 256
     bn_images: int = 10_000
+
+    def idle(self) -> Iterator[tuple[str, Any, str]]:
+        """None: there are always images to validate on."""
+        return iter(())

@@ -205,9 +205,9 @@ def cosine(length: int) -> Schedule:
 
 
 def warmup(length: int, then: Schedule) -> Schedule:
-    """``then``, over its first ``length`` epochs multiplied by 1/length, 2/length, … 1.
+    """``then``, over its first ``length`` epochs or steps multiplied by 1/length, 2/length, … 1.
 
-    After Goyal et al. 2017, section 2.2, who raise the rate at every step.
+    After Goyal et al. 2017, section 2.2, who raise the rate at every step. A length of 1 changes nothing.
 
     Raises:
         ValueError: ``length`` is below 1.

@@ -1,10 +1,12 @@
 """The settings of a speech recogniser and its training."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from ..networks import NetworkSettings
 from ..training.config import OptimConfig, TrainingConfig
+from ..training.unused import changed
 from .networks import NETWORKS
 
 
@@ -128,3 +130,17 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     seed: int = 0
+
+    def idle(self) -> Iterator[tuple[str, Any, str]]:
+        """Settings that do nothing beside others; see :func:`seqssgd.training.unused.idle`."""
+        augment, level = self.augment, self.tokens.level
+        for key, value in changed(self.tokens, "tokens", ["vocab_size" if level == "character" else "symbols"]):
+            yield key, repr(value), f"with tokens.level {level}"
+        for kind, sizes in (("time", ["time_width", "time_share"]), ("frequency", ["frequency_width"])):
+            masks = getattr(augment, f"{kind}_masks")
+            if not masks:
+                for key, value in changed(augment, "augment", sizes):
+                    yield key, value, f"with augment.{kind}_masks 0"
+            for size in sizes:
+                if masks and not getattr(augment, size):
+                    yield f"augment.{kind}_masks", masks, f"with augment.{size} 0"

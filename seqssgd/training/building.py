@@ -72,15 +72,24 @@ def _groups(model: nn.Module, config: OptimConfig, method: Method) -> Any:
     return groups
 
 
-def build_schedulers(optimizer: Optimizer, config: OptimConfig, epochs: int) -> list[tuple[Any, str]]:
+def build_schedulers(
+    optimizer: Optimizer, config: OptimConfig, epochs: int, steps_per_epoch: int | None = None
+) -> list[tuple[Any, str]]:
     """The schedulers that ``config`` describes for ``optimizer``, as pairs with when :func:`fit` steps them.
 
     Args:
         epochs: of the training: where a cosine ends.
+        steps_per_epoch: of the training; a warm-up by steps needs it.
+
+    Raises:
+        ValueError: it is needed and not given.
     """
     schedulers: list[tuple[Any, str]] = []
-    if (factor := config._lr(epochs)) is not None:
-        schedulers.append((LambdaLR(optimizer, factor), "epoch"))
+    unit = "epoch" if config.lr_warmup is None else config.lr_warmup_unit
+    if unit == "step" and steps_per_epoch is None:
+        raise ValueError("lr_warmup_unit='step': a schedule by epochs goes on in it; give steps_per_epoch")
+    if (factor := config._lr(epochs, steps_per_epoch or 1)) is not None:
+        schedulers.append((LambdaLR(optimizer, factor), unit))
     if not isinstance(optimizer, SinglePass) and (factor := config._noise()) is not None:
         schedulers.append((LambdaNoise(optimizer, factor), config.noise_unit))
     return schedulers

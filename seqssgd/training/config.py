@@ -153,7 +153,8 @@ class OptimConfig:
         noise_unit: the unit of noise_schedule and noise_ramp.
         lr_schedule: constant, zaremba, sgdr, cosine or steps, by epochs. zaremba divides by lr_divisor after every
             epoch that follows the constant ones, steps at the lr_milestones.
-        lr_warmup: epochs at the start over which the learning rate rises linearly, on top of lr_schedule; null: none.
+        lr_warmup: length of a linear rise of the learning rate at the start, on top of lr_schedule; null: none.
+        lr_warmup_unit: the unit of lr_warmup. By epochs the first of n has 1/n of the rate and the last the whole.
         lr_constant_epochs: of zaremba.
         lr_divisor: of zaremba and steps.
         lr_milestones: of steps.
@@ -179,6 +180,7 @@ class OptimConfig:
     noise_unit: Literal["epoch", "step"] = "epoch"
     lr_schedule: str = "constant"
     lr_warmup: int | None = None
+    lr_warmup_unit: Literal["epoch", "step"] = "epoch"
     lr_constant_epochs: int = 0
     lr_divisor: float = 10.0
     lr_milestones: list[int] = dataclasses.field(default_factory=list)
@@ -283,10 +285,14 @@ class OptimConfig:
             wanted = unmet(functools.reduce(operator.or_, (setting.annotation for setting in settings)), value)
             require(wanted is None, f"optim.{key}", value, wanted or "")
 
-    def _lr(self, epochs: int) -> schedule.Schedule | None:
-        """The factor of the learning rate by epoch; None if it is constant."""
+    def _lr(self, epochs: int, steps_per_epoch: int = 1) -> schedule.Schedule | None:
+        """The factor of the learning rate by epoch, or by step if it warms up by steps; None if it is constant."""
         factor = LR_SCHEDULES[self.lr_schedule](self, epochs)
-        return factor if self.lr_warmup is None else schedule.warmup(self.lr_warmup, factor or (lambda epoch: 1.0))
+        if self.lr_warmup is None:
+            return factor
+        then = factor or (lambda epoch: 1.0)
+        by_step = self.lr_warmup_unit == "step"
+        return schedule.warmup(self.lr_warmup, (lambda step: then(step // steps_per_epoch)) if by_step else then)
 
     def _noise(self) -> schedule.Schedule | None:
         """The factor of the noise level over time; None if it is constant."""

@@ -24,7 +24,7 @@ from .graphs import Graphed, check_replayable
 from .logs import Console
 from .noise_size import relative_noise
 from .progress import Progress
-from .reach import check_begins
+from .reach import check_begins, check_judged
 from .signals import StopSignals
 from .task import Task
 
@@ -56,7 +56,8 @@ def fit(
         or gradients that stay non-finite, never a finite metric to choose the best by, or weights that are not finite.
 
     Raises:
-        UserError: the checkpoints do not belong to this model or are all damaged.
+        UserError: the checkpoints do not belong to this model or are all damaged; patience without a metric to judge
+            by.
         ValueError: a scheduler of neither unit; noise, or an average of weights, that would never begin.
     """
     if config.precision == "auto":
@@ -85,6 +86,7 @@ class _Loop:
         self.progress = Progress()
         self.last_step = config.epochs * task.steps_per_epoch
         check_begins(optimizer, schedulers, config.epochs, self.last_step)
+        check_judged(task, config)
         self.limit = min(math.inf if max_steps is None else max_steps, self.last_step)
         self.max_seconds = math.inf if max_minutes is None else 60 * max_minutes
         self.began = self.clock = self.last_save = time.monotonic()

@@ -51,6 +51,16 @@ def check_begins(optimizer: Any, schedulers: Sequence[tuple[Any, str]], epochs: 
         )
 
 
+def check_judged(task: Any, training: TrainingConfig) -> None:
+    """Makes sure that patience has something to judge by.
+
+    Raises:
+        UserError: the task has no metric for it.
+    """
+    if training.patience is not None and task.best is None:
+        raise UserError("training.patience: there is nothing to judge by, as the task's best is None; leave it out")
+
+
 def check_reach(
     optim: OptimConfig, training: TrainingConfig, steps_per_epoch: int, max_steps: int | None = None
 ) -> list[str]:
@@ -71,7 +81,7 @@ def check_reach(
     """
     steps = training.epochs * steps_per_epoch
     limit = steps if max_steps is None else min(max_steps, steps)
-    found = _of_rate(optim, training.epochs)
+    found = _of_rate(optim, training.epochs, steps) + _of_patience(training)
     if training.log_curvature and training.log_every > steps:
         found.append(
             f"training.log_curvature: there is no line of it in the {steps} steps of this training, as there is one "
@@ -87,8 +97,18 @@ def check_reach(
     return found
 
 
-def _of_rate(optim: OptimConfig, epochs: int) -> list[str]:
-    """What the learning rate does not come to: it changes from epoch to epoch alone."""
+def _of_patience(training: TrainingConfig) -> list[str]:
+    """Of a patience that outlasts the training: the first of its evaluations is a new best."""
+    patience, every, epochs = training.patience, training.evaluate_every, training.epochs
+    if patience is None or (patience + 1) * every < epochs:
+        return []
+    most = (epochs - 1) // every - 1
+    mend = f"give at most {most}, or train longer" if most > 0 else "evaluate more often, or train longer"
+    return [f"training.patience: {patience} ends nothing early in the {epochs} epochs of this training; {mend}"]
+
+
+def _of_rate(optim: OptimConfig, epochs: int, steps: int) -> list[str]:
+    """What the learning rate does not come to: but for a warm-up by steps it changes from epoch to epoch alone."""
     schedule, constant, warmup = optim.lr_schedule, optim.lr_constant_epochs, optim.lr_warmup
     within, found = f"the {epochs} epochs of this training", []
     if schedule != "constant" and epochs == 1:
@@ -105,11 +125,19 @@ def _of_rate(optim: OptimConfig, epochs: int) -> list[str]:
         found.append(f"optim.lr_period: {optim.lr_period} does not end in {within}; give fewer, or train longer")
     elif schedule == "sgdr" and optim.lr_period == 1 and (optim.lr_multiplier == 1 or epochs == 2):
         found.append("optim.lr_period: 1 has one learning rate, as it goes by epochs; give 2 or more")
+    elif schedule == "sgdr" and optim.lr_period == epochs and optim.lr_multiplier != OptimConfig.lr_multiplier:
+        found.append(f"optim.lr_multiplier: {optim.lr_multiplier} does nothing, as {within} are the first period")
+    if schedule in ("zaremba", "steps") and optim.lr_divisor == 1:
+        found.append("optim.lr_divisor: 1 lowers no learning rate; give more, or optim.lr_schedule constant")
+    by_step = optim.lr_warmup_unit == "step"
+    length, unit = (steps, "steps") if by_step else (epochs, "epochs")
     if warmup == 1:
-        found.append("optim.lr_warmup: 1 lowers no learning rate; give 2 or more, or leave it out")
-    elif warmup is not None and warmup >= epochs:
-        what = f"rises to {epochs / warmup:.2g} of the learning rate in" if warmup > epochs else "takes all of"
-        found.append(f"optim.lr_warmup: {warmup} {what} {within}; give fewer, or train longer")
+        mend = "give 2 or more" if by_step else "give 2 or more, or its steps with optim.lr_warmup_unit step"
+        found.append(f"optim.lr_warmup: 1 lowers no learning rate; {mend}")
+    elif warmup is not None and warmup >= length:
+        what = f"rises to {length / warmup:.2g} of the learning rate in" if warmup > length else "takes all of"
+        found.append(f"optim.lr_warmup: {warmup} {what} the {length} {unit} of this training; give fewer, or train "
+                     "longer")  # fmt: skip
     return found
 
 

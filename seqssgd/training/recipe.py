@@ -25,9 +25,9 @@ from .graphs import check_replayable
 from .logs import say
 from .loop import fit
 from .precision import settle_precision
-from .reach import check_reach
+from .reach import check_judged, check_reach
 from .task import Task
-from .unused import left_out
+from .unused import idle, left_out
 
 
 def train(command: Command, task: Task, about: Mapping[str, Any], begin: Callable[[Path], None] | None = None) -> int:
@@ -51,8 +51,9 @@ def train(command: Command, task: Task, about: Mapping[str, Any], begin: Callabl
         built.append((task, build_optimizer(task.model, to_look_at(config.optim)), config))
         return 0
     optimizer = build_optimizer(task.model, config.optim)
+    check_judged(task, config.training)
     not_reached = check_reach(config.optim, config.training, task.steps_per_epoch, command.max_steps)
-    schedulers = build_schedulers(optimizer, config.optim, config.training.epochs)
+    schedulers = build_schedulers(optimizer, config.optim, config.training.epochs, task.steps_per_epoch)
     if config.training.log_curvature:
         begin_recording(optimizer)  # what cannot be is refused before there is a run directory
     if config.training.graphs:
@@ -62,7 +63,7 @@ def train(command: Command, task: Task, about: Mapping[str, Any], begin: Callabl
         for by, unused in left_out(config.optim).items():
             settings = ", ".join(f"{key} {value}" for key, value in unused.items())
             say(f"{run.path}: {by} leaves out {settings}")
-        for text in not_reached:
+        for text in [*not_reached, *idle(config, task.model)]:
             notes.warn(f"{run.path}: {text}")
         if begin is not None:
             begin(run.path)

@@ -19,7 +19,8 @@ class Task:
             ``loss`` is called: call ``self.model(...)`` there and ask nothing else of it. While ``evaluate`` is called
             it is the model with averaged weights, if the optimizer has one.
         steps_per_epoch: optimizer steps in an epoch, each of ``accumulate`` minibatches (the last may have fewer).
-        best: a name in ``evaluate()``'s metrics and ``"min"`` or ``"max"``; None: the last model is the best.
+        best: a name in ``evaluate()``'s metrics and ``"min"`` or ``"max"``; None: the last model is the best, and there
+            is no patience.
         replayable: whether the model does the same for all inputs of one shape, and its minibatches have few shapes, so
             that ``training.graphs`` can record it.
     """

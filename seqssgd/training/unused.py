@@ -1,12 +1,17 @@
-"""Settings of the optimizer that would do nothing."""
+"""Settings that would do nothing."""
 
+import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from ..documents import parse_yaml
 from ..errors import UserError
+from ..optim.batchnorm import RunningStatistics
+from ..optim.roles import kinds
 from .bases import BASES
 from .config import OptimConfig
 from .methods import find_method
@@ -41,7 +46,8 @@ def _of_bases(optim: OptimConfig) -> dict[str, Any]:
     method = find_method(optim.method)
     usual: dict[str, Any] = {"momentum": 0.0, "betas": (0.9, 0.999)}
     if method.steps_itself:
-        taken, usual = {*method.parameters}, {**usual, "base": "sgd", "base_settings": None}
+        more = {"lr": 0.1, "weight_decay": 0.0, "base": "sgd", "base_settings": None}
+        taken, usual = {*method.parameters}, {**usual, **more}
     elif optim.base in BASES:
         taken = {*method.parameters, *BASES[optim.base].common}
     else:  # its settings are in base_settings, or refused
@@ -61,6 +67,44 @@ def _of_schedules(optim: OptimConfig) -> dict[str, Any]:
     taken, usual = OF_SCHEDULES.get(optim.lr_schedule, ()), OptimConfig()
     keys = dict.fromkeys(key for keys in OF_SCHEDULES.values() for key in keys if key not in taken)
     return {f"optim.{key}": value for key in keys if (value := getattr(optim, key)) != getattr(usual, key)}
+
+
+def idle(config: Any, model: nn.Module) -> list[str]:
+    """Warnings of settings that do nothing beside others, or for this network.
+
+    Those that a method, a base or a schedule leaves out are :func:`left_out`'s, those that a training is too short for
+    :func:`seqssgd.training.reach.check_reach`'s. A limit that is never met is no idle setting, and no seed is one.
+
+    Args:
+        config: a recipe's, whose section ``optim`` is looked at. If it has a method ``idle()``, that gives what there
+            is of other sections: a setting under a dotted key, its value, and what it does nothing with.
+        model: the network.
+    """
+    optim: OptimConfig = config.optim
+    found: list[tuple[str, Any, str]] = []
+    if optim.noise_unit != "epoch" and optim.noise_schedule is None and optim.noise_ramp is None:
+        found.append(("optim.noise_unit", optim.noise_unit, "without optim.noise_schedule or optim.noise_ramp"))
+    if optim.lr_warmup_unit != "epoch" and optim.lr_warmup is None:
+        found.append(("optim.lr_warmup_unit", optim.lr_warmup_unit, "without optim.lr_warmup"))
+    method = find_method(optim.method)
+    if optim.bn_stats != "both":
+        if "bn_stats" not in method.parameters or "bn_stats" in method.fixed:
+            found.append(("optim.bn_stats", optim.bn_stats, f"with optim.method {optim.method}"))
+        elif not RunningStatistics(model).buffers:
+            found.append(("optim.bn_stats", optim.bn_stats, "with this network, which has no batch norm"))
+    if optim.only and "only" in method.settings:
+        present = {place.kind for places in kinds(model).values() for place in places}
+        lacking = [role for role in optim.only if role not in present]
+        found += [("optim.only", role, "with this network, which has no such weights") for role in lacking]
+    found += config.idle() if hasattr(config, "idle") else []
+    return [f"{key}: {value} does nothing {why}; leave it out" for key, value, why in found]
+
+
+def changed(section: Any, key: str, names: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """Of the settings ``names`` of a section, which is at ``key``, those that have not their defaults."""
+    for field in dataclasses.fields(section):
+        if field.name in names and (value := getattr(section, field.name)) != field.default:
+            yield f"{key}.{field.name}".lstrip("."), value
 
 
 def check_used(optim: OptimConfig, files: Sequence[str], options: Sequence[str]) -> None:
