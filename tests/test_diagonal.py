@@ -27,11 +27,14 @@ def step(model, optimizer):
 
 
 def takes_the_steps_of_a_new_one(name, model, optimizer):
-    fresh, reference = make(name)
+    return takes_the_steps_of_another(model, optimizer, *make(name))
+
+
+def takes_the_steps_of_another(model, optimizer, other_model, other):
     for _ in range(3):
         step(model, optimizer)
-        step(fresh, reference)
-    return same_bits(bits(model), bits(fresh))
+        step(other_model, other)
+    return same_bits(bits(model), bits(other_model))
 
 
 @every_estimate
@@ -54,6 +57,51 @@ def test_a_loop_of_gradients_that_are_zero_gives_an_estimate_of_zero(name):
     states = [optimizer.state[p] for p in model.parameters()]
     assert all(state["hess"].isfinite().all() for state in states if "hess" in state)
     assert all(mean.eq(0).all() for mean in optimizer.position().get("means", {}).values())
+
+
+@every_estimate
+def test_gradients_that_are_replaced_before_the_step_keep_their_estimate(name):
+    """As by ``p.grad = clip(p.grad)``: what is in them counts, not which tensors they are."""
+    found = []
+    for how in ("mul_", "mul"):
+        model, optimizer = make(name)
+        for _ in range(4):
+            one_loop(model, optimizer)
+            for p in model.parameters():
+                p.grad = getattr(p.grad, how)(0.5)
+            optimizer.step()
+            optimizer.zero_grad()
+        found.append(bits(model))
+    assert same_bits(*found)
+
+
+@every_estimate
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_elements_that_are_made_finite_before_the_step_leave_finite_estimates(name, bad):
+    model, optimizer = make(name)
+    for step in range(6):
+        for part in optimizer.passes():
+            extra = bad * model(X)[:, 0].sum() if step in (2, 3) else 0.0  # of the last layer's first row
+            (part.mean(losses_of(model)) + extra).backward()
+        for p in model.parameters():
+            p.grad.nan_to_num_(0.0, 0.0, 0.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    assert all(p.isfinite().all() for p in model.parameters())
+    assert all(mean.isfinite().all() for mean in optimizer.position().get("means", {}).values())
+
+
+@every_estimate
+def test_the_estimate_of_a_step_that_was_skipped_is_gone_though_a_gradient_is_put_there_by_hand(name):
+    model, optimizer = make(name)
+    one_loop(model, optimizer, 100.0)
+    optimizer.zero_grad()
+    fresh, reference = make(name)
+    for network_of, each in ((model, optimizer), (fresh, reference)):
+        for p in network_of.parameters():
+            p.grad = torch.full_like(p, 0.1)
+        step(network_of, each)
+    assert takes_the_steps_of_another(model, optimizer, fresh, reference)
 
 
 def test_a_loop_that_was_left_half_way_is_in_no_later_estimate():

@@ -29,22 +29,29 @@ class DiagonalEstimate:
     def __init__(self, products: NoiseTimesGradient | None = None) -> None:
         self.products = NoiseTimesGradient() if products is None else products
         self._sums: dict[int, Tensor] = {}  # over the loops so far, by the number of the weight
-        self._marks: dict[int, tuple[Tensor, Tensor]] = {}  # the gradient, and its norm after the last loop
+        self._norms: dict[int, Tensor] = {}  # of the gradients after the last loop
+
+    def clear(self) -> None:
+        """The gradients of earlier loops were cleared."""
+        self._sums, self._norms = {}, {}
 
     def settle(self, entries: list[Entry]) -> None:
-        """Before a loop, and before the step: scales the sums of earlier loops as their gradients were since."""
+        """Before a further loop, and before the step: scales the sums of earlier loops as their gradients were since,
+        in place or not. Where gradients were not finite, and made so, elements of the sums that are not count as 0.
+        """
         now = {entry.number: entry.parameter.grad for entry in entries}
-        for number, (gradient, norm) in list(self._marks.items()):
-            if gradient is not now.get(number):  # cleared
-                del self._marks[number], self._sums[number]
+        for number, norm in list(self._norms.items()):
+            gradient = now.get(number)
+            if gradient is None:  # cleared
+                del self._norms[number], self._sums[number]
                 continue
             size = torch.linalg.vector_norm(gradient)
             if size.device.type == "cpu" and size == norm:  # elsewhere it would have to be waited for
                 continue
-            ratio = torch.where((norm > 0) & (size != norm), size / norm, torch.ones_like(norm))
-            # where all of it was cleared in place, after an overflow, the sum may not be finite
-            self._sums[number] = torch.where((size > 0) | (size == norm), self._sums[number] * ratio, 0.0)
-            self._marks[number] = gradient, size
+            scaled = norm.isfinite() & (norm > 0)
+            ratio = torch.where(scaled, size / norm, (size > 0).to(norm)).masked_fill(size == norm, 1.0)
+            self._sums[number] = (self._sums[number] * ratio).nan_to_num_(0.0, 0.0, 0.0)
+            self._norms[number] = size
 
     def add(self, sums: dict[int, Tensor]) -> None:
         """After a loop's last pass: what it adds to the estimates, by the numbers of the weights."""
@@ -57,12 +64,13 @@ class DiagonalEstimate:
         for entry in entries:
             gradient = entry.parameter.grad
             if entry.number in self._sums and gradient is not None:
-                self._marks[entry.number] = gradient, torch.linalg.vector_norm(gradient)
+                self._norms[entry.number] = torch.linalg.vector_norm(gradient)
 
     def pop(self, entries: list[Entry]) -> dict[int, Tensor]:
         """For the step: the sums, by the numbers of the weights, the mean over all data-parallel processes."""
         self.settle(entries)
-        sums, self._sums, self._marks = self._sums, {}, {}
+        sums = self._sums
+        self.clear()
         if world_size() == 1:
             return sums
         # The sums are those of this process's data; of a weight that it did not use there is none. Which weights have a
@@ -87,7 +95,10 @@ class EstimatesDiagonal(RandomNoise):
 
     def before_loop(self, entries: list[Entry]) -> None:
         super().before_loop(entries)
-        self.diagonal.settle(entries)
+        if self._run.continues:
+            self.diagonal.settle(entries)
+        else:
+            self.diagonal.clear()
 
     def perturb(self, part: Pass, entries: list[Entry]) -> None:
         super().perturb(part, entries)
