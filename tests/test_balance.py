@@ -138,6 +138,28 @@ def test_a_layer_of_zeros_keeps_no_other_from_its_level():
     assert sizes[0] / sizes[1] == pytest.approx(10) and sizes[2] == 0
 
 
+def test_a_layer_that_thaws_late_has_the_plain_level_until_its_price_is_known():
+    """The second layer is four times as steep as the first; the third, frozen at first, is as steep as that."""
+    model, loss = quadratic([1.0, 4.0, 1.0])
+    for layer in model:
+        layer.weight.data.fill_(1.0)
+    optimizer, levels = make(model, lr=0.0), []
+    for number in range(2 * FIRST + 1):
+        model[2].weight.requires_grad_(number >= FIRST)
+        for part in optimizer.passes():
+            loss().backward()
+            if part.last:
+                levels.append([((e.weight - e.saved).norm() / e.saved.norm()).item() for e in optimizer.entries()])
+        optimizer.step()
+        optimizer.zero_grad()
+    steep = LEVEL * (2 / 5) ** 0.5  # squares are as 4 : 1, and their sum is that of two plain levels
+    assert levels[FIRST - 1] == pytest.approx([LEVEL, LEVEL])
+    for found in levels[FIRST : 2 * FIRST]:
+        assert found == pytest.approx([2 * steep, steep, LEVEL])
+    steep = LEVEL * (3 / 9) ** 0.5
+    assert levels[2 * FIRST] == pytest.approx([2 * steep, steep, 2 * steep])
+
+
 def test_where_no_layer_has_a_price_the_levels_stay():
     model, loss = quadratic([-1.0, -2.0])
     optimizer = make(model, lr=0.0)

@@ -26,21 +26,22 @@ class Balance:
 
     K̄ being the mean of max(K, 0) over the layers. So ‖n‖ over the whole network is what the levels of the groups say,
     their ratios are the measured prices', and no layer has more than ten times the level of one with the mean price.
-    For the first steps, while the means are of too few, the levels are those of the groups; and they are if no layer
-    has a price above 0. A layer whose weights are all 0 has no noise, and the price 0. With a ``GradScaler`` prices are
-    those of the scaled loss: their ratios are the same, and steps at a larger scale count for more. The means are in
-    ``state_dict()["perturbation"]``. ``torch.distributed.checkpoint`` drops them, so that after loading from there they
-    begin anew. In data-parallel training they are those of all processes.
+    A layer has the level of its group in its first steps with noise, while its mean is of too few, and does not count
+    among those whose norm stays; nor are levels balanced if no layer has a price above 0. A layer whose weights are all
+    0 has no noise, and the price 0. With a ``GradScaler`` prices are those of the scaled loss: their ratios are the
+    same, and steps at a larger scale count for more. The means are in ``state_dict()["perturbation"]``.
+    ``torch.distributed.checkpoint`` drops them, so that after loading from there they begin anew. In data-parallel
+    training they are those of all processes.
 
     Args:
         decay: of the running means.
-        first: steps without balance; default: 1/(1-decay).
+        first: steps of a layer without balance; default: 1/(1-decay).
     """
 
     def __init__(self, decay: float = 0.99, first: int | None = None):
         self.decay, self.first = decay, round(1 / (1 - decay)) if first is None else first
-        self.steps = 0
-        self.prices: dict[str, Tensor] = {}  # K by layer, 0-dim
+        self.prices: dict[str, Tensor] = {}  # K by layer, 0-dim: means that start from 0
+        self.counts: dict[str, int] = {}  # of steps that they are of
         self._latest: dict[str, Tensor] = {}  # of the step under way
 
     def note(self, entries: list[Entry], totals: Mapping[str, tuple[Tensor, Tensor, int]]) -> None:
@@ -57,35 +58,38 @@ class Balance:
             return
         finite = torch.stack([price.isfinite() for price in latest.values()]).all()
         for layer, price in latest.items():
-            before = self.prices.get(layer, torch.zeros_like(price)).to(price.device)  # from 0: ratios alone matter
+            before = self.prices.get(layer, torch.zeros_like(price)).to(price.device)
             self.prices[layer] = torch.where(finite, before.lerp(price, 1 - self.decay), before)
-        self.steps += 1
+            self.counts[layer] = self.counts.get(layer, 0) + 1
 
     def levels(self, entries: list[Entry]) -> list[Any]:
         """e of each weight; tensors of no dimensions, or the groups' levels as they are."""
-        layers = dict.fromkeys(entry.layer for entry in entries)
-        own = [entry.level for entry in entries]
-        if self.steps < self.first or any(layer not in self.prices for layer in layers):
-            return own
-        squares = _squares(entries)
-        device = next(iter(squares.values())).device
-        prices = torch.stack([self.prices[layer].to(device) for layer in layers]).clamp(min=0)
-        w = torch.stack([squares[layer].to(device) for layer in layers])
         level = {entry.layer: entry.level for entry in entries}
-        c = torch.tensor([level[layer] for layer in layers], dtype=w.dtype, device=device)
+        known = [layer for layer in level if self.counts.get(layer, 0) >= self.first]
+        if not known:
+            return [entry.level for entry in entries]
+        squares = _squares(entries)
+        device = squares[known[0]].device
+        prices = torch.stack([self.prices[layer].to(device) for layer in known]).clamp(min=0)
+        if len({self.counts[layer] for layer in known}) > 1:  # else ratios alone matter
+            prices /= prices.new_tensor([1 - self.decay ** self.counts[layer] for layer in known])
+        w = torch.stack([squares[layer].to(device) for layer in known])
+        c = torch.tensor([level[layer] for layer in known], dtype=w.dtype, device=device)
         squared = 1 / prices.clamp(min=FLOOR * prices.mean())
         squared = torch.where(prices.sum() > 0, squared * (c.square() * w).sum() / (squared * w).sum(), c.square())
-        found = dict(zip(layers, squared.sqrt().unbind(), strict=True))
+        found = {layer: w.new_tensor(level[layer]) for layer in level if layer not in known}
+        found |= zip(known, squared.sqrt().unbind(), strict=True)
         return [found[entry.layer].to(entry.weight.device) for entry in entries]
 
     def state(self) -> dict[str, Any]:
         """What :meth:`load` takes."""
-        return {"steps": self.steps, "prices": dict(self.prices)}
+        return {"counts": dict(self.counts), "prices": dict(self.prices)}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Goes on where :meth:`state` was; from nothing, begins anew."""
-        self.steps = state.get("steps", 0)
         self.prices = {layer: price.clone() for layer, price in state.get("prices", {}).items()}
+        together = dict.fromkeys(self.prices, state.get("steps", 0))  # as an earlier version counted
+        self.counts = dict(state.get("counts", together))
 
 
 def _squares(entries: list[Entry]) -> dict[str, Tensor]:

@@ -56,8 +56,8 @@ class SymmetricNoise(BalancesLevels):
 
     Raises:
         ValueError: an unknown choice, no group with a ``"noise"`` entry, an impossible level; ``"ranks"`` or
-            ``"pairs"`` without an even number of processes, or with sharded weights (FSDP2), which all processes put
-            together.
+            ``"pairs"`` without an even number of processes; these or ``balance`` with sharded weights (FSDP2), which
+            all processes put together.
 
     With SGD:
 
@@ -127,8 +127,9 @@ class SymmetricNoise(BalancesLevels):
 
     def check_groups(self) -> None:
         super().check_groups()
-        if self.signs in BY_RANK and any(is_sharded(entry.parameter) for entry in self.entries()):
-            raise ValueError(f'signs="{self.signs}" with sharded weights: each process needs whole weights; use DDP')
+        if (self.signs in BY_RANK or self.balance) and any(is_sharded(entry.parameter) for entry in self.entries()):
+            what = "balance=True" if self.balance else f'signs="{self.signs}"'
+            raise ValueError(f"{what} with sharded weights: each process needs whole weights; use DDP")
 
     def _check_curvature(self) -> None:
         super()._check_curvature()
