@@ -20,7 +20,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import Shard, distribute_tensor
 
-from seqssgd.optim import DropConnect, SymmetricNoise, noise_groups
+from seqssgd.optim import IVON, MSAM, DropConnect, ShapedNoise, SymmetricNoise, noise_groups
 from seqssgd.optim.noise import GRANULARITIES, NORMS
 
 
@@ -191,9 +191,18 @@ def filters_torn_apart_and_mixed_shardings_are_refused():
             assert all(torch.equal(full(p), weights) for p in params)
 
 
-def a_sign_on_each_rank_is_refused():
+def what_needs_whole_weights_is_refused():
     model, _ = sharded()
-    raises(ValueError, "with sharded weights", lambda: make_optimizer(model, signs="ranks"))
+    groups = noise_groups(model, noise=0.5)
+    for said, make in (
+        ('signs="ranks" with sharded weights', lambda: make_optimizer(model, signs="ranks")),
+        ("balance=True with sharded weights", lambda: make_optimizer(model, balance=True)),
+        ("curvature of sharded weights", lambda: make_optimizer(model).record_curvature()),
+        ("ShapedNoise with sharded weights", lambda: ShapedNoise(torch.optim.SGD(groups, lr=0.1))),
+        ("IVON with sharded weights", lambda: IVON(model.parameters(), 0.1, ess=100.0)),
+        ("MSAM with sharded weights", lambda: MSAM(torch.optim.SGD(groups, lr=0.1, momentum=0.9), rho=0.1)),
+    ):
+        raises(ValueError, said, make)
 
 
 def sharded_halves_that_are_not_one_share_of_the_minibatches_of_all_are_refused():
@@ -254,7 +263,7 @@ CHECKS = (
     fsdp_without_model_is_refused,
     fsdp_that_stays_gathered_after_backward_is_refused_and_named,
     filters_torn_apart_and_mixed_shardings_are_refused,
-    a_sign_on_each_rank_is_refused,
+    what_needs_whole_weights_is_refused,
     sharded_halves_that_are_not_one_share_of_the_minibatches_of_all_are_refused,
     weights_flattened_by_fsdp1_are_refused,
     sharded_sam_and_asam_step_as_one_process,

@@ -358,6 +358,8 @@ def test_impossible_settings_are_refused_at_once():
         ({"clip_radius": 0.0}, "clip_radius=0.0"),
         ({"betas": (0.9, 1.0)}, r"betas=\(0.9, 1.0\) of parameter group 0 must be two numbers >= 0 and < 1"),
         ({"betas": (0.9, 0.99, 0.999)}, "must be two numbers"),
+        ({"betas": 0.9}, "betas=0.9 of parameter group 0 must be two numbers"),
+        ({"ess": "many"}, "ess='many' of parameter group 0 must be a finite number > 0"),
         ({"lr": float("nan")}, "lr=nan of parameter group 0 must be a finite number >= 0"),
         ({"signs": "ranks"}, "signs='ranks' must be one of one, batch, halves, steps"),
         ({"estimate": "fisher"}, "estimate='fisher'"),
@@ -365,5 +367,22 @@ def test_impossible_settings_are_refused_at_once():
     ):
         with pytest.raises(ValueError, match=word):
             IVON([weight], **{"lr": 0.1, "ess": 10.0, **settings})
-    with pytest.raises(ValueError, match="float32 or more"):
+    with pytest.raises(ValueError, match="IVON needs weights of float32 or more, not torch.bfloat16"):
         IVON([nn.Parameter(torch.ones(2, dtype=torch.bfloat16))], 0.1, ess=10.0)
+
+
+def test_a_group_may_say_that_it_has_no_limit():
+    limited, free = network(), network()
+    for model in (limited, free):
+        groups = [{"params": list(model.parameters()), **({"clip_radius": None} if model is free else {})}]
+        one_step(model, IVON(groups, 0.1, **SETTINGS, clip_radius=1e-3))
+    assert all((p - q).abs().max() > 1e-3 for p, q in zip(limited.parameters(), free.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("other", [torch.optim.Adam, torch.optim.SGD])
+def test_the_state_of_another_optimizer_is_refused(other):
+    """Its betas, weight decay and noise level would mean something else here."""
+    optimizer, before = IVON(network().parameters(), 0.1, **SETTINGS), SETTINGS["betas"]
+    with pytest.raises(ValueError, match="another optimizer's, not IVON's: its parameter groups have no ess"):
+        optimizer.load_state_dict(other(network().parameters(), lr=0.01).state_dict())
+    assert optimizer.param_groups[0]["betas"] == before and optimizer.param_groups[0]["lr"] == 0.1

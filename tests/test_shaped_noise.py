@@ -245,3 +245,6 @@ def test_what_does_not_go_with_it_is_refused():
             make(network(), **settings)
     with pytest.raises(ValueError, match="one size in a layer"):
         make(network()).record_curvature()
+    for dtype in (torch.float16, torch.bfloat16):
+        with pytest.raises(ValueError, match=f"ShapedNoise needs weights of float32 or more, not {dtype}"):
+            make(network(dtype))

@@ -1,5 +1,6 @@
 """The diagonal of the Hessian, weight by weight, from what the passes of a step leave in the gradients."""
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
@@ -11,8 +12,25 @@ from .part import Pass
 from .processes import mean_, world_size
 from .products import NoiseTimesGradient
 from .random_noise import RandomNoise
+from .sharding import is_sharded
 
 AverageOver = Literal["weight", "row", "layer"]
+
+
+def check_weights(weights: Iterable[Tensor], method: str) -> None:
+    """Refuses weights whose diagonal would not be estimated well.
+
+    Raises:
+        ValueError: one is sharded, or of less than float32.
+    """
+    for w in weights:
+        if is_sharded(w):
+            raise ValueError(f"{method} with sharded weights has not been tried; use DDP")
+        if w.is_floating_point() and torch.finfo(w.dtype).eps > 1e-6:
+            raise ValueError(
+                f"{method} needs weights of float32 or more, not {w.dtype}: its running mean of the curvature moves by "
+                "less than that holds. Compute in autocast"
+            )
 
 
 class DiagonalEstimate:

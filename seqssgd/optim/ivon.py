@@ -11,14 +11,13 @@ from torch.optim import Optimizer
 from .ascent import require_dense
 from .batchnorm import BNStats
 from .chunks import pieces
-from .diagonal import AverageOver, DiagonalEstimate, EstimatesDiagonal
+from .diagonal import AverageOver, DiagonalEstimate, EstimatesDiagonal, check_weights
 from .entry import Entry
 from .halves import Halves, Reduction
 from .limits import Range, check_settings
 from .noise import NoiseSource
 from .part import Pass
 from .products import OwnNoiseTimesGradient
-from .sharding import is_sharded
 from .signs import check_processes, signs_of
 
 IVONSigns = Literal["one", "batch", "halves", "steps", "pairs"]
@@ -45,6 +44,16 @@ class NaturalStep(Optimizer):
         """h + δ of a parameter: λ times it is the posterior's precision."""
         return self.hess(group, p) + group["weight_decay"]
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As any optimizer's, but of IVON's state alone.
+
+        Raises:
+            ValueError: it is another optimizer's, whose learning rate, weight decay and noise mean something else.
+        """
+        if any("ess" not in group for group in state_dict["param_groups"]):
+            raise ValueError("this state is another optimizer's, not IVON's: its parameter groups have no ess")
+        super().load_state_dict(state_dict)
+
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """One update. Parameters without a gradient are left alone, and h is where there is no estimate."""
@@ -54,7 +63,7 @@ class NaturalStep(Optimizer):
             require_dense([p.grad for p in params], "IVON")
             for p in params:
                 if "hess" not in (state := self.state[p]):
-                    state["step"] = torch.tensor(0.0)
+                    state["step"] = torch.tensor(0.0, dtype=torch.float32)
                     state["momentum"] = torch.zeros_like(p)
                     state["hess"] = torch.full_like(p, group["hess_init"])
                 state["step"] += 1
@@ -84,7 +93,7 @@ def _update(group: dict[str, Any], params: list[Tensor], states: list[dict[str, 
         if decay:
             torch._foreach_add_(updates, weights, alpha=decay)
         torch._foreach_div_(updates, torch._foreach_add(hess, decay))
-        if math.isfinite(radius):
+        if radius is not None and math.isfinite(radius):
             torch._foreach_clamp_min_(updates, -radius)
             torch._foreach_clamp_max_(updates, radius)
         torch._foreach_add_(weights, updates, alpha=-group["lr"] * (group["hess_init"] + decay))
@@ -176,7 +185,7 @@ class IVON(EstimatesDiagonal):
         self.processes_per_minibatch = 2 if signs == "pairs" else 1
         base = NaturalStep(
             params, lr=lr, betas=betas, ess=ess, weight_decay=weight_decay, hess_init=hess_init,
-            clip_radius=math.inf if clip_radius is None else clip_radius, noise=1.0,
+            clip_radius=clip_radius, noise=1.0,
         )  # fmt: skip
         super().__init__(
             base, distribution="gaussian", granularity="absolute", seed=seed, model=model, bn_stats=bn_stats
@@ -293,17 +302,17 @@ class IVON(EstimatesDiagonal):
             "ess": ("a finite number > 0", lambda x: math.isfinite(x) and x > 0),
             "weight_decay": ("a finite number >= 0", lambda x: math.isfinite(x) and x >= 0),
             "hess_init": ("a finite number > 0", lambda x: math.isfinite(x) and x > 0),
-            "clip_radius": ("a number > 0, or None for no limit", lambda x: x > 0),
+            "clip_radius": ("a number > 0, or None for no limit", lambda x: x is None or x > 0),
             "betas": ("two numbers >= 0 and < 1", lambda x: len(x) == 2 and all(0 <= beta < 1 for beta in x)),
         }
         for key, (wanted, holds) in limits.items():
-            if key in group and not holds(group[key]):
+            try:
+                right = key not in group or holds(group[key])
+            except (TypeError, ValueError):  # a word, a tensor of several numbers
+                right = False
+            if not right:
                 raise ValueError(f"{key}={group[key]!r} of parameter group {index} must be {wanted}")
-        params = [group["params"]] if isinstance(group["params"], Tensor) else group["params"]
-        if any(is_sharded(p) for p in params):
-            raise ValueError("IVON with sharded weights has not been tried; use DDP")
-        if any(p.is_floating_point() and torch.finfo(p.dtype).eps > 1e-6 for p in params):
-            raise ValueError("IVON needs weights of float32 or more (its h moves by 1e-5 a step); compute in autocast")
+        check_weights([group["params"]] if isinstance(group["params"], Tensor) else group["params"], "IVON")
 
     @classmethod
     def _check_arguments(cls, args: tuple[Any, ...]) -> None:

@@ -7,12 +7,11 @@ from typing import Annotated, Any
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 
-from .diagonal import AverageOver, DiagonalEstimate, EstimatesDiagonal
+from .diagonal import AverageOver, DiagonalEstimate, EstimatesDiagonal, check_weights
 from .entry import Entry
 from .limits import Range, check_settings
 from .products import OwnNoiseTimesGradient
 from .shaping import CurvatureShape
-from .sharding import is_sharded
 from .symmetric import SymmetricNoise
 
 
@@ -45,7 +44,8 @@ class ShapedNoise(EstimatesDiagonal, SymmetricNoise):
             ``granularity`` is ``"layer"`` or ``"tensor"``.
 
     Raises:
-        ValueError: as :class:`SymmetricNoise`; a setting that does not go with it; sharded weights (FSDP2).
+        ValueError: as :class:`SymmetricNoise`; a setting that does not go with it; weights under noise of less than
+            float32, or sharded ones (FSDP2).
 
     >>> import torch
     >>> from seqssgd.optim import noise_groups
@@ -116,8 +116,7 @@ class ShapedNoise(EstimatesDiagonal, SymmetricNoise):
 
     def check_groups(self) -> None:
         super().check_groups()
-        if any(is_sharded(entry.parameter) for entry in self.entries()):
-            raise ValueError("shaped noise with sharded weights has not been tried; use DDP")
+        check_weights([entry.parameter for entry in self.entries()], type(self).__name__)
 
     def _check_curvature(self) -> None:
         raise ValueError("curvature by layer needs noise of one size in a layer, and this follows the curvature")
