@@ -229,6 +229,24 @@ def test_methods_without_a_pair_have_no_curvature_to_log(tmp_path):
             train(tmp_path / said[:4], toy_config(optim=optim, training={"log_curvature": True}))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.filterwarnings("ignore:at a noise level")
+def test_products_too_small_for_half_precision_count(dtype):
+    """The loss ½‖w‖², whose trace is the number of weights; squares of its noise are below what float16 can tell."""
+    layer = nn.Linear(64, 1, bias=False).to(dtype)
+    nn.init.constant_(layer.weight, 0.01)
+    optimizer = optimizer_of(nn.Sequential(layer), noise=0.03, lr=0.0)
+    optimizer.record_curvature()
+    for _ in optimizer.passes():
+        (layer.weight.square().sum() / 2).backward()
+    (found,) = optimizer.curvature().values()
+    assert found.trace.item() == pytest.approx(64, rel=0.02)
+
+
+def test_sums_are_in_double_precision_where_the_device_has_it():
+    assert chunks.widest(torch.device("cpu")) is torch.float64 and chunks.widest(torch.device("mps")) is torch.float32
+
+
 def test_large_tensors_are_summed_in_pieces(monkeypatch):
     found = []
     for size in (10**6, 3):

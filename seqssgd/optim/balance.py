@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .chunks import widest
 from .entry import Entry
 from .noise import norm_of
 from .pair import RecordsCurvature
@@ -93,11 +94,11 @@ class Balance:
 
 
 def _squares(entries: list[Entry]) -> dict[str, Tensor]:
-    """‖w‖² of each layer, in float64."""
+    """‖w‖² of each layer."""
     found: dict[str, Tensor] = {}
     norms = torch._foreach_norm([entry.saved for entry in entries])
     for entry, norm in zip(entries, norms, strict=True):
-        square = norm.double().square()
+        square = norm.to(widest(norm.device)).square()
         found[entry.layer] = found[entry.layer] + square.to(found[entry.layer]) if entry.layer in found else square
     return found
 

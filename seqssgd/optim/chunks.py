@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+import torch
 from torch import Tensor
 
 CHUNK = 2**18  # elements: on a CPU a new tensor of many megabytes costs more than the arithmetic on it
@@ -27,3 +28,8 @@ def pieces(*columns: Sequence[Tensor]) -> Iterator[tuple[list[int], tuple[list[T
             continue
         for parts in zip(*(t.view(-1).split(CHUNK) for t in row), strict=True):
             yield [place], tuple([part] for part in parts)
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """What to sum in: double precision, where the device has it (Apple's does not)."""
+    return torch.float32 if device.type == "mps" else torch.float64

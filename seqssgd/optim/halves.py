@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from .chunks import widest
 from .nesting import check_parts, map_arrays, slice_examples
 from .processes import extremes, world_size
 
@@ -138,7 +139,7 @@ def _sum(sizes: list[int]) -> str:
 def _items(count: Tensor, half: int, dim: int) -> Share:
     """What ``count`` has in the first half and in all, without waiting for it."""
     items = count.detach().movedim(dim, 0)
-    precise = torch.float32 if items.device.type == "mps" else torch.float64
+    precise = widest(items.device)
     if items.device.type == "cpu" and not ((items >= 0) & items.isfinite()).all():
         raise ValueError("count= has entries that are negative, infinite or no number")
     return items[:half].sum(dtype=precise), items.sum(dtype=precise)

@@ -5,11 +5,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .chunks import pieces
+from .chunks import pieces, widest
 from .entry import Entry
 from .part import Pass
 from .processes import mean_
-from .products import NoiseTimesGradient, OwnNoiseTimesGradient
+from .products import NoiseTimesGradient, OwnNoiseTimesGradient, difference
 from .random_noise import RandomNoise
 from .sharding import is_sharded
 
@@ -145,8 +145,9 @@ class RecordsCurvature(RandomNoise):
 
 
 def _squared_distance(entry: Entry) -> Tensor:
-    return torch.stack([_total((p - w).square_()) for _, ((p,), (w,)) in pieces([entry.weight], [entry.saved])]).sum()
+    columns = [entry.weight], [entry.saved]
+    return torch.stack([_total(difference(p, w).square_()) for _, ((p,), (w,)) in pieces(*columns)]).sum()
 
 
 def _total(products: Tensor) -> Tensor:
-    return products.sum(dtype=torch.float64)
+    return products.sum(dtype=widest(products.device))

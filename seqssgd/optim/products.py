@@ -57,7 +57,7 @@ class NoiseTimesGradient:
         """``first`` and n∘g, n being where the weight is moved, times their factors, in the memory of ``first``."""
         columns = [entry.weight], [entry.saved], [gradient]
         if self._reduce is not None:
-            sums = [self._reduce((n - w).mul_(g)) for _, ((n,), (w,), (g,)) in pieces(*columns)]
+            sums = [self._reduce(difference(n, w).mul_(g)) for _, ((n,), (w,), (g,)) in pieces(*columns)]
             return _weighted_sum(first, torch.stack(sums).sum(), factors)
         found = torch.empty_like(entry.weight) if first is None else first
         for _, ((n,), (w,), (g,), (out,)) in pieces(*columns, [found]):
@@ -99,6 +99,11 @@ class OwnNoiseTimesGradient(NoiseTimesGradient):
         for handle in self._handles:
             handle.remove()
         self._handles, self._first = [], {}
+
+
+def difference(a: Tensor, b: Tensor) -> Tensor:
+    """a - b in at least float32: products of small differences may be nothing in float16."""
+    return (a - b).to(torch.promote_types(a.dtype, torch.float32))
 
 
 def _weighted_sum(first: Tensor | None, product: Tensor, factors: tuple[Any, Any]) -> Tensor:
