@@ -340,6 +340,18 @@ def test_samples_without_noise_are_the_weights():
     assert [index for index in optimizer.samples(3) if same_bits(bits(model), clean)] == [0, 1, 2]
 
 
+def test_draws_in_inference_mode_are_those_outside_of_it_and_training_goes_on():
+    trained = []
+    for mode in (torch.inference_mode, torch.no_grad):
+        model = network(torch.float32)
+        optimizer = IVON(model.parameters(), 0.1, **SETTINGS)
+        with mode():  # before the first step: what is made here is used in training too
+            outputs = [model(X.float()).clone() for _ in optimizer.samples(2)]
+        one_step(model, optimizer)
+        trained.append(bits(model) + outputs)
+    assert same_bits(*trained)
+
+
 @pytest.mark.parametrize("count", [0, -1, 2.5])
 def test_no_draws_are_no_average(count):
     with pytest.raises(ValueError, match="the number of draws must be a whole number >= 1"):

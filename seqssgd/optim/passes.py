@@ -18,6 +18,7 @@ from . import gradients
 from .arguments import check_signs
 from .batchnorm import BNStats, RunningStatistics
 from .entry import Entry
+from .gradients import Gradients
 from .groups import check_trainable
 from .guards import check_all_in_groups, check_gradients, check_still, check_whose, norms_of, without_graph
 from .hooks import Hooks
@@ -107,49 +108,63 @@ class MultiPassOptimizer(Hooks):
     def _passes(self) -> Iterator[Pass]:
         entries = self._run.entries = self.entries()  # whatever is frozen in the loop
         self._run.gathering = gathering_modules(self.model, [entry.parameter for entry in entries])
-        signs = check_signs(type(self), self.pass_signs()) if entries else (0,)
+        if entries:
+            yield from self._noisy_passes(entries)
+        else:
+            yield from self._watched(self._pass(0, 0, last=True))
+
+    def _noisy_passes(self, entries: list[Entry]) -> Iterator[Pass]:
+        """The gradients are summed over the passes, and the sum is kept divided by the weight of the latest one: times
+        the last weight, it is the weighted mean."""
+        signs, share = check_signs(type(self), self.pass_signs()), self.share()
         if len(signs) > 1 and self.model is not None:
             self._check_trained(self.model)
-        share = self.share() if entries else None
-        keeps = bool(entries) and self.bn_stats != "both"
-        statistics = RunningStatistics(self.model) if keeps and self.model is not None else None
-        importance: Sequence[float] = (1.0,)
-        if entries:
-            self._begin(entries)
-        earlier = gradients.set_aside(self._parameters(), self._run.zeros) if entries else []
+        statistics = RunningStatistics(self.model) if self.bn_stats != "both" and self.model is not None else None
+        importance: Sequence[Any] = (1.0,)
+        self._begin(entries)
+        earlier = gradients.set_aside(self._parameters(), self._run.zeros)
         try:
-            if entries:
-                self._save(entries)
+            self._save(entries)
             for index, sign in enumerate(signs):
-                weigh = self.weigher(index) if entries else None
-                part = Pass(index, sign, index == len(signs) - 1, share, weigh)
-                part.cost *= self.processes_per_minibatch
-                if entries:
-                    self._move(part, entries)
-                if index > 0:  # so that the sum, times the last pass's weight, is the weighted mean
+                part = self._pass(index, sign, index == len(signs) - 1, share, self.weigher(index))
+                self._move(part, entries)
+                if index > 0:
                     gradients.scale(self._parameters(), importance[index - 1] / importance[index])
-                if part.last and (carried := self.carry_over(earlier)) is not None:
-                    carried = [(p, gradient / importance[index]) for p, gradient in carried]
-                    gradients.add(carried)
-                    known = {id(p): local(gradient) for p, gradient in carried}
-                    for entry in entries:
-                        entry.earlier = known.get(id(entry.parameter))
-                    earlier = []
+                if part.last:
+                    earlier = self._carry(earlier, entries, importance[index])
                 with statistics.kept() if statistics and (self.bn_stats == "none" or index > 0) else nullcontext():
-                    self._run.watch.start_pass(self._parameters())
-                    yield part
-                    self._run.watch.end_pass(self._name_of)
-                if entries:
-                    importance = part.importance = tuple(self.pass_weights(len(signs), share))
-                    if share is not None and index == 0:
-                        share.check_processes(entries[0].weight.device)
-                    self._finish_pass(part, entries)
+                    yield from self._watched(part)
+                importance = part.importance = tuple(self.pass_weights(len(signs), share))
+                if share is not None and index == 0:
+                    share.check_processes(entries[0].weight.device)
+                self._finish_pass(part, entries)
         finally:
             self._restore()
         gradients.scale(self._parameters(), importance[-1])
         gradients.add(earlier)
-        if entries:
-            self._end(entries)
+        self._end(entries)
+
+    def _pass(self, index: int, sign: int, last: bool, *how: Any) -> Pass:
+        part = Pass(index, sign, last, *how)
+        part.cost *= self.processes_per_minibatch
+        return part
+
+    def _watched(self, part: Pass) -> Iterator[Pass]:
+        self._run.watch.start_pass(self._parameters())
+        yield part
+        self._run.watch.end_pass(self._name_of)
+
+    def _carry(self, earlier: Gradients, entries: list[Entry], weight: Any) -> Gradients:
+        """Before the last pass, of that weight: adds the gradients of earlier loops; gives those to add after it."""
+        carried = self.carry_over(earlier)
+        if carried is None:
+            return earlier
+        carried = [(p, gradient / weight) for p, gradient in carried]
+        gradients.add(carried)
+        known = {id(p): local(gradient) for p, gradient in carried}
+        for entry in entries:
+            entry.earlier = known.get(id(entry.parameter))
+        return []
 
     def _check_trained(self, model: nn.Module) -> None:
         trained = tuple(id(p) for p in model.parameters() if p.requires_grad)
@@ -169,7 +184,8 @@ class MultiPassOptimizer(Hooks):
     def _save(self, entries: list[Entry]) -> None:
         weights = [entry.weight for entry in entries]
         if not _same_layout(self._run.buffers, weights):
-            self._run.buffers = [torch.empty_like(p) for p in weights]
+            with torch.inference_mode(False):  # they outlive it, as around samples()
+                self._run.buffers = [torch.empty_like(p) for p in weights]
         torch._foreach_copy_(self._run.buffers, weights)
         for entry, buffer in zip(entries, self._run.buffers, strict=True):
             entry.saved = buffer
@@ -245,27 +261,10 @@ class MultiPassOptimizer(Hooks):
             raise RuntimeError(
                 "step() after a pass loop that was left half-way; call zero_grad() and run a whole loop over passes()"
             )
-        loss = None
-        if closure is not None and self._run.phase == "complete":
-            with torch.enable_grad():
-                loss = closure()
-            self._run.watch.check_outside(self._name_of)
-        elif closure is not None:
-            if self._run.noisy:
-                check_whose(closure)
-            loss = self._closure_passes(closure)
-        empty = self._run.phase == "idle" and not any(g.get("lr", 1) for g in self.param_groups)
-        if self._run.phase == "idle" and self._run.noisy and not empty:
-            raise RuntimeError(
-                "step() without passes(): there was no loop over them since the last step or zero_grad(), so that the "
-                "gradients are not those at the perturbed weights. Write\n"
-                "    for _ in optimizer.passes():\n        loss_fn(model(inputs), targets).backward()\n"
-                f"    optimizer.step()\n{IN_A_TRAINER}"
-            )
-        if self._run.phase == "complete" and self._run.noisy and (closure is None or loss is not None):
-            if not self._run.heard and any(g.get("lr", 1) for g in self.param_groups):
-                check_gradients(self._parameters())
+        loss = None if closure is None else self._loss_of(closure)
+        empty = self._run.phase == "idle" and not self._learns()
         if not empty:
+            self._check_passes(whole=closure is None or loss is not None)
             self._run.watch.check_outside(self._name_of)
             self.before_step()
         self._run.stepping = True
@@ -280,6 +279,31 @@ class MultiPassOptimizer(Hooks):
             self.after_step()
         self._note_position()
         return loss
+
+    def _learns(self) -> bool:
+        return any(group.get("lr", 1) for group in self.param_groups)
+
+    def _check_passes(self, whole: bool) -> None:
+        """Checks that the gradients to step on are those of a loop over passes; ``whole``: with a ``backward()``."""
+        if self._run.noisy and self._run.phase == "idle":
+            raise RuntimeError(
+                "step() without passes(): there was no loop over them since the last step or zero_grad(), so that the "
+                "gradients are not those at the perturbed weights. Write\n"
+                "    for _ in optimizer.passes():\n        loss_fn(model(inputs), targets).backward()\n"
+                f"    optimizer.step()\n{IN_A_TRAINER}"
+            )
+        if self._run.noisy and whole and not self._run.heard and self._learns():
+            check_gradients(self._parameters())
+
+    def _loss_of(self, closure: Callable[[], Any]) -> Any:
+        if self._run.phase == "complete":  # a trainer's
+            with torch.enable_grad():
+                loss = closure()
+            self._run.watch.check_outside(self._name_of)
+            return loss
+        if self._run.noisy:
+            check_whose(closure)
+        return self._closure_passes(closure)
 
     def _closure_passes(self, closure: Callable[[], Any]) -> Any:
         """The closure may clear the gradients or add to them; either way each pass starts from the same ones."""
