@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="with the checkpoint of the weights")
     parser.add_argument("--of", required=True, metavar="TEXT", help="what those weights are, in words")
     args = parser.parse_args(argv)
-    model = read_recipe(args.run)[0].module("finished").load_model(args.run, "best")
+    model = read_recipe(args.run, settled=False)[0].module("finished").load_model(args.run, "best")
     comparison = compare([read_run(path.parent) for path in sorted((RESULTS / args.name).glob("*/config.yaml"))])
     sizes = {}
     for row in comparison.rows:

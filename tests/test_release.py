@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from programs import ROOT, generated_lines, load, refused
 
 from seqssgd.cli import main
@@ -61,6 +62,20 @@ def test_it_takes_the_place_of_the_run(command, run, given, tmp_path, capsys):
         assert main([command, "--run", str(folder), *options]) == 0
         said.append(capsys.readouterr().out)
     assert said[0] == said[1] != ""
+
+
+def test_a_method_that_is_not_there_is_wanted_by_none_who_needs_the_weights_alone(run, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "run")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["optim"] |= {"method": "nowhere:Gone", "base": "nowhere:Gone"}
+    del config["optim"]["lr_warmup"]  # as an earlier version might have written it
+    (tmp_path / "run/config.yaml").write_text(yaml.safe_dump(config))
+    assert main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 0
+    (tmp_path / "text").write_text("\n".join(generated_lines(5, 15, seed=9)) + "\n")
+    for folder in ("run", "out"):
+        assert main(["perplexity", "--run", str(tmp_path / folder), str(tmp_path / "text")]) == 0
+        assert main(["evaluate", "--run", str(tmp_path / folder), "--data", str(run.parent / "data")]) == 0
+    assert "optim.method: nowhere:Gone: No module named" in refused(capsys, main, "describe", tmp_path / "run")
 
 
 def test_half_precision_takes_half_the_space_and_changes_next_to_nothing(run, given, tmp_path, capsys):

@@ -31,7 +31,7 @@ def evaluate(words: Sequence[str]) -> None:
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--run", required=True)
     check_names(named := first.parse_known_args(words)[0])
-    program = read_recipe(named.run)[0].module("evaluation")
+    program = read_recipe(named.run, settled=False)[0].module("evaluation")
     parser = argparse.ArgumentParser(
         prog="seqssgd evaluate", description=program.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

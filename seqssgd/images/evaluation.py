@@ -39,7 +39,7 @@ def evaluate(args: argparse.Namespace) -> None:
     for option in ("bn_images", "workers"):
         if getattr(args, option) < 1:
             raise UserError(f"--{option.replace('_', '-')} {getattr(args, option)}: it must be at least 1")
-    recipe, config = read_recipe(args.run, KIND)
+    recipe, config = read_recipe(args.run, KIND, settled=False)
     device = choose_device(args.device)
     path = find_checkpoint(args.run, args.checkpoint, own=args.save)
     encoded = issubclass(recipe.config_class, EncodedConfig)

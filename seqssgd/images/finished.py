@@ -29,7 +29,7 @@ def load_classifier(run: str | Path, checkpoint: str | Path = "best") -> nn.Modu
     Raises:
         UserError: not a run of an image classifier, no such checkpoint, a damaged one, or one of another model.
     """
-    recipe, config = read_recipe(run, KIND)
+    recipe, config = read_recipe(run, KIND, settled=False)
     data = read_section(run, "data", KIND)
     if not isinstance(data.get("classes"), int):
         raise UserError(f"{Path(run) / layout.CONFIG} describes no image classifier (no data.classes)")

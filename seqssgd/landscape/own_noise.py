@@ -91,7 +91,7 @@ def _posterior(subject: Subject, draws: int) -> Callable[[], Iterator[Any]]:
     state = checkpoints.load(subject.checkpoint).get("optimizer")
     if state is None:
         raise NoPosterior(f"{subject.checkpoint.name} has no optimizer's state, where IVON's h is; give RUN@last")
-    config = restored(subject.settings, read_recipe(subject.name)[0].config_class)
+    config = restored(subject.settings, read_recipe(subject.name, settled=False)[0].config_class)
     optimizer = build_optimizer(subject.model, to_look_at(config.optim))
     assert isinstance(optimizer, IVON)
     optimizer.load_state_dict(state)

@@ -28,7 +28,7 @@ def load_language_model(run: str | Path, checkpoint: str | Path = "best") -> tup
         UserError: not a run of a language model, no such checkpoint, a damaged one, or one of another model.
     """
     run = Path(run)
-    recipe, config = read_recipe(run, KIND)
+    recipe, config = read_recipe(run, KIND, settled=False)
     tokenizer = load_tokenizer(run / layout.TOKENIZER)
     path = find_checkpoint(run, checkpoint)
     try:

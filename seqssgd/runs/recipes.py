@@ -106,12 +106,14 @@ def find_recipe(name: str) -> Recipe:
     return found
 
 
-def read_recipe(run: str | Path, kind: str | None = None) -> tuple[Recipe, dict[str, Any]]:
+def read_recipe(run: str | Path, kind: str | None = None, settled: bool = True) -> tuple[Recipe, dict[str, Any]]:
     """The recipe of a run, and its configuration, completed where an earlier version wrote it.
 
     Args:
         run: the run directory.
         kind: of runs that are meant; None: any.
+        settled: as in :func:`seqssgd.runs.settings.completed`. Who needs no section ``optim`` gives False, and so no
+            method or base optimizer from elsewhere.
 
     Raises:
         UserError: not a run directory, or a run of another kind.
@@ -129,7 +131,7 @@ def read_recipe(run: str | Path, kind: str | None = None) -> tuple[Recipe, dict[
         check_kinds(config, recipe.config_class)
     except ValueError as error:
         raise UserError(f"{Path(run) / layout.CONFIG}: {error}; put the run's own back") from None
-    return recipe, completed(config, recipe.config_class)
+    return recipe, completed(config, recipe.config_class, settled)
 
 
 def read_section(run: str | Path, name: str, kind: str | None = None) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def export(run: str | Path, out: str | Path, checkpoint: str = "best", about: st
     for option, text in (("--about", about), ("--out", out.name)):
         _check_text(option, text)  # both go onto the card
     _check_empty(out)
-    recipe, _ = read_recipe(run)
+    recipe, _ = read_recipe(run, settled=False)
     path = find_checkpoint(run, checkpoint, own=True)
     state = load_evaluated(path)
     check_files(run, state, path)

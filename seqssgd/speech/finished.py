@@ -30,7 +30,7 @@ def load_recognizer(run: str | Path, checkpoint: str | Path = "best") -> tuple[R
         UserError: not a run of a speech recogniser, a tokenizer or a checkpoint of another run, or a damaged one.
     """
     run = Path(run)
-    recipe, config = read_recipe(run, KIND)
+    recipe, config = read_recipe(run, KIND, settled=False)
     try:
         settings = restored_section(config["model"], recipe.config_class, "model")
     except (TypeError, ValueError) as error:
