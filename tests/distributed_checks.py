@@ -12,12 +12,13 @@ from datetime import timedelta
 from pathlib import Path
 
 import ddp_checks
+import ddp_method_checks
 import fsdp_checks
 import torch
 import torch.distributed as dist
 from ranks import WORLD
 
-CHECKS = {check.__name__: check for check in (*ddp_checks.CHECKS, *fsdp_checks.CHECKS)}
+CHECKS = {check.__name__: check for check in (*ddp_checks.CHECKS, *ddp_method_checks.CHECKS, *fsdp_checks.CHECKS)}
 
 
 def main(rank: int, folder: Path) -> None:

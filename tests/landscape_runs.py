@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from programs import ROOT, generated_lines, load
+from programs import ROOT, coloured_images, generated_lines, load
 
 TINY = ["--model.hidden_size", 8, "--batch_size", 4, "--sequence_length", 6, "--max-steps", 12]
 
@@ -30,3 +30,10 @@ def text(out: Path) -> Path:
         words += [f"--{split}", str(file)]
     load("data_prep/text.py").main([*words, "--out", str(out)])
     return out
+
+
+def classifier(folder: Path) -> Path:
+    """A run on coloured images."""
+    tiny = ["--corpus.valid", 10, "--corpus.pad", 1, "--batch_size", 10, "--bn_images", 20]
+    tiny += ["--training.precision", "fp32", "--max-steps", 3]
+    return train("cifar_cnn", "resnet20_cpu", coloured_images(folder / "data"), folder / "run", *tiny)

@@ -238,3 +238,20 @@ GRADIENTS = [name for name, method in METHODS.items() if method[1]]  # methods t
 HALVES = ("mrwp", "mrwp_clean", "ivon_halves", "ssgd_shaped_halves")
 WEIGHED = ("covariance", "covariance_diagonal", "covariance_centred")
 ASCENTS = ("sam", "asam")
+
+
+def make(name, dtype=torch.float64, lr=0.1, momentum=0.9, weight_decay=1e-2, **options):
+    model = network(dtype)
+    return model, METHODS[name][0](model, lr=lr, momentum=momentum, weight_decay=weight_decay, **options)
+
+
+def one_loop(model, optimizer, x=X, y=Y, share=1.0):
+    for part in optimizer.passes():
+        (share * part.mean(losses_of(model, *part.take(x, y)))).backward()
+
+
+def train(model, optimizer, steps):
+    for _ in range(steps):
+        one_loop(model, optimizer)
+        optimizer.step()
+        optimizer.zero_grad()

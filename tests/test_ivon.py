@@ -1,7 +1,7 @@
 """IVON: against its equations, slow and plain; what its estimate is worth; samples; what is refused.
 
 Accumulation, scaling, resuming, closures and leaving the loop are in ``test_peers.py``, data-parallel training in
-``ddp_checks.py``.
+``ddp_method_checks.py``.
 """
 
 import math

@@ -4,12 +4,13 @@ import os
 import subprocess
 import sys
 import textwrap
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
 import torch
+from command_lines import Config, reader
 from toy_task import toy_config, train
 
 from seqssgd.errors import UserError
@@ -17,7 +18,7 @@ from seqssgd.optim import MultiPassOptimizer, OneSidedNoise, SymmetricNoise
 from seqssgd.optim.limits import Range, check_settings, parameters, plain_type, unmet
 from seqssgd.report.comparison import compare
 from seqssgd.runs.reading import read_run
-from seqssgd.training import OptimConfig, TrainingConfig, build_optimizer, methods, parse_recipe
+from seqssgd.training import OptimConfig, build_optimizer, methods
 
 MODULE = """
     from typing import Annotated, Literal
@@ -85,21 +86,6 @@ MODULE = """
 """
 
 
-@dataclass
-class Config:
-    """A recipe's.
-
-    Attributes:
-        optim: the optimizer.
-        training: the loop.
-        seed: of the weights.
-    """
-
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-    seed: int = 0
-
-
 @pytest.fixture
 def parse(tmp_path, monkeypatch):
     """Reads a command line, where a module with methods is on the path; yaml=… becomes a file given by --config."""
@@ -108,17 +94,8 @@ def parse(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "elsewhere", raising=False)
     methods.find_method.cache_clear()
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data/train.txt").write_text("…")
-
-    def parse(*options, yaml=None):
-        arguments = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "run")]
-        if yaml is not None:
-            (tmp_path / "c.yaml").write_text(yaml)
-            arguments += ["--config", str(tmp_path / "c.yaml")]
-        return parse_recipe(Config, [*arguments, *options]).config
-
-    yield parse
+    read = reader(tmp_path)
+    yield lambda *options, **given: read(*options, **given).config
     methods.find_method.cache_clear()
 
 

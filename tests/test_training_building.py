@@ -1,23 +1,18 @@
 """The optimizer and the schedulers that a configuration describes."""
 
 import re
-from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from toy_task import ToyConfig, ToyTask, toy_config
+from toy_task import ToyTask, toy_config
 
-from seqssgd.documents import parse_yaml
 from seqssgd.errors import UserError
-from seqssgd.images import config as images
 from seqssgd.optim import LambdaNoise, ShapedNoise, SinglePass, SymmetricNoise, WeightAverage, noise_groups
 from seqssgd.optim.schedules import phases
-from seqssgd.speech import config as speech
 from seqssgd.training import OptimConfig, RunDirectory, TrainingConfig, build_optimizer, build_schedulers, fit, recipe
 from seqssgd.training.command_line import Command
 from seqssgd.training.reach import check_begins, check_reach, highest
-from seqssgd.training.unused import idle
 
 
 class Network(nn.Module):
@@ -147,43 +142,6 @@ def test_what_never_begins_in_a_training_is_refused_and_what_it_does_not_reach_i
         return
     found = check_reach(config, training, 5, limit and int(limit))
     assert [text.startswith(wanted) for text in found] == [True] * bool(wanted)
-
-
-IDLE = {  # settings of a section, and of which warnings are given
-    "optim: noise_unit=step": "optim.noise_unit: step does nothing without optim.noise_schedule or optim.noise_ramp",
-    "optim: noise_unit=step noise_ramp=[0,2]": "",
-    "optim: lr_warmup_unit=step": "optim.lr_warmup_unit: step does nothing without optim.lr_warmup",
-    "optim: lr_warmup_unit=step lr_warmup=9": "",
-    "optim: method=none noise=0 bn_stats=none": "optim.bn_stats: none does nothing with optim.method none",
-    "optim: method=swa noise=0 bn_stats=none": "optim.bn_stats: none does nothing with optim.method swa",
-    "optim: bn_stats=none": "optim.bn_stats: none does nothing with this network, which has no batch norm",
-    "optim: only=[recurrent,conv]": "optim.only: conv does nothing with this network, which has no such weights",
-    "optim: only=[recurrent,embedding]": "",
-    "tokens: vocab_size=300": "tokens.vocab_size: 300 does nothing with tokens.level character",
-    "tokens: symbols=a level=sentencepiece": "tokens.symbols: 'a' does nothing with tokens.level sentencepiece",
-    "tokens: vocab_size=300 level=sentencepiece": "",
-    "augment: time_width=9": "augment.time_width: 9 does nothing with augment.time_masks 0",
-    "augment: time_share=0.1": "augment.time_share: 0.1 does nothing with augment.time_masks 0",
-    "augment: frequency_masks=2 frequency_width=0": "augment.frequency_masks: 2 does nothing with augment.freq",
-    "augment: frequency_masks=2 frequency_width=9 time_masks=1 time_width=9": "",
-    "bn_images=9": "bn_images: 9 does nothing with corpus.valid 0, as there is no validation",
-    "bn_images=9 corpus.valid=9": "",
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("asked", IDLE)
-def test_settings_that_do_nothing_beside_others_are_said(asked):
-    section, _, words = asked.rpartition(": ")
-    given = {key: parse_yaml(text.encode()) for key, text in (word.split("=") for word in words.split())}
-    optim = OptimConfig(**{"method": "ssgd", "noise": 0.5, **(given if section == "optim" else {})})
-    config: Any = ToyConfig(optim=optim)
-    if section in ("tokens", "augment"):
-        kinds = {"tokens": speech.TokensConfig, "augment": speech.AugmentConfig}
-        config = speech.Config(optim=optim, **{section: kinds[section](**given)})
-    elif not section:
-        corpus = images.CorpusConfig(valid=given.pop("corpus.valid", 0))
-        config = images.Config(optim=optim, corpus=corpus, **given)
-    assert [text.startswith(IDLE[asked]) for text in idle(config, Network())] == [True] * bool(IDLE[asked])
 
 
 def test_the_highest_noise_of_a_schedule_is_that_of_all_its_times():

@@ -4,68 +4,24 @@ import dataclasses
 import os
 import subprocess
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
+from command_lines import Config, ModelConfig, reader
 from programs import load
 
 from seqssgd.errors import UserError, run_cli
-from seqssgd.training import (
-    OptimConfig,
-    TrainingConfig,
-    parse_recipe,
-    setup,
-    unused,
-)
+from seqssgd.training import OptimConfig, TrainingConfig, parse_recipe, setup
 from seqssgd.training.methods import METHODS
 
 PTB_TRAIN = Path(__file__).parents[1] / "recipes/ptb_lstm/train.py"
 
 
-@dataclass
-class ModelConfig:
-    """The network.
-
-    Attributes:
-        size: of it.
-    """
-
-    size: int = 3
-
-
-@dataclass
-class Config:
-    """A recipe's.
-
-    Attributes:
-        model: the network.
-        optim: the optimizer.
-        training: the loop.
-        seed: of the weights.
-    """
-
-    model: ModelConfig = field(default_factory=ModelConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-    seed: int = 0
-
-
 @pytest.fixture
 def parse(tmp_path):
-    """Reads a command line that has proper --data and --out; yaml=… becomes a file given by --config."""
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data/train.txt").write_text("…")
-
-    def parse(*options, yaml=None, of=Config):
-        arguments = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "run")]
-        if yaml is not None:
-            (tmp_path / "c.yaml").write_bytes(yaml if isinstance(yaml, bytes) else yaml.encode())
-            arguments += ["--config", str(tmp_path / "c.yaml")]
-        return parse_recipe(of, [*arguments, *options])
-
-    return parse
+    return reader(tmp_path)
 
 
 # ---- what is read ----------------------------------------------------------------------------------------------------
@@ -125,86 +81,6 @@ def test_an_option_wins_wherever_it_stands(parse, tmp_path):
     ):
         config = parse(*options).config
         assert (config.optim.lr, config.optim.momentum, config.optim.noise, config.seed) == (0.9, 0.2, 0.1, 2)
-
-
-# ---- settings that would do nothing ----------------------------------------------------------------------------------
-
-
-NOTHING, NESTING = "does nothing, as optim.base", "optim: {base: adamw, momentum: 0.9}"
-COSINE = "optim: {lr_schedule: cosine, lr_milestones: [3]}"
-NOISY, PLAIN, UNNAMED = "optim: {method: ssgd, noise: 0.3}", "optim: {method: none}", "optim: {lr: 0.2}"
-
-
-@pytest.mark.parametrize(
-    "yaml, options, message",
-    [
-        (PLAIN, ["--optim.noise", "0.3"], "optim.noise: 0.3 does nothing, as optim.method is none"),
-        (UNNAMED, ["--optim.noise=0.3"], "optim.noise: 0.3 does nothing, as optim.method is none"),
-        (None, ["--optim", "{noise: 0.3}"], "optim.noise: 0.3 does nothing, as optim.method is none"),
-        (NOISY, ["--optim.method", "none", "--optim.noise", "0.3"], "optim.noise: 0.3 does nothing, after"),
-        (PLAIN, ["--optim.signs", "halves"], "optim.signs: 'halves' does nothing"),
-        (PLAIN, ["--optim.rho", "0.1"], "optim.rho: 0.1 does nothing"),
-        (PLAIN, ["--optim.noise_schedule", "1-1S"], "optim.noise_schedule: '1-1S' does nothing"),
-        ("optim: {noise: 0.3}", [], "optim.noise: 0.3 does nothing, as there is no optim.method"),
-        (PLAIN, ["--optim.method", "ssgd"], "optim.noise: ssgd without a level is sgd alone"),
-        (NOISY, ["--optim.noise", "0"], "optim.noise: ssgd without a level is sgd alone"),
-        ("optim: {method: covariance}", [], "optim.noise: covariance without a level"),
-        (None, ["--optim.base", "adam", "--optim.momentum", "0.9"], f"optim.momentum: 0.9 {NOTHING} adam has none"),
-        (PLAIN, ["--optim.betas", "[0.8, 0.9]"], f"optim.betas: (0.8, 0.9) {NOTHING} sgd has none; leave it out"),
-        ("optim: {betas: [0.8, 0.9]}", [], f"optim.betas: (0.8, 0.9) {NOTHING} sgd has none"),
-        (NESTING, ["--optim.momentum", "0.5"], f"optim.momentum: 0.5 {NOTHING} adamw has none"),
-        (None, ["--optim.method", "ivon", "--optim.momentum=0.5"], "optim.momentum: 0.5 does nothing, as optim.method"),
-        (
-            None,
-            ["--optim.method", "ivon", "--optim.base", "adam"],
-            "optim.base: 'adam' does nothing, as optim.method ivon",
-        ),
-        (None, ["--optim.method", "ivon", "--optim.base_settings", "{nesterov: true}"], "optim.base_settings: {'nest"),
-        ("optim: {method: ivon}", ["--optim.base=adam"], "optim.base: 'adam' does nothing, as optim.method ivon has"),
-        (COSINE, ["--optim.lr_period", "4"], "optim.lr_period: 4 does nothing, as optim.lr_schedule cosine has none"),
-        (
-            None,
-            ["--optim.lr_milestones", "[3]"],
-            "optim.lr_milestones: [3] does nothing, as optim.lr_schedule constant",
-        ),
-        ("optim: {lr_divisor: 2}", [], "optim.lr_divisor: 2.0 does nothing, as optim.lr_schedule constant has none"),
-    ],
-)
-def test_settings_that_do_nothing_are_refused(parse, yaml, options, message):
-    with pytest.raises(UserError) as error:
-        parse(*options, yaml=yaml)
-    assert str(error.value).startswith(message)
-
-
-@pytest.mark.parametrize(
-    "yaml, options, left_out",
-    [
-        (NOISY, ["--optim.method", "none"], {"optim.noise": 0.3}),
-        (NOISY, ["--optim.noise", "0.5", "--optim.method=none"], {"optim.noise": 0.5}),
-        ("optim: {method: none, noise: 0.3, signs: halves}", [], {"optim.noise": 0.3, "optim.signs": "halves"}),
-        (NESTING, [], {"optim.momentum": 0.9}),
-        ("optim: {momentum: 0.9}", ["--optim.base", "adam"], {"optim.momentum": 0.9}),
-        ("optim: {momentum: 0.9}", ["--optim.method", "ivon"], {"optim.momentum": 0.9}),
-        (None, ["--optim.base", "adam", "--optim.method", "ivon"], {"optim.base": "adam"}),
-        ("optim: {base: adam, betas: [0.8, 0.9]}", ["--optim.base", "sgd"], {"optim.betas": (0.8, 0.9)}),
-        ("optim: {method: msam, rho: 0.3, momentum: 0.9}", [], {}),
-        ("optim: {base: adam, betas: [0.8, 0.9]}", ["--optim.method", "ivon"], {"optim.base": "adam"}),
-        (NOISY, ["--optim.method", "sam", "--optim.noise", "0"], {}),
-        (PLAIN, ["--optim.noise", "0", "--optim.noise_seed", "3"], {}),
-        (PLAIN, ["--optim.method", "ssgd", "--optim.noise", "0.2"], {}),
-        (COSINE, [], {"optim.lr_milestones": [3]}),
-        (COSINE, ["--optim.lr_divisor", "2", "--optim.lr_schedule", "steps"], {}),
-        (
-            COSINE,
-            ["--optim.lr_divisor", "2", "--optim.lr_schedule=sgdr"],
-            {"optim.lr_divisor": 2.0, "optim.lr_milestones": [3]},
-        ),
-        (None, [], {}),
-    ],
-)
-def test_no_method_makes_a_file_its_baseline_and_tells_what_that_leaves_out(parse, yaml, options, left_out):
-    config = parse(*options, yaml=yaml).config
-    assert {key: value for by in unused.left_out(config.optim).values() for key, value in by.items()} == left_out
 
 
 # ---- what is refused, in one line that names the key -----------------------------------------------------------------
