@@ -14,7 +14,16 @@ import sys
 from functools import partial
 
 from seqssgd.data.audio import read_row
-from seqssgd.data.hub import add_paths_option, as_files, choose_splits, holds_samples, load_hub, own_folders, sources
+from seqssgd.data.hub import (
+    add_paths_option,
+    as_files,
+    choose_splits,
+    holding,
+    holds_samples,
+    load_hub,
+    own_folders,
+    sources,
+)
 from seqssgd.data.preparing import add_arguments
 from seqssgd.data.shards import Rejected
 from seqssgd.data.speech_rows import Utterance
@@ -69,18 +78,13 @@ def read_split(name: str, table, args: argparse.Namespace) -> tuple[list[Utteran
             raise UserError(f"--hub {args.hub} has no column {column!r} in {name}; {option} can be {_list(columns)}")
     ids = args.id_column or next((column for column in ID_COLUMNS if column in columns), None)
     speakers = args.speaker_column or next((column for column in SPEAKER_COLUMNS if column in columns), None)
-    try:
+    with holding(args.hub, args.audio_column, "audio", "--audio-column"):
         if holds_samples(table, args.audio_column):
             audio = table.select_columns(args.audio_column)
             sizes, paths = [0] * len(audio), [None] * len(audio)
         else:
             audio = as_files(table, args.audio_column, datasets.Audio(decode=False))
             sizes, paths = sources(audio, args.audio_column)
-    except (TypeError, ValueError, KeyError, NotImplementedError) as error:  # pyarrow's errors are ValueErrors
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"--hub {args.hub}: column {args.audio_column!r} holds no audio ({reason}); --audio-column chooses another"
-        ) from None
     texts = list(table[args.text_column])
     names = identifiers(name, list(table[ids]), ids) if ids else [None] * len(table)
     voices = list(table[speakers]) if speakers else ["unknown"] * len(table)

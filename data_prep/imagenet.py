@@ -19,7 +19,7 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 
-from seqssgd.data.hub import add_paths_option, as_files, choose_splits, load_hub, own_folders, sources
+from seqssgd.data.hub import add_paths_option, as_files, choose_splits, holding, load_hub, own_folders, sources
 from seqssgd.data.image_rows import KIND, LabelledImage, check_classes, image_form, read_file, read_row
 from seqssgd.data.items import NOWHERE, printable
 from seqssgd.data.lines import read_lines
@@ -228,14 +228,9 @@ def read_split(
     """The images of a split (a ``datasets.Dataset``), and what is left out."""
     import datasets
 
-    try:
+    with holding(args.hub, args.image_column, "images", "--image-column"):
         images = as_files(table, args.image_column, datasets.Image(decode=False))
         sizes, paths = sources(images, args.image_column)
-    except (TypeError, ValueError, KeyError, NotImplementedError) as error:  # pyarrow's errors are ValueErrors
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"--hub {args.hub}: column {args.image_column!r} holds no images ({reason}); --image-column chooses another"
-        ) from None
     kept, rejected = [], []
     for i, (label, path, size) in enumerate(zip(labels, paths, sizes, strict=True)):
         key, path = f"{name}-{i:07d}", path or f"{name}/{i}"

@@ -4,7 +4,18 @@ import contextlib
 
 import torch
 import torch.distributed as dist
-from ranks import WORLD, assert_same_on_every_rank, loss_fn, make_model, make_optimizer, mine, minibatches, raises
+from ranks import (
+    WORLD,
+    assert_same_on_every_rank,
+    assert_same_weights,
+    loss_fn,
+    make_model,
+    make_optimizer,
+    mine,
+    minibatches,
+    raises,
+    step_all,
+)
 from torch import nn
 from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
@@ -47,8 +58,7 @@ def ddp_with_one_synchronisation_a_step_is_one_process_on_the_whole_minibatch(bu
         optimizer.step()
         optimizer.zero_grad()
     assert_same_on_every_rank(model.parameters())
-    for p, q in zip(model.parameters(), train_alone().parameters(), strict=True):
-        torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-11)
+    assert_same_weights(model, train_alone())
 
 
 def ddp_with_a_loop_over_passes_for_each_accumulated_minibatch(bucket_view=False):
@@ -66,11 +76,8 @@ def ddp_with_a_loop_over_passes_for_each_accumulated_minibatch(bucket_view=False
             for _ in reference.passes():
                 loss_fn(alone, batch).backward()
         assert_same_on_every_rank([p.grad for p in model.parameters()])
-        for each in (optimizer, reference):
-            each.step()
-            each.zero_grad()
-    for p, q in zip(model.parameters(), alone.parameters(), strict=True):
-        torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-11)
+        step_all(optimizer, reference)
+    assert_same_weights(model, alone)
 
 
 def ddp_accumulates_so_where_gradients_are_views_of_its_buckets():
@@ -112,25 +119,12 @@ def a_sign_on_each_rank_is_the_mean_at_both_points_over_the_data_of_each():
             return torch.autograd.grad(loss, list(leaves.values()))
 
         twin.step(gradients_at)
-    for p, q in zip(model.parameters(), reference.parameters(), strict=True):
-        torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-11)
+    assert_same_weights(model, reference)
 
 
 def a_sign_on_each_rank_with_one_minibatch_for_both_is_the_papers_step():
     model = train_by_ranks(lambda batch: batch, "pairs")
-    for p, q in zip(model.parameters(), train_alone().parameters(), strict=True):
-        torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-11)
-
-
-def step_all(*optimizers):
-    for optimizer in optimizers:
-        optimizer.step()
-        optimizer.zero_grad()
-
-
-def assert_same_weights(model, other, what):
-    for p, q in zip(model.parameters(), other.parameters(), strict=True):
-        torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-11, msg=lambda text: f"{what}: {text}")
+    assert_same_weights(model, train_alone())
 
 
 def curvature_of_a_pair_of_processes_is_that_of_one_with_both_signs():
@@ -193,9 +187,7 @@ def curvature_is_that_of_the_data_of_all_processes():
         assert_same_on_every_rank([torch.stack(figures) for figures in found.values()])
         for name, figures in wanted.items():
             torch.testing.assert_close(torch.stack(found[name]), torch.stack(figures), rtol=1e-9, atol=1e-12)
-        for each in (optimizer, reference):
-            each.step()
-            each.zero_grad()
+        step_all(optimizer, reference)
 
 
 class Skipping(nn.Module):
@@ -268,12 +260,9 @@ def balanced_levels_are_those_of_the_data_of_all_processes():
                 loss_fn(ddp, mine(batch)).backward()
         for _ in reference.passes():
             loss_fn(alone, batch).backward()
-        for each in (optimizer, reference):
-            each.step()
-            each.zero_grad()
+        step_all(optimizer, reference)
         assert_same_on_every_rank(model.parameters())
-    for p, q in zip(model.parameters(), alone.parameters(), strict=True):
-        torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-11)
+    assert_same_weights(model, alone)
 
 
 CHECKS = (

@@ -4,7 +4,17 @@ import contextlib
 
 import torch
 from peer_methods import ASCENTS, HALVES, METHODS, WEIGHED, network
-from ranks import WORLD, assert_same_on_every_rank, loss_fn, make_model, make_sam, mine, minibatches
+from ranks import (
+    WORLD,
+    assert_same_on_every_rank,
+    assert_same_weights,
+    loss_fn,
+    make_model,
+    make_sam,
+    mine,
+    minibatches,
+    step_all,
+)
 from torch.nn.parallel import DistributedDataParallel
 
 from seqssgd.optim import IVON, CovarianceNoise
@@ -22,12 +32,9 @@ def sam_under_ddp_has_a_perturbation_of_each_ranks_own_data():
         for rank in range(WORLD):
             for _ in reference.passes():
                 (loss_fn(alone, batch[rank::WORLD]) / WORLD).backward()
-        for one in (optimizer, reference):
-            one.step()
-            one.zero_grad()
+        step_all(optimizer, reference)
         assert_same_on_every_rank(model.parameters())
-    for p, q in zip(model.parameters(), alone.parameters(), strict=True):
-        torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-11)
+    assert_same_weights(model, alone)
 
 
 def covariance_noise_weighs_the_examples_of_each_rank_by_noise_of_its_own():
@@ -52,12 +59,9 @@ def covariance_noise_weighs_the_examples_of_each_rank_by_noise_of_its_own():
                 own.mean().div(WORLD).backward()
                 for p, n, sign in zip(alone.parameters(), noise, signs, strict=True):
                     p.grad += (n * sign if diagonal else n) / WORLD
-            for one in (optimizer, reference):
-                one.step()
-                one.zero_grad()
+            step_all(optimizer, reference)
             assert_same_on_every_rank(model.parameters())
-        for p, q in zip(model.parameters(), alone.parameters(), strict=True):
-            torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-11)
+        assert_same_weights(model, alone)
 
 
 def ivon_has_the_curvature_of_the_whole_minibatch_on_every_rank():
@@ -78,9 +82,7 @@ def ivon_has_the_curvature_of_the_whole_minibatch_on_every_rank():
                 loss_fn(alone, batch).backward()
             if not steps:
                 continue
-            for one in (optimizer, reference):
-                one.step()
-                one.zero_grad()
+            step_all(optimizer, reference)
             assert_same_on_every_rank([optimizer.state[p]["hess"] for p in model.parameters()])
             assert_same_on_every_rank(model.parameters())
         for p, q in zip(model.parameters(), alone.parameters(), strict=True):
@@ -110,9 +112,7 @@ def every_method_accumulates_as_one_process_on_all_of_the_data(bucket_view=False
                 for part in reference.passes():
                     part.mean(losses(alone, part.take(batch))).backward()
             assert_same_on_every_rank([p.grad for p in model.parameters()])
-            for each in (optimizer, reference):
-                each.step()
-                each.zero_grad()
+            step_all(optimizer, reference)
         assert_same_on_every_rank(model.parameters())
         for p, q in zip(model.parameters(), alone.parameters(), strict=True):
             if name not in own:

@@ -80,3 +80,14 @@ def raises(error, text, function):
         assert text in str(caught), caught
         return
     raise AssertionError(f"no {error.__name__} with {text!r}")
+
+
+def step_all(*optimizers):
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def assert_same_weights(model, other, what="weights"):
+    for p, q in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-11, msg=lambda text: f"{what}: {text}")

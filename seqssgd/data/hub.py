@@ -1,10 +1,11 @@
 """Data sets of the Hugging Face hub, or in its formats on disk."""
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +86,27 @@ def as_files(table: "datasets.Dataset", column: str, kind: "datasets.Audio | dat
     elif isinstance(plain, datasets.Value) and plain.dtype.startswith("dictionary"):
         table = table.cast_column(column, datasets.Value("string"))
     return table.cast_column(column, kind)
+
+
+@contextlib.contextmanager
+def holding(name: str, column: str, kind: str, option: str) -> Iterator[None]:
+    """Around what takes the files out of a column, as :func:`as_files` and :func:`sources` do.
+
+    Args:
+        name: of the data set.
+        kind: of what the column is to hold, in words.
+        option: that chooses another column.
+
+    Raises:
+        UserError: it holds none.
+    """
+    try:
+        yield
+    except (TypeError, ValueError, KeyError, NotImplementedError) as error:  # pyarrow's errors are ValueErrors
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"--hub {name}: column {column!r} holds no {kind} ({reason}); {option} chooses another"
+        ) from None
 
 
 def _plain(feature):
