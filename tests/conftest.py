@@ -19,5 +19,5 @@ def real_data() -> Path:
     """The folder of real corpora that the environment names."""
     folder = os.environ.get("SEQSSGD_DATA")
     if not folder:
-        pytest.skip("set SEQSSGD_DATA to a folder with the real corpora (ptb/, an4/, cifar10/)")
+        pytest.skip("set SEQSSGD_DATA to a folder with the real corpora (ptb/, an4/, sphere/, cifar10/)")
     return Path(folder).resolve()
