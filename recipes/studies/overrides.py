@@ -13,8 +13,8 @@ from seqssgd.runs.settings import flatten
 BEFORE = ("arms", "data", "out", "max-minutes", "seeds", "study", "recipe", "list")
 SEEDS = ("seed", "optim.noise_seed")
 MADE = {  # what settings without a dot set, and take no multiples of
-    "phases": {"optim.noise_schedule"},
-    "late": {"optim.noise_schedule"},
+    "phases": {"optim.noise_schedule", "optim.noise_unit"},
+    "late": {"optim.noise_schedule", "optim.noise_unit"},
     "periods": {"optim.lr_schedule", "optim.lr_period", "optim.lr_multiplier"},
 }
 

@@ -64,7 +64,7 @@ def in_phases(config: Any, text: str) -> dict[str, Any]:
     if config.optim.lr_schedule == "steps":
         found["optim.lr_milestones"] = list(accumulate(epochs[:-1]))
     written = [f"{length}{'S' * is_noisy}" for length, is_noisy in zip(epochs, noisy, strict=True)]
-    return found | {"optim.noise_schedule": "-".join(written)}
+    return found | _by_epochs("-".join(written))
 
 
 def late(config: Any, share: float) -> dict[str, Any]:
@@ -77,7 +77,12 @@ def late(config: Any, share: float) -> dict[str, Any]:
     noisy = round(epochs * share)
     if not 0 < noisy < epochs or not math.isclose(epochs * share, noisy):
         raise UserError(f"training.epochs: {share:g} of {epochs} is no whole number of epochs between none and all")
-    return {"optim.noise_schedule": f"{epochs - noisy}-{noisy}S"}
+    return _by_epochs(f"{epochs - noisy}-{noisy}S")
+
+
+def _by_epochs(phases: str) -> dict[str, Any]:
+    """Phases in epochs, whatever unit the recipe's have."""
+    return {"optim.noise_schedule": phases, "optim.noise_unit": "epoch"}
 
 
 def with_restarts(config: Any, periods: int) -> dict[str, Any]:
