@@ -115,7 +115,8 @@ class IVON(EstimatesDiagonal):
     It is an optimizer of its own: no other is wrapped. All parameters are perturbed, biases and gains included, as in
     the paper. A group's ``"noise"`` entry is a factor on the standard deviation: 1 is the posterior, 0 leaves its
     weights and their h alone. Warm up the learning rate by a scheduler, as the paper does. Gradients that are scaled
-    between loop and step (``GradScaler``, clipping) scale ĥ alike: it is the curvature of the loss so scaled.
+    between loop and step (``GradScaler``, clipping) scale ĥ alike, by what became of their norm: it is the curvature of
+    the loss so scaled. A penalty belongs into the loss: added to the gradients by hand, it would count as such a scale.
 
     Args:
         params: parameters, or groups of them (:func:`noise_groups` with a level of 1, to perturb weights alone).
@@ -127,7 +128,7 @@ class IVON(EstimatesDiagonal):
         clip_radius: the largest size of an element of (m̂+δw)/(h+δ); None: no limit.
         signs: ``"one"``: a perturbation a step, as in the paper; the others are pairs, as in :class:`SymmetricNoise`.
             With ``"steps"`` h changes in every second step, so that β₂ forgets half as fast, and a third copy of the
-            weights is kept between the two.
+            weights is kept between the two (``torch.distributed.checkpoint`` drops it, and h misses that pair).
         estimate: ``"price"``: ĥ as above. ``"square"``: ĥ = g², the squared gradient of the step, as in the paper's
             comparison: it needs no perturbation to be in it, and is no Hessian.
         average_over: of each ĥ, before it joins h: ``"weight"`` takes it as it is, as in the paper; ``"row"`` takes its
