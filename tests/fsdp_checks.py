@@ -200,7 +200,7 @@ def what_needs_whole_weights_is_refused():
         ("curvature of sharded weights", lambda: make_optimizer(model).record_curvature()),
         ("ShapedNoise with sharded weights", lambda: ShapedNoise(torch.optim.SGD(groups, lr=0.1))),
         ("IVON with sharded weights", lambda: IVON(model.parameters(), 0.1, ess=100.0)),
-        ("MSAM with sharded weights", lambda: MSAM(torch.optim.SGD(groups, lr=0.1, momentum=0.9), rho=0.1)),
+        ("MSAM with sharded weights", lambda: MSAM(torch.optim.Adam(model.parameters()), rho=0.1)),
     ):
         raises(ValueError, said, make)
 
