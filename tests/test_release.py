@@ -199,7 +199,7 @@ def test_every_task_refuses_to_keep_figures_of_another_run(task, monkeypatch):
     module = import_module(f"seqssgd.{task}.evaluation")
     for name in ("find_checkpoint", "data_folder", "load_text", "check_same_data", "read_recipe"):
         if hasattr(module, name):
-            monkeypatch.setattr(module, name, find if name == "find_checkpoint" else lambda *args: (None, {}))
+            monkeypatch.setattr(module, name, find if name == "find_checkpoint" else lambda *args, **more: (None, {}))
     parser = argparse.ArgumentParser()
     evaluation_arguments(parser)
     module.arguments(parser)
