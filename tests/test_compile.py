@@ -189,6 +189,7 @@ def test_the_noise_does_not_depend_on_the_number_of_threads():
             torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)  # the sums of the norms may differ in a last bit
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch's own, as it compiles SGD's step
 @pytest.mark.parametrize("signs", ["batch", "halves"])
 def test_a_whole_step_that_is_compiled_is_that_of_the_bare_loop(signs):
     """The loop over passes stays Python; what is in it becomes graphs, once."""
