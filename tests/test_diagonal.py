@@ -75,6 +75,33 @@ def test_gradients_that_are_replaced_before_the_step_keep_their_estimate(name):
     assert same_bits(*found)
 
 
+CHANGES = {
+    "decay": lambda p: p.grad.add_(p.detach(), alpha=3.0),
+    "signs": lambda p: p.grad.sign_(),
+    "clipped": lambda p: p.grad.clamp_(-1e-3, 1e-3),
+    "another's": lambda p: p.grad.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(1))),
+}
+
+
+@pytest.mark.parametrize("name", ["ivon", "ivon_batch", "ssgd_shaped"])
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+def test_what_is_no_scaling_of_a_gradient_leaves_the_estimate_alone(name, change):
+    found = []
+    for changes in (lambda p: None, change, lambda p: p.grad.mul_(0.5)):
+        model, optimizer = make(name)
+        one_loop(model, optimizer)
+        for p in model.parameters():
+            if p.numel() > 1:
+                changes(p)
+        optimizer.step()
+        states = [optimizer.state[p].get("hess") for p in model.parameters()]
+        means = [*optimizer.position().get("means", {}).values()]
+        found.append([tensor for tensor in (*states, *means) if tensor is not None])
+    plain, changed, scaled = found
+    assert plain and all(map(torch.equal, plain, changed))
+    assert not all(map(torch.equal, plain, scaled))
+
+
 @every_estimate
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_elements_that_are_made_finite_before_the_step_leave_finite_estimates(name, bad):

@@ -1,7 +1,7 @@
 """The diagonal of the Hessian, weight by weight, from what the passes of a step leave in the gradients."""
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -33,12 +33,29 @@ def check_weights(weights: Iterable[Tensor], method: str) -> None:
             )
 
 
+class _Mark(NamedTuple):
+    """What a gradient was after a loop: its norm, and its largest element."""
+
+    norm: Tensor
+    largest: Tensor
+
+    def ratio(self, now: Self) -> Tensor:
+        """By what the gradient was scaled since; 1 if it was changed otherwise, 0 if it was cleared in place."""
+        ratio = now.norm / self.norm
+        expected = ratio * self.largest
+        scaled = (now.largest - expected).abs() <= 1e-3 * expected.abs()
+        known = self.norm.isfinite() & (self.norm > 0) & (scaled | (now.norm == 0))
+        return torch.where(known, ratio, (now.norm > 0).to(ratio)).masked_fill(now.norm == self.norm, 1.0)
+
+
 class DiagonalEstimate:
     """An estimate of the diagonal from all loops of a step: one buffer of the weights' size, two in a further loop.
 
-    What happens to a gradient between the loop and the step, as unscaling it or clipping its norm, is to happen to
-    the estimate too: it is scaled as the norm of the gradient was. That is measured, as the version of a tensor does
-    not tell: a ``GradScaler`` unscales gradients and leaves it as it was.
+    What scales a gradient between the loop and the step, as unscaling it or clipping its norm, is to scale the estimate
+    too: by the ratio of the norms. That is measured, as the version of a tensor does not tell: a ``GradScaler``
+    unscales gradients and leaves it as it was. Whatever else is done to a gradient, as adding weight decay or clipping
+    its elements, leaves the estimate alone. The largest element tells the two apart: in a gradient that was scaled it
+    has changed as the norm has.
 
     Args:
         products: what takes it from the passes.
@@ -47,29 +64,27 @@ class DiagonalEstimate:
     def __init__(self, products: NoiseTimesGradient | None = None) -> None:
         self.products = NoiseTimesGradient() if products is None else products
         self._sums: dict[int, Tensor] = {}  # over the loops so far, by the number of the weight
-        self._norms: dict[int, Tensor] = {}  # of the gradients after the last loop
+        self._marks: dict[int, _Mark] = {}  # of the gradients after the last loop
 
     def clear(self) -> None:
         """The gradients of earlier loops were cleared."""
-        self._sums, self._norms = {}, {}
+        self._sums, self._marks = {}, {}
 
     def settle(self, entries: list[Entry]) -> None:
         """Before a further loop, and before the step: scales the sums of earlier loops as their gradients were since,
         in place or not. Where gradients were not finite, and made so, elements of the sums that are not count as 0.
         """
-        now = {entry.number: entry.parameter.grad for entry in entries}
-        for number, norm in list(self._norms.items()):
-            gradient = now.get(number)
+        gradients = {entry.number: entry.parameter.grad for entry in entries}
+        for number, mark in list(self._marks.items()):
+            gradient = gradients.get(number)
             if gradient is None:  # cleared
-                del self._norms[number], self._sums[number]
+                del self._marks[number], self._sums[number]
                 continue
             size = torch.linalg.vector_norm(gradient)
-            if size.device.type == "cpu" and size == norm:  # elsewhere it would have to be waited for
+            if size.device.type == "cpu" and size == mark.norm:  # elsewhere it would have to be waited for
                 continue
-            scaled = norm.isfinite() & (norm > 0)
-            ratio = torch.where(scaled, size / norm, (size > 0).to(norm)).masked_fill(size == norm, 1.0)
-            self._sums[number] = (self._sums[number] * ratio).nan_to_num_(0.0, 0.0, 0.0)
-            self._norms[number] = size
+            self._marks[number] = now = _Mark(size, gradient.max())
+            self._sums[number] = (self._sums[number] * mark.ratio(now)).nan_to_num_(0.0, 0.0, 0.0)
 
     def add(self, sums: dict[int, Tensor]) -> None:
         """After a loop's last pass: what it adds to the estimates, by the numbers of the weights."""
@@ -81,8 +96,8 @@ class DiagonalEstimate:
         """After a loop: what the gradients are now."""
         for entry in entries:
             gradient = entry.parameter.grad
-            if entry.number in self._sums and gradient is not None:
-                self._norms[entry.number] = torch.linalg.vector_norm(gradient)
+            if entry.number in self._sums and gradient is not None and gradient.numel():
+                self._marks[entry.number] = _Mark(torch.linalg.vector_norm(gradient), gradient.max())
 
     def pop(self, entries: list[Entry]) -> dict[int, Tensor]:
         """For the step: the sums, by the numbers of the weights, the mean over all data-parallel processes."""

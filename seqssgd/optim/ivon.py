@@ -116,7 +116,8 @@ class IVON(EstimatesDiagonal):
     the paper. A group's ``"noise"`` entry is a factor on the standard deviation: 1 is the posterior, 0 leaves its
     weights and their h alone. Warm up the learning rate by a scheduler, as the paper does. Gradients that are scaled
     between loop and step (``GradScaler``, clipping) scale ĥ alike, by what became of their norm: it is the curvature of
-    the loss so scaled. A penalty belongs into the loss: added to the gradients by hand, it would count as such a scale.
+    the loss so scaled. What is added to them by hand, as weight decay, leaves ĥ as it is; where it has a curvature of
+    its own that is to count, add a penalty to the loss.
 
     Args:
         params: parameters, or groups of them (:func:`noise_groups` with a level of 1, to perturb weights alone).
