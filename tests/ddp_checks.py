@@ -265,6 +265,33 @@ def balanced_levels_are_those_of_the_data_of_all_processes():
     assert_same_weights(model, alone)
 
 
+def a_seed_for_each_process_is_refused_where_curvature_is_measured_and_there_alone():
+    def ivon(net, **settings):
+        return IVON(net.parameters(), 0.1, ess=50.0, seed=dist.get_rank(), **settings)
+
+    def shaped(net):
+        return ShapedNoise(torch.optim.SGD(noise_groups(net, noise=0.5), lr=0.1), seed=-dist.get_rank())
+
+    def recording(net):
+        optimizer = make_optimizer(net, seed=2**70 + dist.get_rank())
+        optimizer.record_curvature()
+        return optimizer
+
+    def run(make, model):
+        for _ in make(model).passes():
+            loss_fn(model, minibatches(1)[0]).backward()
+
+    pairs = {"signs": "pairs", "balance": True}
+    refused = (ivon, lambda net: ivon(net, signs="batch"), shaped, recording,
+               lambda net: make_optimizer(net, seed=dist.get_rank(), **pairs))  # fmt: skip
+    for make in refused:
+        model = make_model()
+        raises(RuntimeError, "give all of them one seed=", lambda make=make, model=model: run(make, model))
+        assert_same_weights(model, make_model())
+    for make in (lambda net: ivon(net, estimate="square"), lambda net: make_optimizer(net, seed=dist.get_rank())):
+        run(make, make_model())
+
+
 CHECKS = (
     ddp_with_one_synchronisation_a_step_is_one_process_on_the_whole_minibatch,
     ddp_whose_gradients_are_views_of_its_buckets,
@@ -277,4 +304,5 @@ CHECKS = (
     a_layer_that_one_rank_skips_has_no_gradient_there_and_that_of_the_others_in_the_mean,
     halves_that_are_not_one_share_of_the_minibatches_of_all_are_refused_on_every_rank,
     balanced_levels_are_those_of_the_data_of_all_processes,
+    a_seed_for_each_process_is_refused_where_curvature_is_measured_and_there_alone,
 )

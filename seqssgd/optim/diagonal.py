@@ -128,6 +128,7 @@ class EstimatesDiagonal(RandomNoise):
 
     def before_loop(self, entries: list[Entry]) -> None:
         super().before_loop(entries)
+        self.source.check_processes(entries[0].weight.device)
         if self._run.continues:
             self.diagonal.settle(entries)
         else:

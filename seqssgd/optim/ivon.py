@@ -136,7 +136,8 @@ class IVON(EstimatesDiagonal):
             mean over a slice along dimension 0 (a row of a kernel, a filter, a token's embedding), ``"layer"`` over the
             layer: h is then the same there, and less noisy.
         reduction: of ``"halves"``, see :class:`SymmetricNoise`.
-        seed: of the noise.
+        seed: of the noise; the same in all data-parallel processes; else the first
+            loop over passes is an error, but with ``"square"``.
         model, bn_stats: see :class:`MultiPassOptimizer`.
 
     Raises:
@@ -230,6 +231,10 @@ class IVON(EstimatesDiagonal):
     def _inverse_variance(h: Tensor, group: dict[str, Any], level: float = 1.0) -> Tensor:
         """λ(h+δ), over the square of ``level``."""
         return (h + group["weight_decay"]).mul_(group["ess"] / level**2)
+
+    def before_loop(self, entries: list[Entry]) -> None:
+        if self.estimate == "price":
+            super().before_loop(entries)
 
     def after_pass(self, part: Pass, entries: list[Entry]) -> None:
         if self.estimate == "price":

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from .processes import extremes, world_size
 from .sharding import check_shards, is_sharded, local, shard_index, sum_over_shards
 
 Distribution = Literal["rademacher", "gaussian", "uniform"]
@@ -48,6 +49,7 @@ class NoiseSource:
             raise ValueError(f"seed={seed!r}: give a whole number")
         self.distribution, self.granularity, self.seed = distribution, granularity, operator.index(seed)
         self._generators: dict[torch.device, torch.Generator] = {}
+        self._agreed = False  # whether all processes were found to have one seed
 
     def __getstate__(self) -> dict:  # generators cannot be copied, and hold nothing that seed and draw do not tell
         return {**self.__dict__, "_generators": {}}
@@ -107,6 +109,28 @@ class NoiseSource:
             for piece in mine:
                 self._fill(piece)
         return pieces
+
+    def check_processes(self, device: torch.device) -> None:
+        """Checks, once, that all data-parallel processes draw the same: each must call this, and waits for the others.
+
+        What they exchange is the mean of their gradients. Noise that other processes did not have is in it to a part
+        only, so that their product would be that part of the curvature, or none of it.
+
+        Args:
+            device: of the weights.
+
+        Raises:
+            RuntimeError: their seeds differ; in all processes.
+        """
+        if self._agreed or world_size() == 1:
+            return
+        least, most = extremes(float(_mix(self.seed) >> 11), device)  # of whatever size, as 52 bits: exact
+        if least != most:
+            raise RuntimeError(
+                "the curvature is estimated from noise that all data-parallel processes have in common, and the seeds "
+                f"of their noise differ (here it is {self.seed}): give all of them one seed="
+            )
+        self._agreed = True
 
     def norm(self, weights: Sequence[Tensor], level: float) -> float:
         """‖n‖ over ``weights`` at their values of the moment; the root of its mean square where it is not fixed."""

@@ -101,6 +101,9 @@ class RecordsCurvature(RandomNoise):
     def record_curvature(self, record: bool = True) -> None:
         """From now on, whether :meth:`curvature` has something to tell: two dot products a pass, and no memory.
 
+        In data-parallel training all processes must call it, on rank 0 for the log too: their figures are averaged, and
+        one that is alone waits for the others for ever. Their noise must be of one seed.
+
         Raises:
             ValueError: the two gradients are not of one minibatch (then their difference is that of the data too, and
                 drowns the curvature), sharded weights, or a granularity by filters, with noise of several sizes in a
@@ -119,6 +122,11 @@ class RecordsCurvature(RandomNoise):
         are those of the data of all processes.
         """
         return self._pair.by_layer() if self._pair.recording else {}
+
+    def before_loop(self, entries: list[Entry]) -> None:
+        super().before_loop(entries)
+        if self._uses_pair:
+            self.source.check_processes(entries[0].weight.device)
 
     def perturb(self, part: Pass, entries: list[Entry]) -> None:
         super().perturb(part, entries)

@@ -41,7 +41,8 @@ class ShapedNoise(EstimatesDiagonal, SymmetricNoise):
             the divided gradients, its weight decay is not divided. Steps without noise, as in the phases of a schedule,
             divide by what was known last; before the first step with noise nothing is, and they are SGD's.
         settings: as of :class:`SymmetricNoise`; ``signs`` are ``"batch"``, ``"halves"`` or ``"pairs"``,
-            ``granularity`` is ``"layer"`` or ``"tensor"``.
+            ``granularity`` is ``"layer"`` or ``"tensor"``. Data-parallel processes must have one ``seed``; else the
+            first loop over passes is an error.
 
     Raises:
         ValueError: as :class:`SymmetricNoise`; a setting that does not go with it; weights under noise of less than

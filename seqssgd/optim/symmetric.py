@@ -46,7 +46,9 @@ class SymmetricNoise(BalancesLevels):
             any other, as the pair measures it; ‖n‖ over the whole network is as the levels of the groups say
             (:class:`~seqssgd.optim.balance.Balance`). For ``signs`` ``"batch"`` and ``"pairs"``, and for noise of one
             size in a layer or a tensor.
-        seed: of the noise; optimizers and processes with the same seed draw the same.
+        seed: of the noise; optimizers and processes with the same seed draw the same. Data-parallel processes must have
+            one seed where curvature is measured (``balance``, :meth:`record_curvature`): else the first loop over
+            passes is an error.
         model, bn_stats: see :class:`MultiPassOptimizer`.
 
     Which ``signs``: ``"batch"`` where noise, not the minibatch, makes the gradient's variance (large minibatches, late
