@@ -109,6 +109,15 @@ def test_every_layer_pays_the_same_and_the_whole_has_its_level(method):
     assert told == pytest.approx([x.norm().item() for x in n])
 
 
+def test_tensors_of_one_layer_with_noise_of_other_sizes_pay_together():
+    model, loss = quadratic([1.0, 5.0, 30.0])
+    model[1].weight.data.mul_(4)
+    optimizer = make(model, lr=0.0, granularity="tensor")
+    optimizer.param_groups[0]["layers"] = ["rnn", "rnn", "out"]
+    sizes = sizes_once_balanced(optimizer, loss)
+    assert sizes[0] ** 2 + 5 * sizes[1] ** 2 == pytest.approx(30 * sizes[2] ** 2)
+
+
 def sizes_once_balanced(optimizer, loss) -> list[float]:
     """The norms of the layers' noise in the first step whose levels are balanced."""
     for _ in range(FIRST + 1):

@@ -141,6 +141,34 @@ def test_it_is_of_the_layers_as_they_were_in_the_step(change):
         assert list(figures(optimizer)) == ["2"]
 
 
+@pytest.mark.parametrize("granularity", ["layer", "tensor", "absolute"])
+def test_tensors_of_one_layer_may_have_noise_of_other_sizes(granularity):
+    """As the kernels of an LSTM, by tensors: of a Hessian 2·1 and 7·1, exact with random signs."""
+    small, large, empty = (
+        nn.Parameter(torch.full((n,), w, dtype=torch.double)) for n, w in ((4, 0.1), (6, 5.0), (0, 1))
+    )
+    group = {"params": [small, large, empty], "noise": 0.1, "layers": ["rnn"] * 3}
+    optimizer = SymmetricNoise(torch.optim.SGD([group], lr=0.0), granularity=granularity)
+    optimizer.record_curvature()
+    for _ in optimizer.passes():
+        (small.square().sum() + 3.5 * large.square().sum() + empty.sum()).backward()
+    (found,) = optimizer.curvature().values()
+    assert found.trace.item() == pytest.approx(4 * 2 + 6 * 7)
+
+
+def test_a_step_without_noise_has_none():
+    model = network()
+    optimizer = optimizer_of(model)
+    optimizer.record_curvature()
+    step(model, optimizer)
+    optimizer.param_groups[0]["noise"] = 0.0
+    step(model, optimizer)
+    assert figures(optimizer) == {}
+    optimizer.param_groups[0]["noise"] = 0.4
+    step(model, optimizer)
+    assert list(figures(optimizer)) == ["0", "2"]
+
+
 def test_over_the_loops_of_one_step_it_is_that_of_their_mean_loss():
     found = []
     for loops in (1, 4):

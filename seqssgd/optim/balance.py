@@ -45,11 +45,11 @@ class Balance:
         self.counts: dict[str, int] = {}  # of steps that they are of
         self._latest: dict[str, Tensor] = {}  # of the step under way
 
-    def note(self, entries: list[Entry], totals: Mapping[str, tuple[Tensor, Tensor, int]]) -> None:
+    def note(self, entries: list[Entry], totals: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         """After a pair of passes: ``totals`` has nᵀHn and ‖n‖² by layer, over the loops of the step so far."""
         squares = _squares(entries)
         self._latest = {
-            layer: torch.where(n > 0, squares[layer] * along / n, 0.0) for layer, (along, n, _) in totals.items()
+            layer: torch.where(n > 0, squares[layer] * along / n, 0.0) for layer, (along, n) in totals.items()
         }
 
     def update(self) -> None:

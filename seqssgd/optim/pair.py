@@ -20,8 +20,9 @@ class LayerCurvature(NamedTuple):
     Attributes:
         along: nᵀHn, up to the fourth order of n: n·(g₊ − g₋)/2 over the layer. Half of the sum over all layers is, to
             second order, how much noise raises the loss of the minibatch.
-        trace: an estimate of tr H of the layer: nᵀHn over the mean square of n. Unbiased up to that order, and as
-            widely spread as one random vector is; average it over steps. NaN of weights that are all 0, without noise.
+        trace: an estimate of tr H of the layer: the sum over its tensors, of which each may have noise of another size,
+            of n·(Hn) over the mean square of n there. Unbiased up to that order, and as widely spread as one random
+            vector is; average it over steps. NaN where a tensor had no noise, as its weights are all 0.
     """
 
     along: Tensor
@@ -47,7 +48,12 @@ class PairCurvature:
 
     def record(self, recording: bool) -> None:
         """Begins, or stops and forgets."""
-        self.recording, self._found = recording, None
+        self.recording = recording
+        self.forget()
+
+    def forget(self) -> None:
+        """There was a step without a pair since."""
+        self._found = None
 
     def take(self, part: Pass, entries: list[Entry], continues: bool) -> None:
         """After a pass, while the weights are still moved. In data-parallel training each process has only its own
@@ -68,26 +74,24 @@ class PairCurvature:
             along = along + self._found[1]
         self._found = tensors, along, torch.stack(self._squares)
 
-    def totals(self) -> dict[str, tuple[Tensor, Tensor, int]]:
-        """nᵀHn, ‖n‖² and the number of weights of each layer, over all loops of the step so far."""
+    def totals(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """nᵀHn and ‖n‖² of each layer, over all loops of the step so far."""
         if self._found is None:
             return {}
         tensors, alongs, squares = self._found
-        found = {}
-        for layer in dict.fromkeys(layer for layer, _ in tensors):
-            mine = [i for i, (name, _) in enumerate(tensors) if name == layer]
-            found[layer] = alongs[mine].sum(), squares[mine].sum(), sum(tensors[i][1] for i in mine)
-        return found
+        return {layer: (alongs[mine].sum(), squares[mine].sum()) for layer, mine in _layers(tensors).items()}
 
     def by_layer(self) -> dict[str, LayerCurvature]:
         """The figures of the step; empty if there was no pair of passes."""
-        totals = self.totals()
-        short = {layer: layer.split(".", 1)[1] for layer in totals}
+        if self._found is None:
+            return {}
+        tensors, alongs, squares = self._found
+        sizes = squares.new_tensor([size for _, size in tensors])
+        traces = torch.where(sizes > 0, alongs * sizes / squares, 0.0)  # of each tensor
+        layers = _layers(tensors)
+        short = {layer: layer.split(".", 1)[1] for layer in layers}
         names = short if len(set(short.values())) == len(short) else dict(zip(short, short, strict=True))  # two models
-        return {
-            names[layer]: LayerCurvature(along, along * size / square)
-            for layer, (along, square, size) in totals.items()
-        }
+        return {names[layer]: LayerCurvature(alongs[mine].sum(), traces[mine].sum()) for layer, mine in layers.items()}
 
     def __reduce__(self) -> Any:  # a copy of the optimizer records when it is told to
         return type(self), (self.own,)
@@ -116,10 +120,10 @@ class RecordsCurvature(RandomNoise):
     def curvature(self) -> dict[str, LayerCurvature]:
         """What the last step's two gradients say of the curvature, by layer; see :meth:`record_curvature`.
 
-        Empty before the first pair of passes, and where nothing is recorded. Layers are those that had noise in that
-        step. Over several loops of one step the figures add up: with losses divided by the number of loops they are
-        those of the mean loss. With gradients that were scaled (a ``GradScaler``) they are scaled alike. With DDP they
-        are those of the data of all processes.
+        Empty before the first pair of passes, after a step without noise, and where nothing is recorded. Layers are
+        those that had noise in that step. Over several loops of one step the figures add up: with losses divided by the
+        number of loops they are those of the mean loss. With gradients that were scaled (a ``GradScaler``) they are
+        scaled alike. With DDP they are those of the data of all processes.
         """
         return self._pair.by_layer() if self._pair.recording else {}
 
@@ -139,6 +143,11 @@ class RecordsCurvature(RandomNoise):
             continues = self._run.continues and any(entry.earlier is not None for entry in entries)
             self._pair.take(part, entries, continues)
 
+    def before_step(self) -> None:
+        super().before_step()
+        if not self.entries():
+            self._pair.forget()
+
     @property
     def _uses_pair(self) -> bool:
         return self._pair.recording
@@ -150,6 +159,11 @@ class RecordsCurvature(RandomNoise):
             )
         if any(is_sharded(entry.parameter) for entry in self.entries()):
             raise ValueError("curvature of sharded weights is not recorded; use DDP")
+
+
+def _layers(tensors: list[tuple[str, int]]) -> dict[str, list[int]]:
+    """The places of each layer's tensors, which are given as layers and sizes."""
+    return {layer: [i for i, (name, _) in enumerate(tensors) if name == layer] for layer, _ in tensors}
 
 
 def _squared_distance(entry: Entry) -> Tensor:
