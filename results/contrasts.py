@@ -28,6 +28,7 @@ CONTRASTS = {
     "demo_regularised": (Contrast(BEST_NOISE, "none", later=True), Contrast("phases", "two_draws"),
                          Contrast("halves", "weight_noise")),
     "demo_pair": (Contrast("ivon_halves", "ivon"), Contrast("shaped_halves", "halves"), Contrast("balanced", "ssgd")),
+    "demo_transformer": (Contrast(BEST_NOISE, "none", later=True), Contrast("halves", "weight_noise")),
 }  # fmt: skip
 
 

@@ -44,6 +44,8 @@ RUNS = {
     "demo_regularised": "docs/should_i.md",
     "demo_pair": "docs/family.md",
     "demo_memory": "docs/family.md",
+    "demo_transformer": "docs/should_i.md",
+    "transformer_small": "docs/should_i.md",
     "transformer_baseline": "recipes/ptb_lstm/README.md",
     "conformer_baseline": "recipes/wsj_sgcn/README.md",
     "cifar10_cpu": "recipes/cifar_cnn/README.md",
