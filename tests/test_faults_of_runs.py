@@ -236,8 +236,8 @@ def test_numbers_of_draws_in_a_checkpoint_are_whole(tmp_path):
     path = newest(tmp_path)
     state = checkpoints.load(path)
     position = state["optimizer"]["perturbation"]
-    assert set(position) == {"draws", "seed"}
-    for key in position:
+    assert set(position) == {"draws", "seed", "unit"}
+    for key in ("draws", "seed"):
         checkpoints.save(path, replaced(state, ("optimizer", "perturbation", key), 7.5))
         with pytest.raises(UserError, match=rf"perturbation\.{key} is 7\.5"):
             train(tmp_path, config, max_steps=8)

@@ -239,3 +239,34 @@ def test_a_trained_parameter_in_no_group_is_named():
     )
     for _ in single.passes():  # of one pass the sum is the mean
         loss_of(other).backward()
+
+
+# ---- states of other methods -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "saved, other, said",
+    [
+        ("ivon", "ssgd_shaped", "factors on the posterior's standard deviation, and of this ShapedNoise fractions"),
+        ("ssgd_balanced", "ivon", "fractions of the norm of the weights, and of this IVON factors"),
+        ("graves", "weight_noise", "the size of n, and of this OneSidedNoise fractions of the norm of the weights"),
+        ("mrwp", "dropconnect", "fractions of the norm of a filter, and of this DropConnect probabilities"),
+        ("dropconnect", "covariance", "probabilities of dropping a weight, and of this CovarianceNoise factors"),
+    ],
+)
+def test_levels_of_another_unit_are_refused(saved, other, said):
+    state, (_, optimizer) = make(saved)[1].state_dict(), make(other)
+    levels = [group["noise"] for group in optimizer.param_groups]
+    by_groups_alone = {key: value for key, value in state.items() if key != "perturbation"}  # as after DCP
+    for found in (state, by_groups_alone):
+        with pytest.raises(ValueError, match=said):
+            optimizer.load_state_dict(found)
+        assert [group["noise"] for group in optimizer.param_groups] == levels
+
+
+def test_levels_of_a_state_without_a_unit_are_taken_as_they_are():
+    """As earlier versions saved it."""
+    state, (_, optimizer) = make("graves", level=0.07)[1].state_dict(), make("weight_noise")
+    del state["perturbation"]["unit"]
+    optimizer.load_state_dict(state)
+    assert optimizer.param_groups[0]["noise"] == 0.07

@@ -95,7 +95,7 @@ def test_parameter_addresses_never_change_and_no_noise_is_kept():
     assert [p.data_ptr() for p in model.parameters()] == addresses
     state = optimizer.state_dict()
     assert set(state) == {"state", "param_groups", "perturbation"}
-    assert all(isinstance(value, int) for value in state["perturbation"].values())
+    assert all(isinstance(value, int | str) for value in state["perturbation"].values())
     assert all(set(entry) == {"step", "exp_avg", "exp_avg_sq"} for entry in state["state"].values())
     extra = sum(b.numel() for b in optimizer._run.buffers)
     assert extra == sum(p.numel() for p in model.parameters() if p.ndim > 1)  # one copy of what is perturbed

@@ -78,6 +78,10 @@ class CovarianceNoise(MultiPassOptimizer):
         self.sign_source = NoiseSource("rademacher", seed=seed)
         self.example_weights = ExampleWeights(seed, centred)
 
+    @property
+    def level_unit(self) -> str:
+        return "factors on the spread of the examples' gradients"
+
     def pass_signs(self) -> Sequence[int]:
         return (0, 0) if self.diagonal else (0,)
 

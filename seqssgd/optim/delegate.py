@@ -83,10 +83,27 @@ class DelegatingOptimizer(Optimizer):
         """Goes where :meth:`position` was; where nothing is known, to the beginning."""
         self.draws = position.get("draws", 0)
 
+    @property
+    def level_unit(self) -> str | None:
+        """What a level says, for states: that of another unit is refused. None: it is not compared."""
+        return None
+
+    def _saved_position(self) -> dict[str, Any]:
+        return {**self.position(), **({} if self.level_unit is None else {"unit": self.level_unit})}
+
+    def _check_unit(self, saved: Mapping[str, Any]) -> None:
+        own, other = self.level_unit, saved.get("unit")  # which earlier versions did not save
+        if own is not None and other is not None and own != other:
+            raise ValueError(
+                f'the levels of noise of this state (the entries "{self.level_key}" of its groups) are {other}, and of '
+                f"this {type(self).__name__} {own}: load it into an optimizer of the method and granularity that it "
+                "was saved from"
+            )
+
     def _note_position(self) -> None:
         # In the groups too: torch.distributed.checkpoint keeps of a state dict what belongs to parameters or groups.
         if any(self.level_key in group for group in self.param_groups):
-            position = {key: value for key, value in self.position().items() if isinstance(value, int)}
+            position = {key: value for key, value in self._saved_position().items() if isinstance(value, int | str)}
             for group in self.param_groups:
                 group["perturbation"] = position
 
@@ -94,11 +111,17 @@ class DelegatingOptimizer(Optimizer):
         """The base optimizer's state dict plus ``"perturbation"``, the position in the stream of noise."""
         self._require_idle("take the state dict")
         self._note_position()
-        return {**self.base.state_dict(), "perturbation": self.position()}
+        return {**self.base.state_dict(), "perturbation": self._saved_position()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Loads what :meth:`state_dict` gave, or the state of a bare base optimizer (the levels then stay)."""
+        """Loads what :meth:`state_dict` gave, or the state of a bare base optimizer (the levels then stay).
+
+        Raises:
+            ValueError: its levels of noise are of another unit, as those of another method may be; nothing is loaded.
+        """
         self._require_idle("load a state dict")
+        saved = state_dict.get("perturbation") or next(iter(state_dict["param_groups"]), {}).get("perturbation", {})
+        self._check_unit(saved)
         own = [dict(group) for group in self.param_groups]
         self.base.load_state_dict({key: value for key, value in state_dict.items() if key != "perturbation"})
         position = state_dict.get("perturbation") or self.param_groups[0].get("perturbation", {})

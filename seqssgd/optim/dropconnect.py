@@ -44,6 +44,10 @@ class DropConnect(RandomNoise):
             base, distribution="uniform", granularity="absolute", seed=seed, model=model, bn_stats=bn_stats
         )
 
+    @property
+    def level_unit(self) -> str:
+        return "probabilities of dropping a weight"
+
     def noise_norm(self, group: dict[str, Any], weights: list[Tensor]) -> float | None:
         """√(q/(1-q)) ‖w‖, the root of the mean square; None for a level that is no probability below 1."""
         q = float(group.get(self.level_key, 0.0))

@@ -194,6 +194,10 @@ class IVON(EstimatesDiagonal):
             base, distribution="gaussian", granularity="absolute", seed=seed, model=model, bn_stats=bn_stats
         )
 
+    @property
+    def level_unit(self) -> str:
+        return "factors on the posterior's standard deviation"
+
     def noise_norm(self, group: dict[str, Any], weights: list[Tensor]) -> float | None:
         """The root of the mean of ‖n‖², which is the sum of 1/λ(h+δ), times the level."""
         with torch.no_grad():

@@ -49,6 +49,12 @@ class RandomNoise(MultiPassOptimizer):
             raise ValueError("no parameter group has a noise level; build them with noise_groups(model, noise=...)")
         self.source = NoiseSource(distribution, granularity, seed)
 
+    @property
+    def level_unit(self) -> str | None:
+        if self.source.granularity in NORMS:
+            return "fractions of the norm of the weights"
+        return "the size of n" if self.source.granularity == "absolute" else "fractions of the norm of a filter"
+
     def noise_norm(self, group: dict[str, Any], weights: list[Tensor]) -> float | None:
         """‖n‖ over some weights of a parameter group, at the group's level and the weights' values of the moment.
 

@@ -109,7 +109,8 @@ def _give_back(loop: "_Loop", state: Mapping[str, Any]) -> None:
     own = _of_kind(state["processes"][processes.rank()], dict, "processes")
     _compare(checkpoints.rng_state(), own["rng"], "rng")
     groups = [{key: value for key, value in group.items() if key != "params"} for group in loop.optimizer.param_groups]
-    own_state = loop.optimizer.state_dict().get("perturbation", {})
+    own_state = dict(loop.optimizer.state_dict().get("perturbation", {}))
+    own_state.pop("unit", None)  # of the levels; earlier versions did not save it
     _compare(own_state, state["optimizer"].get("perturbation", own_state), "optimizer.perturbation")
     loop.optimizer.load_state_dict(state["optimizer"])
     for number, (old, group) in enumerate(zip(groups, loop.optimizer.param_groups, strict=True)):
