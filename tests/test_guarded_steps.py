@@ -11,6 +11,7 @@ from refusals import (
     is_refused_and_then_as_good_as_new,
     loss_in,
     make,
+    one_step,
     one_step_of,
 )
 from regression import equal, loss_of, regression, weights_of
@@ -270,3 +271,66 @@ def test_levels_of_a_state_without_a_unit_are_taken_as_they_are():
     del state["perturbation"]["unit"]
     optimizer.load_state_dict(state)
     assert optimizer.param_groups[0]["noise"] == 0.07
+
+
+# ---- steps that fail -------------------------------------------------------------------------------------------------
+
+
+def leaves_half_way(model, optimizer):
+    """A step whose base optimizer is interrupted before it has done anything."""
+    step = optimizer.base.step
+
+    def interrupted():
+        optimizer.base.step = step
+        raise KeyboardInterrupt
+
+    optimizer.base.step = interrupted
+    for part in optimizer.passes():
+        loss_in(part, model).backward()
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("name", ["ssgd_shaped_step", "ssgd_balanced", "ivon", "ivon_square", "ivon_steps"])
+def test_a_step_that_was_interrupted_is_made_whole_by_another(name):
+    trained = []
+    for interrupted in (False, True):
+        model, optimizer = make(name)
+        for _ in range(4):
+            if interrupted:
+                leaves_half_way(model, optimizer)
+            else:
+                for part in optimizer.passes():
+                    loss_in(part, model).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        trained.append((bits(model), optimizer.draws))
+    assert same_bits(trained[0][0], trained[1][0]) and trained[0][1] == trained[1][1] == 4
+
+
+@pytest.mark.parametrize("clear", [None, by_the_optimizer, by_the_model])
+def test_no_loop_adds_to_the_gradients_of_a_step_that_failed(clear):
+    model, optimizer = make("ssgd_shaped_step")
+    one_step(model, optimizer)
+    leaves_half_way(model, optimizer)
+    if clear is None:
+        with pytest.raises(RuntimeError, match=r"or of a step\(\) that failed"):
+            one_step(model, optimizer)
+        optimizer.zero_grad()
+    else:
+        clear(model, optimizer)
+    one_step(model, optimizer)
+    assert optimizer.draws == 2
+
+
+def test_a_step_that_failed_while_it_changed_gradients_is_not_made_of_them():
+    model, optimizer = make("ssgd_shaped_step")
+    for part in optimizer.passes():
+        loss_in(part, model).backward()
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(optimizer.shape, "precondition", lambda entries: (_ for _ in ()).throw(KeyboardInterrupt))
+        optimizer.step()
+    with pytest.raises(RuntimeError, match=r"step\(\) after a pass loop, or a step\(\), that was left half-way"):
+        optimizer.step()
+    optimizer.zero_grad()
+    one_step(model, optimizer)

@@ -10,6 +10,7 @@ from regression import equal, loss_of, regression, weights_of
 from torch import nn
 
 from seqssgd.optim import MultiPassOptimizer, SymmetricNoise, gradients, guards, passes
+from seqssgd.optim import part as parts
 
 # ---- where the weights are -------------------------------------------------------------------------------------------
 
@@ -133,7 +134,7 @@ def test_leaving_the_loop_brings_the_exact_weights_back(error, at):
     assert equal(weights_of(model), weights_of(fresh))
 
 
-@pytest.mark.parametrize("module", [passes, gradients, guards])
+@pytest.mark.parametrize("module", [passes, parts, gradients, guards])
 def test_an_interrupt_at_any_line_of_the_protocol_brings_the_weights_back(module):
     hits = 0
     for nth in range(1, 2000, 5 if module is guards else 1):
@@ -175,7 +176,7 @@ def test_an_interrupt_between_a_move_and_the_loops_body_brings_the_weights_back(
         assert not equal(weights_of(model), clean)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(passes, "next", interrupted, raising=False)
+    monkeypatch.setattr(parts, "next", interrupted, raising=False)
     loop = optimizer.passes()
     with pytest.raises(KeyboardInterrupt):
         for _ in loop:

@@ -163,7 +163,7 @@ class DelegatingOptimizer(Optimizer):
         zeroed = not set_to_none and type(self.base).zero_grad is Optimizer.zero_grad  # others may do anything
         self._run.zeros.note(self._parameters() if zeroed else ())
         self._run.watch.cleared()
-        if self._run.phase in ("broken", "complete"):  # nothing is left of the loop that was
+        if self._run.phase in ("broken", "complete", "prepared"):  # nothing is left of the loop that was
             self._run.phase, self._run.heard = "idle", False
 
     def train(self) -> None:

@@ -315,8 +315,9 @@ def _from_outside(name: str) -> RuntimeError:
     return RuntimeError(
         f"the gradient of {name} did not come through passes(): it is from a backward() outside a pass loop (before "
         "it, after it, in a loop over list(optimizer.passes()), or by a trainer that accumulates), or from a loop that "
-        "was left half-way. Call zero_grad() first, and backward() only inside `for _ in optimizer.passes():`, for "
-        "every minibatch of a step; a gradient of another kind is added by hand: p.grad.add_(...)"
+        "was left half-way, or of a step() that failed. Call zero_grad() first, and backward() only inside "
+        "`for _ in optimizer.passes():`, for every minibatch of a step; a gradient of another kind is "
+        "added by hand: p.grad.add_(...)"
     )
 
 

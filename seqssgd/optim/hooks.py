@@ -119,7 +119,7 @@ class Hooks(DelegatingOptimizer):
         return earlier
 
     def before_step(self) -> None:
-        """Called when the base optimizer is about to step."""
+        """Called when the base optimizer is about to step: once, also where that fails and is tried again."""
 
     def after_step(self) -> None:
         """Called when the base optimizer has stepped."""

@@ -57,7 +57,6 @@ class NaturalStep(Optimizer):
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """One update. Parameters without a gradient are left alone, and h is where there is no estimate."""
-        estimates, self.estimates = self.estimates, {}
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             require_dense([p.grad for p in params], "IVON")
@@ -67,10 +66,11 @@ class NaturalStep(Optimizer):
                     state["momentum"] = torch.zeros_like(p)
                     state["hess"] = torch.full_like(p, group["hess_init"])
                 state["step"] += 1
-                if (estimate := estimates.get(id(p))) is not None:
+                if (estimate := self.estimates.get(id(p))) is not None:
                     _update_hess(state["hess"], estimate, group["betas"][1], group["weight_decay"])
             if params:
                 _update(group, params, [self.state[p] for p in params])
+        self.estimates = {}  # not before: a step that is interrupted may be tried again
 
 
 def _update_hess(hess: Tensor, estimate: Tensor, beta: float, decay: float) -> None:

@@ -1,8 +1,9 @@
-"""What a loop over passes is handed, one after the other."""
+"""What a loop over passes is handed, one after the other, and what hands it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .halves import Halves
@@ -94,3 +95,22 @@ class Pass:
             return mean
         weighted = (losses * self._weigh(losses)).mean()
         return weighted + (mean - weighted).detach()
+
+
+class PassLoop(Iterator[Pass]):
+    """The passes of a step, one after the other. torch.compile does not look into it, where it compiles the loop."""
+
+    def __init__(self, generator: Generator[Pass, None, None]):
+        self._generator = generator
+
+    @torch._disable_dynamo
+    def __next__(self) -> Pass:
+        try:
+            return next(self._generator)
+        except BaseException:  # an interrupt may have come just after the weights were moved
+            self._generator.close()
+            raise
+
+    def close(self) -> None:
+        """Ends the loop if it was left half-way: the weights are what they were. Needed where it has a name."""
+        self._generator.close()

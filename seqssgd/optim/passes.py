@@ -22,7 +22,7 @@ from .gradients import Gradients
 from .groups import check_trainable
 from .guards import check_all_in_groups, check_gradients, check_still, check_whose, norms_of, without_graph
 from .hooks import Hooks
-from .part import Pass
+from .part import Pass, PassLoop
 from .sharding import gathering_modules, local
 
 IN_A_TRAINER = (
@@ -66,7 +66,7 @@ class MultiPassOptimizer(Hooks):
     # ---- the passes ------------------------------------------------------------------------------------------------
 
     @torch._disable_dynamo
-    def passes(self) -> "PassLoop":
+    def passes(self) -> PassLoop:
         """Yields one :class:`Pass` after another with the weights moved; call ``backward()`` in each.
 
         After the loop the weights are bit for bit what they were, and ``.grad`` holds the mean over the passes,
@@ -87,6 +87,8 @@ class MultiPassOptimizer(Hooks):
         self._require_idle("start another pass loop")
         self.check_groups()
         check_trainable(self.param_groups, self.level_key)
+        if run.phase == "prepared":  # for a step that failed: they may be divided by the curvature
+            run.watch.condemn(self._parameters())
         if not run.closure:
             run.watch.check_outside(self._name_of)
         run.continues, run.phase = run.phase == "complete", "running"
@@ -241,6 +243,9 @@ class MultiPassOptimizer(Hooks):
                 empty step.) Or no pass had a ``backward()``. (That is not checked where the closure
                 returned None.)
 
+        Where the base optimizer fails or is interrupted, ``step()`` may be called again; what it has changed before
+        that stays changed, as with any optimizer. Else call ``zero_grad()`` before the next loop.
+
         With a closure:
 
         >>> from seqssgd.optim import SymmetricNoise, noise_groups
@@ -259,26 +264,42 @@ class MultiPassOptimizer(Hooks):
             self.check_groups()  # somebody may have set a level
         if self._run.phase == "broken":
             raise RuntimeError(
-                "step() after a pass loop that was left half-way; call zero_grad() and run a whole loop over passes()"
+                "step() after a pass loop, or a step(), that was left half-way; call zero_grad() and run a whole loop "
+                "over passes()"
             )
         loss = None if closure is None else self._loss_of(closure)
         empty = self._run.phase == "idle" and not self._learns()
         if not empty:
             self._check_passes(whole=closure is None or loss is not None)
             self._run.watch.check_outside(self._name_of)
-            self.before_step()
+            self._prepare()
         self._run.stepping = True
         try:
             self.base.step()
         finally:
             self._run.stepping = False
-        if self._run.phase == "complete" and any(g.get(self.level_key) for g in self.param_groups):
+        if self._run.phase == "prepared" and any(g.get(self.level_key) for g in self.param_groups):
             self.draws += 1
         self._run.phase, self._run.heard = "idle", False
         if not empty:
             self.after_step()
         self._note_position()
         return loss
+
+    def _prepare(self) -> None:
+        """Calls before_step, which may change gradients: once, should the base optimizer fail and be stepped again."""
+        run = self._run
+        if run.phase == "prepared":
+            return
+        try:
+            self.before_step()
+        except BaseException:
+            if run.phase == "complete":
+                run.phase = "broken"
+                run.watch.condemn(self._parameters())
+            raise
+        if run.phase == "complete":
+            run.phase = "prepared"
 
     def _learns(self) -> bool:
         return any(group.get("lr", 1) for group in self.param_groups)
@@ -296,7 +317,7 @@ class MultiPassOptimizer(Hooks):
             check_gradients(self._parameters())
 
     def _loss_of(self, closure: Callable[[], Any]) -> Any:
-        if self._run.phase == "complete":  # a trainer's
+        if self._run.phase in ("complete", "prepared"):  # a trainer's
             with torch.enable_grad():
                 loss = closure()
             self._run.watch.check_outside(self._name_of)
@@ -325,25 +346,6 @@ class MultiPassOptimizer(Hooks):
         finally:
             self._run.closure = False
         return None if any(loss is None for loss in losses) else sum(losses) / len(losses)
-
-
-class PassLoop(Iterator[Pass]):
-    """The passes of a step, one after the other. torch.compile does not look into it, where it compiles the loop."""
-
-    def __init__(self, generator: Generator[Pass, None, None]):
-        self._generator = generator
-
-    @torch._disable_dynamo
-    def __next__(self) -> Pass:
-        try:
-            return next(self._generator)
-        except BaseException:  # an interrupt may have come just after the weights were moved
-            self._generator.close()
-            raise
-
-    def close(self) -> None:
-        """Ends the loop if it was left half-way: the weights are what they were. Needed where it has a name."""
-        self._generator.close()
 
 
 def _same_layout(buffers: list[Tensor], weights: list[Tensor]) -> bool:

@@ -19,7 +19,8 @@ class StepState:
     themselves as ``self``, others copy its attributes. Whichever of them starts the passes, the one that steps knows.
 
     Attributes:
-        phase: of the pass loop: ``"idle"`` (none since the last step), ``"running"``, ``"complete"``, ``"broken"``.
+        phase: of the pass loop: ``"idle"`` (none since the last step), ``"running"``, ``"complete"``, ``"broken"``;
+            ``"prepared"`` when ``before_step`` has been called on it and the base has not stepped yet.
         draws: steps with noise so far, the position in the stream of perturbations.
         noisy: whether any weights have, had or are going to have a level above 0.
         heard: whether a pass since the last step has had a ``backward()``.
@@ -41,7 +42,7 @@ class StepState:
     """
 
     def __init__(self) -> None:
-        self.phase: Literal["idle", "running", "complete", "broken"] = "idle"
+        self.phase: Literal["idle", "running", "complete", "prepared", "broken"] = "idle"
         self.draws = 0
         self.noisy = self.heard = False
         self.forget()
