@@ -176,12 +176,21 @@ class Clamped(nn.Module):
 
 
 @pytest.mark.parametrize("how", ["no_grad", "data"])
-@pytest.mark.parametrize("named", [False, True])
-def test_a_weight_that_the_model_clamps_is_refused_by_name(how, named):
+@pytest.mark.parametrize(
+    "named, name",
+    [
+        ("by the model", "'layer.weight' was"),
+        ("by its group", "'layer' in parameter group 0, of"),
+        ("not at all", "^parameter 1 of group 0, of"),
+    ],
+)
+def test_a_weight_that_the_model_clamps_is_refused_by_name(how, named, name):
     model = Clamped(how)
-    optimizer = SymmetricNoise(torch.optim.SGD(noise_groups(model, 0.5), lr=0.1), model=model if named else None)
+    groups = [{"params": [model.layer.bias, model.layer.weight], "noise": 0.5}]
+    base = torch.optim.SGD(groups if named == "not at all" else noise_groups(model, 0.5), lr=0.1)
+    optimizer = SymmetricNoise(base, model=model if named == "by the model" else None)
     clean = bits(model)
-    with pytest.raises(RuntimeError, match="'layer.weight' was changed" if named else "'layer' in parameter group 0"):
+    with pytest.raises(RuntimeError, match=name):
         for _ in optimizer.passes():
             model(X.float()).sum().backward()
     assert same_bits(bits(model), clean)

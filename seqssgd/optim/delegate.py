@@ -200,10 +200,11 @@ class DelegatingOptimizer(Optimizer):
             if parameter is p:
                 return f"'{name}'"
         for index, group in enumerate(self.param_groups):
-            names = group.get("param_names") or group.get("layers") or range(len(group["params"]))
-            for name, parameter in zip(names, group["params"], strict=True):
+            names = group.get("param_names") or group.get("layers")
+            for place, parameter in enumerate(group["params"]):
                 if parameter is p:
-                    return f"'{name}' in parameter group {index}, of shape {tuple(p.shape)},"
+                    where = f"'{names[place]}' in parameter" if names else f"parameter {place} of"
+                    return f"{where} group {index}, of shape {tuple(p.shape)},"
         return f"a parameter of shape {tuple(p.shape)}"
 
     def _require_idle(self, action: str) -> None:
