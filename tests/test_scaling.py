@@ -13,7 +13,7 @@ from seqssgd.training.config import LR_SCHEDULES
 
 sys.path.insert(0, str(ROOT / "recipes/studies"))
 
-from scaling import in_phases, late, scaled, with_restarts  # noqa: E402
+from scaling import absolute, in_phases, late, scaled, with_restarts  # noqa: E402
 
 TABLE_1 = ["37S-25S-25S", "75-50-25S", "75-25S-50", "75-25S-25S"]
 
@@ -68,6 +68,19 @@ def test_a_warm_up_takes_the_same_share_of_the_training():
     old = config(40, lr_schedule="cosine", lr_warmup=4)
     assert scaled(old, 0.5)["optim.lr_warmup"] == 2 and scaled(old, 0.1)["optim.lr_warmup"] == 1
     assert "optim.lr_warmup" not in scaled(config(40, lr_schedule="cosine"), 0.5)
+
+
+@pytest.mark.parametrize("factor", [0.5, 1, 3])
+def test_a_recipes_own_noise_takes_the_same_course(factor):
+    noise = {"method": "ssgd", "noise": 0.3, "noise_schedule": "4-2S-2S-2", "noise_ramp": [2, 4]}
+    old = config(10, **noise)
+    settings = scaled(old, factor)
+    new = config(settings["training.epochs"], **noise | {key: settings[f"optim.{key}"] for key in noise if "_" in key})
+    before, after = (c.optim._noise() for c in (old, new))
+    whole = [epoch for epoch in range(10) if epoch * factor % 1 == 0]
+    assert [after(int(epoch * factor)) for epoch in whole] == pytest.approx([before(epoch) for epoch in whole])
+    baseline = absolute(old, {"optim.method": "none", "epochs": factor})
+    assert baseline == {"optim.method": "none", "training.epochs": 10 * factor}  # it would refuse a course
 
 
 def test_epochs_that_cannot_be_divided_are_refused():

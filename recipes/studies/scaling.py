@@ -19,11 +19,13 @@ def absolute(base: Any, settings: dict[str, Any]) -> dict[str, Any]:
     found = {}
     for key, value in settings.items():
         found |= RELATIVE[key](base, value) if key in RELATIVE else {key: value}
+    if found.get("optim.method") == "none":  # which has no noise whose course could be set
+        found = {key: value for key, value in found.items() if key not in ("optim.noise_schedule", "optim.noise_ramp")}
     return found
 
 
 def scaled(config: Any, factor: float) -> dict[str, Any]:
-    """``factor`` times the epochs; the learning rate takes its course over them and ends where it did.
+    """``factor`` times the epochs; learning rate and noise take their course over them and end where they did.
 
     Raises:
         UserError: that many epochs are no whole number: two runs would not be equal in compute.
@@ -92,7 +94,7 @@ def with_restarts(config: Any, periods: int) -> dict[str, Any]:
 
 
 def _over(optim: OptimConfig, old: int, new: int) -> dict[str, Any]:
-    """``new`` epochs in place of ``old``, with the same course of the learning rate. A cosine has it by itself."""
+    """``new`` epochs in place of ``old``, with the same course of rate and noise. A cosine has it by itself."""
     settings: dict[str, Any] = {"training.epochs": new}
     if optim.lr_warmup is not None:
         settings["optim.lr_warmup"] = max(1, round(optim.lr_warmup * new / old))
@@ -107,6 +109,13 @@ def _over(optim: OptimConfig, old: int, new: int) -> dict[str, Any]:
         settings["optim.lr_constant_epochs"] = constant
         if falls > 0 and new_falls > 0:
             settings["optim.lr_divisor"] = optim.lr_divisor ** (falls / new_falls)
+    if optim.noise_schedule is not None:  # in epochs or steps: a step is the same share of both
+        ends = [round(end * new / old) for end in schedules.phase_ends(optim.noise_schedule)]
+        kinds = ["S" * part.strip().endswith("S") for part in optim.noise_schedule.split("-")]
+        lengths = [end - start for start, end in zip([0, *ends], ends, strict=False)]
+        settings["optim.noise_schedule"] = "-".join(map("{}{}".format, lengths, kinds))
+    if optim.noise_ramp is not None:
+        settings["optim.noise_ramp"] = [round(time * new / old) for time in optim.noise_ramp]
     return settings
 
 
