@@ -84,7 +84,7 @@ def test_frames_that_are_subsampled_still_all_count():
 @pytest.mark.parametrize(
     "bad",
     [{"width": 0}, {"gate": "glue"}, {"norm": "batch"}, {"front_end": "rnn"}, {"dropout": 1.0}, {"lookahead": -1}]
-    + [{"subsampling": 5, "front_end": "conv2d"}],
+    + [{"lookahead": 5}, {"subsampling": 5, "front_end": "conv2d"}],
     ids=str,
 )
 def test_impossible_settings_are_named(bad):

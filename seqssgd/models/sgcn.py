@@ -35,7 +35,7 @@ class DepthwiseConv(nn.Conv1d):
 
     def __init__(self, width: int, kernel: int, lookahead: int | None = None):
         super().__init__(width, width, kernel, groups=width, bias=False)
-        ahead = kernel // 2 if lookahead is None else min(lookahead, kernel - 1)
+        ahead = kernel // 2 if lookahead is None else lookahead
         self.margins = (kernel - 1 - ahead, ahead)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -149,10 +149,10 @@ class SimpleGatedConvNet(nn.Module):
         front_end: ``"stack"`` joins frames, ``"conv2d"`` is two 2-D convolutions.
         subsampling: frames of the input for one of the output.
         dropout: of the layers' outputs.
-        lookahead: frames of the future that every convolution may see; None: as many as of the past. 0 is causal.
+        lookahead: frames of the future that every convolution sees; None: as many as of the past. 0 is causal.
 
     Raises:
-        ValueError: a size below 1, an unknown choice, or a dropout outside [0, 1).
+        ValueError: a size below 1, an unknown choice, a dropout outside [0, 1), or more look-ahead than kernel.
 
     Source: Lee, Park, Sung, "Simple Gated Convnet for Small Footprint Acoustic Modeling" (ASRU 2019); the sizes are
     those of Sung et al. (arXiv 2009.02479), Table 4.
@@ -183,8 +183,8 @@ class SimpleGatedConvNet(nn.Module):
                 raise ValueError(f"{name}={value!r} is not one of {', '.join(known)}")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout={dropout}: it must lie in [0, 1); 50 % is 0.5")
-        if lookahead is not None and lookahead < 0:
-            raise ValueError(f"lookahead={lookahead}: it must be at least 0, or None")
+        if lookahead is not None and not 0 <= lookahead < kernel:
+            raise ValueError(f"lookahead={lookahead}: with kernel={kernel} it must lie in 0 to {kernel - 1}, or be None")
         self.subsampling = subsampling
         self.front_end = (StackedFrames if front_end == "stack" else Conv2dFrontEnd)(input_size, subsampling)
         inputs = [self.front_end.output_size, *[width] * (layers - 1)]
