@@ -184,7 +184,7 @@ class SimpleGatedConvNet(nn.Module):
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout={dropout}: it must lie in [0, 1); 50 % is 0.5")
         if lookahead is not None and not 0 <= lookahead < kernel:
-            raise ValueError(f"lookahead={lookahead}: with kernel={kernel} it must lie in 0 to {kernel - 1}, or be None")
+            raise ValueError(f"lookahead={lookahead}: with kernel={kernel} take 0 to {kernel - 1}, or None")
         self.subsampling = subsampling
         self.front_end = (StackedFrames if front_end == "stack" else Conv2dFrontEnd)(input_size, subsampling)
         inputs = [self.front_end.output_size, *[width] * (layers - 1)]
