@@ -1,9 +1,10 @@
-"""Small made-up images in folders named after their classes, as ImageNet comes."""
+"""Small made-up images in folders named after their classes, as ImageNet comes, and a network of their size."""
 
 import io
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from programs import load
 
@@ -38,3 +39,10 @@ def prepared_tree(folder: Path) -> Path:
     """The images of :func:`write_tree`, in ``folder/tree``, prepared in ``folder/out``."""
     load("data_prep/imagenet.py").main(["--source", str(write_tree(folder / "tree")), "--out", str(folder / "out")])
     return folder / "out"
+
+
+def small_network(num_classes: int) -> torch.nn.Module:
+    layers = [torch.nn.Conv2d(3, 8, 5, 3, bias=False), torch.nn.BatchNorm2d(8), torch.nn.ReLU()]
+    return torch.nn.Sequential(
+        *layers, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, num_classes)
+    )

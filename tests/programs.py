@@ -6,10 +6,10 @@ import os
 import random
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import ModuleType
 
+import forked
 import torch
 import yaml
 
@@ -69,19 +69,15 @@ def start(path: str, *arguments: object) -> subprocess.Popen:
 
 
 def kill_and_resume(path: str, command: list[str], run: Path, pattern: str) -> None:
-    """Trains into ``run``, kills the process once a checkpoint of that name is there, and runs it again to its end."""
-    process = start(path, *command)
-    deadline = time.monotonic() + 100
-    while not any(run.glob(f"checkpoints/{pattern}")) and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    process.kill()
-    process.communicate()
-    assert process.returncode == -9 and not (run / "result.json").exists()
-    again = start(path, *command)
-    out, err = again.communicate(timeout=120)
-    assert again.returncode == 0, err
-    assert "resuming at step" in out and "Traceback" not in err
+    """Trains into ``run`` with a process that is killed soon after a checkpoint of that name, and again to its end."""
+    log = run.with_suffix(".log")
+    process = forked.program(path, *command, log=log, killed_after=pattern)
+    process.join(100)
+    assert process.exitcode == -9 and not (run / "result.json").exists(), log.read_text()
+    process = forked.program(path, *command, log=log)
+    process.join(100)
+    said = log.read_text()
+    assert process.exitcode == 0 and "resuming at step" in said and "Traceback" not in said, said
 
 
 def outcome(run: Path) -> list:

@@ -8,7 +8,7 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
-from picture_folders import prepared_tree, write_tree
+from picture_folders import prepared_tree, small_network, write_tree
 from programs import ROOT, coloured_images, kill_and_resume, load, outcome, refused, without_times
 
 from seqssgd.commands.runs import evaluate
@@ -21,6 +21,7 @@ from seqssgd.training import OptimConfig, build_optimizer, build_schedulers, par
 
 TRAIN = load("recipes/imagenet_resnet/train.py")
 FOLDER = ROOT / "recipes/imagenet_resnet"
+SMALL = "picture_folders:small_network"
 
 
 @pytest.fixture(scope="module")
@@ -39,16 +40,9 @@ def command(data: Path, out: Path, *options: object) -> list[str]:
     return [str(setting) for setting in [*settings, "--corpus.workers", 2, "--optim.lr_warmup", 2, *options]]
 
 
-def small_network(num_classes: int) -> torch.nn.Module:
-    layers = [torch.nn.Conv2d(3, 8, 5, 3, bias=False), torch.nn.BatchNorm2d(8), torch.nn.ReLU()]
-    return torch.nn.Sequential(
-        *layers, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, num_classes)
-    )
-
-
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setitem(ENCODED_NETWORKS.known, "resnet18", f"{__name__}:small_network")
+    monkeypatch.setitem(ENCODED_NETWORKS.known, "resnet18", SMALL)
 
 
 def train(data: Path, out: Path, *options: object) -> dict:
@@ -60,9 +54,9 @@ def train(data: Path, out: Path, *options: object) -> dict:
 
 
 def test_killed_and_started_again_a_run_ends_with_the_same_bits(data, tmp_path):
-    train(data, tmp_path / "whole", "--corpus.size", 16)
+    train(data, tmp_path / "whole", "--model.name", SMALL)
     killed = tmp_path / "killed"
-    options = command(data, killed, "--corpus.size", 16)
+    options = command(data, killed, "--model.name", SMALL)
     kill_and_resume("recipes/imagenet_resnet/train.py", options, killed, "step-*3.pt")
     assert outcome(killed) == outcome(tmp_path / "whole")
 

@@ -5,9 +5,10 @@ import math
 import shutil
 from pathlib import Path
 
+import forked
 import pytest
 import torch
-from programs import ROOT, generated_lines, kill_and_resume, load, outcome, refused, start, without_times
+from programs import ROOT, generated_lines, kill_and_resume, load, outcome, refused, without_times
 
 from seqssgd import cli
 from seqssgd.commands.runs import evaluate
@@ -35,7 +36,8 @@ def command(data: Path, out: Path, *options: object) -> list[str]:
     """A tiny model with all that makes resuming hard: dropout, noise, decay, carried states."""
     settings = ["--config", ROOT / "recipes/ptb_lstm/small_cpu_ssgd.yaml", "--data", data, "--out", out]
     settings += ["--model.hidden_size", 6, "--model.dropout", 0.3, "--batch_size", 5, "--sequence_length", 4]
-    settings += ["--optim.lr_constant_epochs", 0, "--training.threads", 1, "--training.epochs", 2, *options]
+    settings += ["--optim.lr_constant_epochs", 0, "--training.threads", 1, "--training.epochs", 2]
+    settings += ["--training.checkpoint_every", 25, "--training.log_every", 7, *options]
     return [str(setting) for setting in settings]
 
 
@@ -62,12 +64,10 @@ def perplexity_by_hand(run: Path, name: str, stream: torch.Tensor) -> float:
 # ---- runs ------------------------------------------------------------------------------------------------------------
 
 
-def test_killed_half_way_and_started_again_a_run_ends_with_the_same_bits(data, tmp_path):
-    options = ["--training.epochs", 6, "--training.checkpoint_every", 25, "--training.log_every", 7]
-    train(data, tmp_path / "whole", *options)
+def test_killed_half_way_and_started_again_a_run_ends_with_the_same_bits(data, finished, tmp_path):
     killed = tmp_path / "killed"
-    kill_and_resume("recipes/ptb_lstm/train.py", command(data, killed, *options), killed, "step-*[1-9]??.pt")
-    assert outcome(killed) == outcome(tmp_path / "whole")
+    kill_and_resume("recipes/ptb_lstm/train.py", command(data, killed), killed, "step-*[1-9]??.pt")
+    assert outcome(killed) == outcome(finished)
 
 
 @pytest.mark.parametrize("options", [
@@ -254,11 +254,13 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_refused(data, finished, tmp_
 
 
 def test_the_programs_themselves_end_with_one_line_and_a_status(tmp_path):
-    absent = tmp_path / "absent"
-    for process in (
-        start("recipes/ptb_lstm/train.py", *command(absent, tmp_path / "run")),
-        start("data_prep/ptb.py", "--source", absent, "--out", tmp_path / "out"),
+    absent, log = tmp_path / "absent", tmp_path / "log"
+    for path, arguments in (
+        ("recipes/ptb_lstm/train.py", command(absent, tmp_path / "run")),
+        ("data_prep/ptb.py", ["--source", absent, "--out", tmp_path / "out"]),
     ):
-        out, err = process.communicate(timeout=120)
-        assert process.returncode == 2 and out == "" and len(err.splitlines()) == 1, err
-        assert err.startswith("error: ") and str(absent) in err
+        process = forked.program(path, *arguments, log=log)
+        process.join(120)
+        said = log.read_text()
+        assert process.exitcode == 2 and len(said.splitlines()) == 1, said
+        assert said.startswith("error: ") and str(absent) in said

@@ -1,16 +1,16 @@
 """Interrupted at any instant or not: the same bits, and the same metrics apart from times."""
 
 import json
-import multiprocessing
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import asdict
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 import toy_task
@@ -20,7 +20,6 @@ from seqssgd.errors import UserError
 from seqssgd.runs import checkpoints
 from seqssgd.training import RunDirectory
 
-PROGRAM = Path(toy_task.__file__)
 TIMES = ("seconds", "units_per_second")
 
 
@@ -87,16 +86,12 @@ def run_until_event(out: str, event: int | None, report: str) -> None:
 
 
 def spawn(out: Path, event: int | None, report: Path) -> int:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["toy_task", "numpy.random", "torch._dynamo"])  # what training imports on its way
-    process = context.Process(target=run_until_event, args=(str(out), event, str(report)))
-    process.start()
+    process = forked.process(run_until_event, str(out), event, str(report))
     process.join()
     return process.exitcode
 
 
-def test_killed_at_any_instant_the_run_ends_with_the_same_bits(tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # for what the server of forks imports
+def test_killed_at_any_instant_the_run_ends_with_the_same_bits(tmp_path):
     report = tmp_path / "events"
     assert spawn(tmp_path / "whole", None, report) == 0
     total = int(report.read_text())
@@ -143,10 +138,9 @@ def test_killed_while_files_are_written(tmp_path, monkeypatch):
         assert not [p for p in out.rglob("*.tmp")]
 
 
-def launch(out: Path, settings: dict, limits: dict | None = None) -> subprocess.Popen:
-    command = [sys.executable, str(PROGRAM), str(out), json.dumps(settings), json.dumps(limits or {})]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def launch(out: Path, settings: dict, limits: dict | None = None) -> BaseProcess:
+    arguments = [out, json.dumps(settings), json.dumps(limits or {})]
+    return forked.program(toy_task.__file__, *arguments, log=out.with_suffix(".log"))
 
 
 def wait_for(path: Path, pattern: str) -> None:
@@ -157,22 +151,23 @@ def wait_for(path: Path, pattern: str) -> None:
 
 
 def test_a_program_killed_and_started_again(tmp_path):
-    settings = {"training": {"epochs": 30}}
+    settings, run = {"training": {"epochs": 20}}, tmp_path / "killed"
     generator = random.Random(1)
     for _ in range(2):
-        process = launch(tmp_path / "killed", settings)
-        before = len(list((tmp_path / "killed").glob("tensorboard/*")))
+        before = len(list(run.glob("tensorboard/*")))
+        process = launch(run, settings)
         deadline = time.monotonic() + 120  # a program on a busy machine may take a minute to start
-        while len(list((tmp_path / "killed").glob("tensorboard/*"))) == before and process.poll() is None:
+        while len(list(run.glob("tensorboard/*"))) == before and process.is_alive():
             assert time.monotonic() < deadline
             time.sleep(0.005)
-        time.sleep(generator.uniform(0, 0.5))
+        time.sleep(generator.uniform(0, 0.3))
         process.kill()
-        process.communicate()
-    out, err = (process := launch(tmp_path / "killed", settings)).communicate()
-    assert process.returncode == 0, err
+        process.join()
+    process = launch(run, settings)
+    process.join()
+    assert process.exitcode == 0, run.with_suffix(".log").read_text()
     train(tmp_path / "whole", toy_config(**settings))
-    assert_same_runs(tmp_path / "whole", tmp_path / "killed")
+    assert_same_runs(tmp_path / "whole", run)
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -180,10 +175,12 @@ def test_signals_stop_after_a_checkpoint(tmp_path, number, code):
     settings = {"training": {"epochs": 10_000, "checkpoint_every": None, "log_every": 1}}
     process = launch(tmp_path / "stopped", settings)
     wait_for(tmp_path / "stopped", "checkpoints/step-*.pt")
-    process.send_signal(number)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == code, err
-    assert out.splitlines()[-1].startswith(f"stopped by {number.name} at step ") and "run the same command again" in out
+    os.kill(process.pid, number)
+    process.join(60)
+    said = (tmp_path / "stopped.log").read_text()
+    assert process.exitcode == code, said
+    last = said.splitlines()[-1]
+    assert last.startswith(f"stopped by {number.name} at step ") and "run the same command again" in last
     step = newest(tmp_path / "stopped")["progress"]["step"]
     assert not (tmp_path / "stopped/result.json").exists()
     config, limit = toy_config(**settings), step + 2
@@ -340,7 +337,7 @@ def test_two_processes_cannot_train_in_one_folder(tmp_path):
             RunDirectory(tmp_path / "run", asdict(toy_config(training={"epochs": 10_000})))
     finally:
         process.kill()
-        process.communicate()
+        process.join()
     RunDirectory(tmp_path / "run", asdict(toy_config(training={"epochs": 10_000}))).close()
 
 
