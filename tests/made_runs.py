@@ -9,7 +9,7 @@ from seqssgd.report import compare, read_run
 
 SPEECH = {"model": {"width": 190}, "seed": 0, "data": {"fingerprint": "ab"}}
 SSGD = {"method": "ssgd", "noise": 0.2}
-NONE = (None,) * 5  # of a difference: delta, low, high, p, holm
+NONE = (None,) * 6  # of a difference: delta, low, high, p, holm, paired
 
 
 def make_run(path: Path, values, *, settings=None, test=None, passes=20, seconds=60.0, finished=True, **optim) -> Path:

@@ -1,5 +1,6 @@
 """The programs of recipes/wsj_sgcn as they are called: killed and resumed, evaluated, given wrong input."""
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -155,6 +156,13 @@ def test_saved_figures_are_those_of_the_table_and_beam_search_does_not_replace_t
     run = shutil.copytree(finished, tmp_path / "run")
     evaluate(capsys, run, data, "--split", "valid", "--save")
     evaluate(capsys, run, data, "--save")
+    kept = list(csv.DictReader((run / "errors_test.csv").read_text(encoding="utf-8").splitlines()))
+    references, texts = heard(run, data, "test")
+    for i, (row, utterance) in enumerate(zip(kept, references, strict=True)):
+        assert (row["utterance"], row["speaker"]) == (utterance, f"test-{i % 3}")
+        for rate, unit in (("wer", "word"), ("cer", "char")):
+            counts = score({utterance: references[utterance]}, {utterance: texts[utterance]}, unit).counts
+            assert (int(row[f"{rate}_errors"]), int(row[f"{rate}_reference"])) == (counts.errors, counts.reference)
     pytest.importorskip("flashlight.lib.text.decoder", reason="needs pip install 'seqssgd[beam]'")
     evaluate(capsys, run, data, "--save", "--beam", 5)
     saved = json.loads((run / "evaluation.json").read_text())

@@ -49,7 +49,7 @@ def test_one_side_that_does_not_vary_is_tested_all_the_same():
 def test_differences_of_single_runs_are_shown_without_a_test(tmp_path):
     rows = by_label(compared(seeds(tmp_path, "a", [20.0]) + seeds(tmp_path, "b", [18.0], **SSGD)))
     found = rows["S-Adam 0.2"].against["equal epochs"]
-    assert found == ("Adam", -2.0, None, None, None, None)
+    assert found == ("Adam", -2.0, *NONE[1:])
     assert rows["Adam"].figure("test_wer").sd is None
 
 

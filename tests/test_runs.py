@@ -37,8 +37,10 @@ def test_no_other_module_spells_the_names_in_a_run_directory():
     files = NAMES - {layout.CHECKPOINTS, layout.TENSORBOARD, layout.TOKENIZER}  # these are words, too
     spelled = {path.relative_to(ROOT).as_posix(): files & strings(path) for path in modules}
     assert {name: found for name, found in spelled.items() if found and name != "seqssgd/runs/layout.py"} == {}
-    assert len(modules) > 100 and files == {"config.yaml", "environment.json", "metrics.jsonl", "result.json",
-                                            "evaluation.json", "best.pt", "model.safetensors"}  # fmt: skip
+    assert len(modules) > 100 and files == {
+        *("config.yaml", "environment.json", "metrics.jsonl", "result.json", "evaluation.json"),
+        *("errors_*.csv", "best.pt", "model.safetensors"),
+    }
 
 
 def edit(path: Path, change) -> None:

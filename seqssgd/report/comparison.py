@@ -16,6 +16,7 @@ from ..runs.settings import comparable
 from . import baselines
 from .grouping import Group, group_runs
 from .metrics import lower_is_better, run_figures, shared_metric
+from .paired import Paired, paired
 
 
 class Estimate(NamedTuple):
@@ -31,8 +32,8 @@ class Difference(NamedTuple):
 
     ``low`` and ``high`` bound the 95 % confidence interval: that of :func:`welch`, or where a side has a single seed
     the one that :class:`Spread` gives. ``p`` is of :func:`welch`, ``holm`` the same corrected by :func:`holm` for the
-    number of methods held against a baseline. What cannot be had is None; ``delta`` too where a value is missing or the
-    method is the baseline itself.
+    number of methods held against a baseline; ``paired`` of :func:`seqssgd.report.paired.paired`. What cannot be had is
+    None; ``delta`` too where a value is missing or the method is the baseline itself.
     """
 
     baseline: str
@@ -41,6 +42,7 @@ class Difference(NamedTuple):
     high: float | None = None
     p: float | None = None
     holm: float | None = None
+    paired: Paired | None = None
 
 
 class Spread(NamedTuple):
@@ -226,9 +228,12 @@ def difference(row: Row, baseline: Row, figure: str, spread: Spread | None) -> D
     if row is baseline or mine is None or its is None:
         return Difference(baseline.group.label)
     delta = statistics.fmean(mine) - statistics.fmean(its)
+    over_utterances = paired(row.group.runs, baseline.group.runs, figure)
     if min(len(mine), len(its)) < 2 and spread is not None:
-        return Difference(baseline.group.label, delta, *spread.interval(delta, len(mine), len(its)))
-    return Difference(baseline.group.label, delta, *(welch(mine, its) or ()))
+        interval = spread.interval(delta, len(mine), len(its))
+        return Difference(baseline.group.label, delta, *interval, paired=over_utterances)
+    low, high, p = welch(mine, its) or (None, None, None)
+    return Difference(baseline.group.label, delta, low, high, p, paired=over_utterances)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

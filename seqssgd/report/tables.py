@@ -91,6 +91,8 @@ def results_csv(comparison: Comparison) -> str:
             cells |= {name: found and found.mean, f"{name}_sd": found and found.sd}
         for criterion, found in row.against.items():
             values = found._asdict() if found else dict.fromkeys(Difference._fields)
+            low, high, _ = values.pop("paired") or (None, None, None)
+            values |= {"paired_low": low, "paired_high": high}
             cells |= {f"{criterion.replace(' ', '_')}_{key}": value for key, value in values.items()}
         rows.append({cell(name): cell(value) for name, value in cells.items()})
     file = io.StringIO()
@@ -130,7 +132,7 @@ def notes(comparison: Comparison) -> list[str]:
             if (difference := row.against[criterion]) and difference.baseline != row.group.label:
                 held.setdefault(difference.baseline, []).append(row.group.label)
         found += [f"{criterion.capitalize()}: {name} is the baseline of {_list(rows)}." for name, rows in held.items()]
-        found += _verdict(comparison, criterion)
+        found += _verdict(comparison, criterion) + _paired(comparison, criterion)
     for name in comparison.figures:
         lacking = [
             comparison.names[run.path]
@@ -165,6 +167,21 @@ def _verdict(comparison: Comparison, criterion: str) -> list[str]:
             verdicts[kind].append(row.group.label)
     said = ". ".join(f"{kind.capitalize()}: {_list(labels)}" for kind, labels in verdicts.items() if labels)
     return [f"{criterion.capitalize()}, p < {LEVEL} after Holm's correction: {said}."] if said else []
+
+
+def _paired(comparison: Comparison, criterion: str) -> list[str]:
+    """The intervals over the same speakers or utterances; nothing if evaluations kept no errors of each."""
+    intervals, over = [], {}
+    for row in comparison.rows:
+        found = row.against[criterion]
+        if found is not None and found.delta is not None and found.paired is not None:
+            delta, *ends = (_signed(value, _digits(comparison)) for value in (found.delta, *found.paired[:2]))
+            intervals.append(f"{row.group.label} {delta} ({' to '.join(ends)})")
+            over[found.paired.over] = True
+    if not intervals:
+        return []
+    drawn = f"the same {' or '.join(over)} and over seeds (paired bootstrap)"
+    return [f"{criterion.capitalize()}, 95 % intervals over {drawn}: {_list(intervals)}."]
 
 
 def words(name: str) -> str:
@@ -207,7 +224,11 @@ def _difference(found: Difference | None, label: str, digits: int) -> str:
     if found is None or found.delta is None:
         return "–"
     tested = "–" if found.p is None else f"{_p(found.p)}; {_p(found.holm)}"
-    return f"{found.delta:+.{digits}f}".replace("-", "−") + f" ({tested})"
+    return f"{_signed(found.delta, digits)} ({tested})"
+
+
+def _signed(value: float, digits: int) -> str:
+    return f"{value:+.{digits}f}".replace("-", "−")
 
 
 def _p(value: float | None) -> str:

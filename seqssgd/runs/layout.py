@@ -2,12 +2,14 @@
 
 import re
 from pathlib import Path
+from urllib.parse import quote
 
 CONFIG = "config.yaml"  # the resolved configuration, and what it was trained on
 ENVIRONMENT = "environment.json"  # versions, commit, hardware, seed, command and data folder of the first start
 METRICS = "metrics.jsonl"  # one row a line, of training and of validation
 RESULT = "result.json"  # when the run is finished
 EVALUATION = "evaluation.json"  # figures by split, which an evaluation adds afterwards
+ERRORS = "errors_*.csv"  # of every utterance, by split, which an evaluation of speech adds
 CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
 TOKENIZER = "tokenizer"  # of text and transcripts, so that the model can be used without the data
@@ -15,6 +17,11 @@ LOCK = ".lock"  # held by the process that trains
 
 BEST = "best.pt"  # the checkpoint that was the best in validation: weights alone
 WEIGHTS = "model.safetensors"  # in place of all checkpoints, of a run that was exported
+
+
+def errors_name(split: str) -> str:
+    """The name of what an evaluation keeps of every utterance of a split."""
+    return ERRORS.replace("*", quote(split, safe=""))  # sets have any name
 
 
 def step_name(step: int) -> str:

@@ -91,6 +91,8 @@ def export_record(run: str | Path, out: str | Path) -> Path:
     read_config(run)
     with atomic_folder(out) as folder:
         _copy_record(run, folder)
+        for file in run.glob(layout.ERRORS):
+            shutil.copyfile(file, folder / file.name)
     return out
 
 

@@ -20,6 +20,7 @@ from ..errors import UserError
 from ..files import atomic_path
 from ..options import beam_arguments, check_beam_arguments
 from ..runs.checkpoints import find_checkpoint
+from ..runs.errors import write_errors
 from ..runs.reading import data_folder, record
 from .decode import BeamSearch, grid_search, open_search
 from .finished import SPLITS, check_same_corpus, load_for_run, load_recognizer
@@ -70,6 +71,8 @@ def evaluate(args: argparse.Namespace) -> None:
         write_report(args.report, lines, scores["word"])
     if args.save:  # beam search beside greedy decoding, not in its place
         name = args.split if args.beam is None else f"{args.split}_beam"
+        rates = {NAMES[unit].lower(): found.by_utterance() for unit, found in scores.items()}
+        write_errors(args.run, name, speakers, rates)
         record(args.run, name, figures(scores, speakers, factor, decoding) | {"checkpoint": path.name})
 
 

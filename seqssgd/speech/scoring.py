@@ -115,6 +115,11 @@ class ErrorRate:
         """Errors of all utterances in percent of all their references: the word or character error rate."""
         return self.counts.rate
 
+    def by_utterance(self) -> dict[str, tuple[int, int]]:
+        """Errors and units of the reference of every utterance."""
+        counts = {alignment.id: alignment.counts for alignment in self.alignments}
+        return {id_: (found.errors, found.reference) for id_, found in counts.items()}
+
     def confusions(self, most: int = 10) -> Confusions:
         """The ``most`` frequent errors of every kind; the alphabet decides between equals."""
         kinds: dict[str, Counter] = {"S": Counter(), "D": Counter(), "I": Counter(), "C": Counter()}

@@ -1,0 +1,132 @@
+"""Error rates of recognisers held against each other over the same utterances."""
+
+import csv
+import io
+import itertools
+
+import numpy as np
+import pytest
+from made_runs import SSGD, by_label, compared, make_run
+
+from seqssgd.cli import main
+from seqssgd.errors import UserError
+from seqssgd.report import summary
+from seqssgd.report.paired import paired_bootstrap
+from seqssgd.report.tables import results_csv
+from seqssgd.runs.errors import read_errors, write_errors
+
+WORDS = {"ann": 31, "bob": 52, "cid": 17, "dot": 40, "eve": 24}
+
+
+def counts(*errors: int, words=WORDS):
+    return {("speaker", name): (count, words[name]) for name, count in zip(words, errors, strict=True)}
+
+
+ADAM = [counts(9, 14, 3, 12, 5), counts(12, 13, 8, 10, 9)]
+HALVES = [counts(8, 10, 4, 9, 3), counts(10, 15, 5, 8, 4), counts(7, 12, 2, 11, 6)]
+
+
+@pytest.mark.parametrize(("runs", "others"), [(HALVES, ADAM), (HALVES[:1], ADAM[:1]), (ADAM[:1], HALVES)])
+def test_the_interval_is_that_of_all_draws_there_are(runs, others):
+    drawn = np.array(list(itertools.product(range(len(WORDS)), repeat=len(WORDS))))
+    words = np.array(list(WORDS.values()))[drawn].sum(1)
+
+    def means(side):
+        errors = np.array([[count for count, _ in run.values()] for run in side])
+        rates, n = 100 * errors[:, drawn].sum(2) / words, len(side)
+        every = np.array([rates[list(taken)].mean(0) for taken in itertools.product(range(n), repeat=n)])
+        return rates.mean(0) + np.sqrt(n / max(n - 1, 1)) * (every - rates.mean(0))
+
+    expected = np.quantile(means(runs)[:, None] - means(others), [0.025, 0.975])
+    found = paired_bootstrap(runs, others, draws=40_000)
+    np.testing.assert_allclose(found, expected, atol=0.03 * np.ptp(expected))
+
+
+@pytest.mark.parametrize("other", [
+    counts(1, 2, 3, 4, words=dict(list(WORDS.items())[:4])),
+    counts(1, 2, 3, 4, 5, words=WORDS | {"ann": 30}),
+    counts(1, 2, 3, 4, 5, 6, words=WORDS | {"fay": 9}),
+])  # fmt: skip
+def test_other_utterances_are_refused(other):
+    with pytest.raises(ValueError, match="not evaluated on the same utterances"):
+        paired_bootstrap(ADAM, [other])
+
+
+def test_there_is_nothing_to_draw_from_one_speaker():
+    with pytest.raises(ValueError, match="1 groups"):
+        paired_bootstrap([counts(1, words={"ann": 9})], [counts(2, words={"ann": 9})])
+
+
+# ---- from the runs ---------------------------------------------------------------------------------------------------
+
+
+def evaluated(path, of_speakers, seed, speakers=True, **optim):
+    """A run whose evaluation kept its errors: two utterances of every speaker, of which the first has all errors."""
+    errors, words = (sum(pair[i] for pair in of_speakers.values()) for i in (0, 1))
+    known = {"substitutions": errors - 1, "deletions": 0, "insertions": 1, "reference": words}
+    test = {"wer": 100 * errors / words, "wer_counts": known}
+    make_run(path, [90.0, 20.0], test=test, settings={"seed": seed}, **optim)
+    counts = {}
+    for (_, name), (count, units) in of_speakers.items():
+        counts |= {f"{name}-1": (count, units - 5), f"{name}-2": (0, 5)}
+    write_errors(path, "test", {key: key.partition("-")[0] for key in counts} if speakers else None, {"wer": counts})
+    return path
+
+
+def recognisers(folder, **kwargs):
+    runs, halves = [evaluated(folder / f"a{i}", run, i, **kwargs) for i, run in enumerate(ADAM)], {"signs": "halves"}
+    return runs + [evaluated(folder / f"h{i}", run, i, **SSGD, **halves, **kwargs) for i, run in enumerate(HALVES)]
+
+
+def test_a_comparison_has_the_interval_over_the_speakers(tmp_path):
+    comparison = compared(recognisers(tmp_path))
+    low, high = paired_bootstrap(HALVES, ADAM)
+    label = "S-Adam 0.2, halves"
+    found = by_label(comparison)[label].against["equal passes"]
+    assert found.paired == (low, high, "5 speakers")
+    signed = [f"{value:+.2f}".replace("-", "−") for value in (found.delta, low, high)]
+    expected = (
+        "- Equal passes, 95 % intervals over the same 5 speakers and over seeds (paired bootstrap): "
+        f"{label} {signed[0]} ({signed[1]} to {signed[2]})."
+    )
+    assert expected in summary(comparison).splitlines()
+    rows = {row["method"]: row for row in csv.DictReader(io.StringIO(results_csv(comparison)))}
+    assert [float(rows[label][f"equal_passes_paired_{end}"]) for end in ("low", "high")] == [low, high]
+    assert rows["Adam"]["equal_passes_paired_low"] == ""
+
+
+def test_utterances_are_drawn_where_the_speakers_are_not_known(tmp_path):
+    found = by_label(compared(recognisers(tmp_path, speakers=False)))["S-Adam 0.2, halves"].against["equal passes"]
+    assert found.paired.over == "10 utterances"
+
+
+def test_without_the_errors_of_one_run_there_is_none(tmp_path):
+    *runs, last = recognisers(tmp_path)
+    (last / "errors_test.csv").unlink()
+    comparison = compared([*runs, last])
+    assert all(not row.against["equal passes"].paired for row in comparison.rows)
+    assert "bootstrap" not in summary(comparison)
+
+
+def test_a_record_of_a_run_keeps_them(tmp_path):
+    (run, *_), out = recognisers(tmp_path), tmp_path / "record"
+    assert main(["export", str(run), "--record", "--out", str(out)]) == 0
+    known = {"substitutions": 43, "deletions": 0, "insertions": 0, "reference": 164}
+    assert read_errors(out, "test", "wer", known) == ADAM[0]
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda text: text.replace("ann-1,ann,9,", "ann-1,ann,8,"), "does not add up to what evaluation.json says"),
+    (lambda text: text.replace("ann-1,ann,9,", "ann-1,ann,x,"), "damaged (ValueError"),
+    (lambda text: text.replace("speaker", "talker"), "damaged (KeyError: 'speaker')"),
+    (lambda text: text.replace(",26\n", "\n", 1), "damaged (TypeError"),
+    (lambda text: "", "does not add up"),
+])  # fmt: skip
+def test_a_damaged_file_of_errors_is_refused(tmp_path, change, message):
+    runs = recognisers(tmp_path)
+    file = runs[0] / "errors_test.csv"
+    file.write_text(change(file.read_text()))
+    with pytest.raises(UserError) as caught:
+        compared(runs)
+    assert message in str(caught.value)
+    assert str(caught.value).endswith(f"evaluate again: seqssgd evaluate --run {runs[0]} --split test --save")
