@@ -6,13 +6,14 @@ from typing import NamedTuple
 
 from seqssgd.report import read_run
 from seqssgd.report.comparison import Estimate, estimate, holm, welch
-from seqssgd.report.metrics import best_evaluation, run_figures
+from seqssgd.report.metrics import best_evaluation, run_figures, shared_metric
+from seqssgd.report.paired import Paired, paired
+from seqssgd.report.tables import words
 from seqssgd.runs import layout
 from seqssgd.runs.reading import Run
 
 NOISE = ("weight_noise", "late", "halves", "phases", "two_draws")
 BEST_NOISE = "the best noise"
-METRIC = "valid_perplexity"
 
 
 class Contrast(NamedTuple):
@@ -28,14 +29,21 @@ CONTRASTS = {
     "demo_regularised": (Contrast(BEST_NOISE, "none", later=True), Contrast("phases", "two_draws"),
                          Contrast("halves", "weight_noise")),
     "demo_pair": (Contrast("ivon_halves", "ivon"), Contrast("shaped_halves", "halves"), Contrast("balanced", "ssgd")),
+    "demo_newton": (Contrast("newton", "none"), Contrast("newton", "halves")),
+    "demo_large": (Contrast("batch", "weight_noise"), Contrast("batch", "none")),
+    "ocean": (Contrast("halves", "none"), Contrast("halves", "weight_noise")),
     "demo_transformer": (Contrast(BEST_NOISE, "none", later=True), Contrast("halves", "weight_noise")),
 }  # fmt: skip
 
 
 class Found(NamedTuple):
-    """A contrast with its figures: of both arms, and their difference with its 95 % interval and p-values."""
+    """A contrast with its figures: of both arms, and their difference with its 95 % interval and p-values.
+
+    ``figure`` is what they were tested by, ``paired`` the interval over the same speakers, of error rates.
+    """
 
     contrast: Contrast
+    figure: str
     names: tuple[str, str]
     sides: tuple[Estimate, Estimate]
     delta: float
@@ -43,6 +51,7 @@ class Found(NamedTuple):
     high: float | None = None
     p: float | None = None
     holm: float | None = None
+    paired: Paired | None = None
 
 
 def trials(folder: Path) -> dict[str, dict[int, Run]]:
@@ -61,14 +70,16 @@ def chosen(found: Mapping[str, Mapping[int, Run]], arms: Iterable[str]) -> str:
         KeyError: there is none.
     """
 
-    def validation(name: str) -> float:
-        row = best_evaluation(found[name][min(found[name])], METRIC)
-        return float("inf") if row is None else row[METRIC]
-
     arms = set(arms)
     names = [name for name in found if name.partition("-")[0] in arms]
     if not names:
         raise KeyError(f"no runs of {', '.join(sorted(arms))}")
+    metric = _metric(found)
+
+    def validation(name: str) -> float:
+        row = best_evaluation(found[name][min(found[name])], metric)
+        return float("inf") if row is None else row[metric]
+
     return min(names, key=validation)
 
 
@@ -86,40 +97,49 @@ def kept(folder: Path) -> list[Run]:
 
 def contrasts(folder: Path, asked: Sequence[Contrast]) -> list[Found]:
     """Those of which both sides have been tested, p-values corrected by Holm over them."""
-    runs = trials(folder)
-    rows = []
+    runs, rows = trials(folder), []
     for contrast in asked:
         try:
             names = (chosen(runs, NOISE if contrast.arm == BEST_NOISE else [contrast.arm]),
                      chosen(runs, [contrast.other]))  # fmt: skip
         except KeyError:
             continue
-        values = [_tests(runs[name], contrast.later) for name in names]
-        if all(values):
-            sides = estimate(values[0]), estimate(values[1])
-            interval = welch(*values) or (None, None, None)
-            rows.append(Found(contrast, names, sides, sides[0].mean - sides[1].mean, *interval))
+        metric = _metric(runs)
+        figure = metric.replace("valid", "test")
+        mine, its = (_tested(runs[name], contrast.later, metric, figure) for name in names)
+        if mine and its:
+            sides = estimate([*mine.values()]), estimate([*its.values()])
+            interval = welch([*mine.values()], [*its.values()]) or (None, None, None)
+            over = paired([*mine], [*its], figure)
+            rows.append(Found(contrast, figure, names, sides, sides[0].mean - sides[1].mean, *interval, paired=over))
     tested = [row for row in rows if row.p is not None]
     corrected = iter(holm([row.p for row in tested if row.p is not None]))
     return [row if row.p is None else row._replace(holm=next(corrected)) for row in rows]
 
 
-def _tests(runs: Mapping[int, Run], later: bool) -> list[float]:
-    name = METRIC.replace("valid", "test")
-    figures = [run_figures(run, METRIC).get(name) for seed, run in runs.items() if not (later and seed == min(runs))]
-    return [value for value in figures if value is not None]
+def _tested(runs: Mapping[int, Run], later: bool, metric: str, figure: str) -> dict[Run, float]:
+    """Those that have the figure, with it; ``later``: without the first seed."""
+    kept = [run for seed, run in runs.items() if not (later and seed == min(runs))]
+    figures = {run: run_figures(run, metric).get(figure) for run in kept}
+    return {run: value for run, value in figures.items() if value is not None}
+
+
+def _metric(found: Mapping[str, Mapping[int, Run]]) -> str:
+    return shared_metric([run for seeds in found.values() for run in seeds.values()])
 
 
 def table(found: Sequence[Found]) -> str:
     """A row for each contrast."""
-    lines = ["| contrast | chosen | test perplexity | Δ (95 %) | p; Holm |", "| --- | --- | ---: | ---: | ---: |"]
+    over = next((f", over {row.paired.over} and seeds" for row in found if row.paired), None)
+    head = ["contrast", "chosen", words(found[0].figure), "Δ (95 %)", *(["paired" + over] if over else []), "p; Holm"]
+    lines = ["| " + " | ".join(head) + " |", "| --- | --- |" + " ---: |" * (len(head) - 2)]
     for row in found:
         title = f"{row.contrast.arm} − {row.contrast.other}"
         sides = " − ".join(f"{side.mean:.2f} ± {side.sd or 0:.2f} ({side.n})" for side in row.sides)
-        delta = f"{row.delta:+.2f}"
-        if row.low is not None and row.high is not None:
-            delta += f" ({row.low:+.2f} to {row.high:+.2f})"
+        intervals = [(row.low, row.high), *([row.paired[:2] if row.paired else (None, None)] if over else [])]
+        shown = [f"({low:+.2f} to {high:+.2f})" if low is not None else "–" for low, high in intervals]
+        delta = [f"{row.delta:+.2f}" + (f" {shown[0]}" if row.low is not None else ""), *shown[1:]]
         p = "–" if row.p is None or row.holm is None else f"{row.p:.3f}; {row.holm:.3f}"
         names = " − ".join(f"`{name}`" for name in row.names)
-        lines.append(f"| {title} | {names} | {sides} | {delta.replace('-', '−')} | {p} |")
+        lines.append(f"| {title} | {names} | {sides} | {' | '.join(delta).replace('-', '−')} | {p} |")
     return "\n".join(lines)

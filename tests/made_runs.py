@@ -6,6 +6,7 @@ from pathlib import Path
 import yaml
 
 from seqssgd.report import compare, read_run
+from seqssgd.runs.errors import write_errors
 
 SPEECH = {"model": {"width": 190}, "seed": 0, "data": {"fingerprint": "ab"}}
 SSGD = {"method": "ssgd", "noise": 0.2}
@@ -55,3 +56,29 @@ def compared(paths, **kwargs):
 
 def by_label(comparison):
     return {row.group.label: row for row in comparison.rows}
+
+
+# ---- recognisers, whose evaluations kept the errors of every utterance -----------------------------------------------
+
+WORDS = {"ann": 31, "bob": 52, "cid": 17, "dot": 40, "eve": 24}
+
+
+def counts(*errors: int, words=WORDS):
+    return {("speaker", name): (count, words[name]) for name, count in zip(words, errors, strict=True)}
+
+
+ADAM = [counts(9, 14, 3, 12, 5), counts(12, 13, 8, 10, 9)]
+HALVES = [counts(8, 10, 4, 9, 3), counts(10, 15, 5, 8, 4), counts(7, 12, 2, 11, 6)]
+
+
+def evaluated(path, of_speakers, seed, speakers=True, **optim):
+    """A run whose evaluation kept its errors: two utterances of every speaker, of which the first has all errors."""
+    errors, words = (sum(pair[i] for pair in of_speakers.values()) for i in (0, 1))
+    known = {"substitutions": errors - 1, "deletions": 0, "insertions": 1, "reference": words}
+    test = {"wer": 100 * errors / words, "wer_counts": known}
+    make_run(path, [90.0, 20.0], test=test, settings={"seed": seed}, **optim)
+    kept = {}
+    for (_, name), (count, units) in of_speakers.items():
+        kept |= {f"{name}-1": (count, units - 5), f"{name}-2": (0, 5)}
+    write_errors(path, "test", {key: key.partition("-")[0] for key in kept} if speakers else None, {"wer": kept})
+    return path

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import scipy.stats
-from made_runs import make_run
+from made_runs import ADAM, HALVES, evaluated, make_run
 from programs import load
 
 from seqssgd.report.comparison import holm
+from seqssgd.report.paired import paired_bootstrap
 
 program = load("results/contrasts.py")
 ASKED = program.CONTRASTS["demo_regularised"]
@@ -64,6 +65,18 @@ def test_what_has_not_been_run_is_no_row_and_one_run_a_side_no_test(folder):
     assert [row.contrast.arm for row in rows] == ["the best noise", "phases", "halves"]
     assert rows[1].p is rows[1].holm is None and rows[1].sides[1].n == 1
     assert rows[0].holm == 2 * min(rows[0].p, rows[2].p) or rows[0].p > rows[2].p
+
+
+def test_recognisers_have_the_interval_over_the_same_speakers_too(tmp_path):
+    for name, side in (("none", ADAM), ("halves-0.2", HALVES)):
+        for seed, run in enumerate(side):
+            evaluated(tmp_path / f"{name}_s{seed}", run, seed)
+    (row,) = program.contrasts(tmp_path, program.CONTRASTS["ocean"])
+    assert row.figure == "test_wer" and row.paired == (*paired_bootstrap(HALVES, ADAM), "5 speakers")
+    head, _, line = program.table([row]).splitlines()
+    assert "| test WER | Δ (95 %) | paired, over 5 speakers and seeds | p; Holm |" in head
+    shown = " to ".join(f"{end:+.2f}".replace("-", "−") for end in row.paired[:2])
+    assert f") | ({shown}) | " in line and head.count("|") == line.count("|")
 
 
 def test_of_every_arm_all_seeds_of_the_trial_that_validation_chose_are_kept(folder):

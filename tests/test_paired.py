@@ -6,24 +6,14 @@ import itertools
 
 import numpy as np
 import pytest
-from made_runs import SSGD, by_label, compared, make_run
+from made_runs import ADAM, HALVES, SSGD, WORDS, by_label, compared, counts, evaluated
 
 from seqssgd.cli import main
 from seqssgd.errors import UserError
 from seqssgd.report import summary
 from seqssgd.report.paired import paired_bootstrap
 from seqssgd.report.tables import results_csv
-from seqssgd.runs.errors import read_errors, write_errors
-
-WORDS = {"ann": 31, "bob": 52, "cid": 17, "dot": 40, "eve": 24}
-
-
-def counts(*errors: int, words=WORDS):
-    return {("speaker", name): (count, words[name]) for name, count in zip(words, errors, strict=True)}
-
-
-ADAM = [counts(9, 14, 3, 12, 5), counts(12, 13, 8, 10, 9)]
-HALVES = [counts(8, 10, 4, 9, 3), counts(10, 15, 5, 8, 4), counts(7, 12, 2, 11, 6)]
+from seqssgd.runs.errors import read_errors
 
 
 @pytest.mark.parametrize(("runs", "others"), [(HALVES, ADAM), (HALVES[:1], ADAM[:1]), (ADAM[:1], HALVES)])
@@ -58,19 +48,6 @@ def test_there_is_nothing_to_draw_from_one_speaker():
 
 
 # ---- from the runs ---------------------------------------------------------------------------------------------------
-
-
-def evaluated(path, of_speakers, seed, speakers=True, **optim):
-    """A run whose evaluation kept its errors: two utterances of every speaker, of which the first has all errors."""
-    errors, words = (sum(pair[i] for pair in of_speakers.values()) for i in (0, 1))
-    known = {"substitutions": errors - 1, "deletions": 0, "insertions": 1, "reference": words}
-    test = {"wer": 100 * errors / words, "wer_counts": known}
-    make_run(path, [90.0, 20.0], test=test, settings={"seed": seed}, **optim)
-    counts = {}
-    for (_, name), (count, units) in of_speakers.items():
-        counts |= {f"{name}-1": (count, units - 5), f"{name}-2": (0, 5)}
-    write_errors(path, "test", {key: key.partition("-")[0] for key in counts} if speakers else None, {"wer": counts})
-    return path
 
 
 def recognisers(folder, **kwargs):
