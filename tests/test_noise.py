@@ -247,9 +247,9 @@ def test_a_perturbation_is_a_function_of_seed_and_draw_alone():
 @pytest.mark.parametrize("options", [{"distribution": "normal"}, {"granularity": "channel"}, {"granularity": None}])
 def test_unknown_choices_are_refused(options):
     ((name, value),) = options.items()
-    with pytest.raises(ValueError, match=f"^{name}={value!r} is not one of"):
+    with pytest.raises(ValueError, match=f"^{name}={value!r} must be one of"):
         NoiseSource(**options)
-    with pytest.raises(ValueError, match="is not one of"):
+    with pytest.raises(ValueError, match="must be one of"):
         SymmetricNoise(torch.optim.SGD([{"params": [nn.Parameter(torch.ones(2))], "noise": 0.1}], lr=0.1), **options)
 
 

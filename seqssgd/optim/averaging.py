@@ -1,12 +1,13 @@
 """Averages of the weights: flat minima without any perturbation."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from .limits import Range, check_settings
 from .peers import SinglePass
 
 
@@ -38,11 +39,15 @@ class WeightAverage(SinglePass):
 
     model: nn.Module
 
-    def __init__(self, base: Optimizer, model: nn.Module, *, decay: float | None = 0.999, start: int = 0):
-        if decay is not None and not 0 < decay < 1:
-            raise ValueError(f"decay={decay!r} must lie between 0 and 1, or be None for a plain mean")
-        if not (isinstance(start, int) and start >= 0):
-            raise ValueError(f"start={start!r} must be a whole number >= 0")
+    def __init__(
+        self,
+        base: Optimizer,
+        model: nn.Module,
+        *,
+        decay: Annotated[float | None, Range(gt=0, lt=1)] = 0.999,
+        start: Annotated[int, Range(ge=0)] = 0,
+    ):
+        check_settings(WeightAverage, decay=decay, start=start)
         super().__init__(base, model=model)
         self.start, self._count = start, _Count()
         self._average = AveragedModel(model, multi_avg_fn=None if decay is None else get_ema_multi_avg_fn(decay))

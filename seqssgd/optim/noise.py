@@ -10,6 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from .limits import check_settings
 from .processes import extremes, world_size
 from .sharding import check_shards, is_sharded, local, shard_index, sum_over_shards
 
@@ -41,10 +42,7 @@ class NoiseSource:
     """
 
     def __init__(self, distribution: Distribution = "rademacher", granularity: Granularity = "layer", seed: int = 0):
-        choices = {"distribution": (distribution, DISTRIBUTIONS), "granularity": (granularity, GRANULARITIES)}
-        for name, (value, known) in choices.items():
-            if value not in known:
-                raise ValueError(f"{name}={value!r} is not one of {', '.join(known)}")
+        check_settings(NoiseSource, distribution=distribution, granularity=granularity)
         if isinstance(seed, bool) or not hasattr(seed, "__index__"):
             raise ValueError(f"seed={seed!r}: give a whole number")
         self.distribution, self.granularity, self.seed = distribution, granularity, operator.index(seed)

@@ -7,7 +7,7 @@ then lets any ``torch.optim`` optimizer step from the untouched weights.
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import nullcontext
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from .gradients import Gradients
 from .groups import check_trainable
 from .guards import check_all_in_groups, check_gradients, check_still, check_whose, norms_of, without_graph
 from .hooks import Hooks
+from .limits import check_settings
 from .part import Pass, PassLoop
 from .sharding import gathering_modules, local
 
@@ -57,8 +58,7 @@ class MultiPassOptimizer(Hooks):
     processes_per_minibatch = 1  # data-parallel ones that are to be given the same
 
     def __init__(self, base: Optimizer, *, model: nn.Module | None = None, bn_stats: BNStats = "both"):
-        if bn_stats not in get_args(BNStats):
-            raise ValueError(f'bn_stats must be "both", "first" or "none", not {bn_stats!r}')
+        check_settings(MultiPassOptimizer, bn_stats=bn_stats)
         if bn_stats != "both" and model is None:
             raise ValueError(f"bn_stats={bn_stats!r} needs model=, the module whose statistics are kept")
         super().__init__(base, model=model, bn_stats=bn_stats)
