@@ -242,5 +242,5 @@ def test_on_a_quadratic_loss_the_pair_is_plain_sgd_and_one_sided_noise_is_not():
     plain, pair, one = (WeightNoise(m, [0.5]).gradient(gradient, weights)[0] for m in ("none", "pair", "one-sided"))
     torch.testing.assert_close(pair, plain, rtol=1e-5, atol=1e-5)
     assert (one - plain).abs().max() > 0.1
-    with pytest.raises(ValueError, match="'both' is not one of none, one-sided"):
+    with pytest.raises(ValueError, match="method='both' must be one of none, one-sided"):
         WeightNoise("both", [0.5])

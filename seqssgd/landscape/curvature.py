@@ -3,16 +3,17 @@
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from ..optim.limits import check_settings
 from .fast import FastTwice
 from .objective import Objective, weights_restored
 
-KINDS = ("hessian", "gauss_newton")
-METHODS = ("auto", "exact", "differences")
+Kind = Literal["hessian", "gauss_newton"]
+Method = Literal["auto", "exact", "differences"]
 # The step of central differences over the norm of the weights, where rounding and curvature of the third order are in
 # balance for smooth networks. An absolute step would be spread over millions of weights.
 STEP = {torch.float64: 1e-5, torch.float32: 3e-3}
@@ -59,13 +60,11 @@ class CurvatureOperator:
         self,
         objective: Objective,
         params: Sequence[Tensor] | None = None,
-        kind: str = "hessian",
-        method: str = "auto",
+        kind: Kind = "hessian",
+        method: Method = "auto",
         keep_graph: bool | None = None,
     ):
-        for name, value, known in (("kind", kind, KINDS), ("method", method, METHODS)):
-            if value not in known:
-                raise ValueError(f"{name}={value!r} is not one of {', '.join(known)}")
+        check_settings(CurvatureOperator, kind=kind, method=method)
         if kind == "gauss_newton" and method == "differences":
             raise ValueError("the Gauss-Newton matrix is not to be had by differences of gradients; use exact")
         self.objective, self.kind = objective, kind

@@ -3,15 +3,18 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from scipy.stats import chi2, norm
 from torch import Tensor
 
+from ..optim.limits import check_settings
 from ..optim.noise import Distribution, NoiseSource
 
 Weights = Sequence[Tensor]  # each (particles, …): the weights of as many copies of one model
-METHODS = ("none", "one-sided", "pair", "halves")
+Method = Literal["none", "one-sided", "pair", "halves"]
+METHODS: tuple[Method, ...] = get_args(Method)
 
 
 @dataclass(frozen=True)
@@ -187,15 +190,14 @@ class WeightNoise:
 
     def __init__(
         self,
-        method: str,
+        method: Method,
         levels: Sequence[float],
         *,
         distribution: Distribution = "rademacher",
         absolute: bool = False,
         seed: int = 0,
     ):
-        if method not in METHODS:
-            raise ValueError(f"method {method!r} is not one of {', '.join(METHODS)}")
+        check_settings(WeightNoise, method=method)
         self.method, self.levels, self.draws = method, list(levels), 0
         # a particle is a filter, a slice along dimension 0
         self.source = NoiseSource(distribution, "absolute" if absolute else "filter", seed)
