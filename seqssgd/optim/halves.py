@@ -37,24 +37,7 @@ class Halves:
 
     def split(self, index: int, batch: tuple, dim: int | None, count: Tensor | None) -> tuple:
         """The half of ``batch`` for the pass of ``index``; see :meth:`Pass.take`, its errors too."""
-        if count is not None and self.reduction == "sum":
-            raise ValueError('count= is for a loss that is a mean over the items; reduction="sum" says it is a sum')
-        if count is not None and world_size() > 1:
-            raise ValueError(
-                "count= is for one process: in several, the halves of each have counts of their own. Divide the sum of "
-                'the losses by the items of all processes, and say reduction="sum"'
-            )
-        if self.counted is not None and self.counted != (count is not None):
-            raise ValueError("give count= in every take() of a step, or in none")
-        self.counted = count is not None
-        given = count
-        if count is not None and not (count := torch.as_tensor(count)).ndim:
-            raise ValueError("count= needs an entry for each example, such as their lengths or a mask of their tokens")
-        if count is not None and dim is not None and not -count.ndim <= dim < count.ndim:
-            raise ValueError(
-                f"take(dim={dim}): count= of shape {tuple(count.shape)} has no such dimension; it has the examples "
-                f"where the minibatch has them: lengths[{'None, ' * max(dim, 0)}:], or a mask of its shape"
-            )
+        given, count = count, self._counts(count, dim)
         size = _size(batch if count is None else (*batch, count), dim)
         if dim is not None:
             check_parts(batch, size, dim)
@@ -79,6 +62,30 @@ class Halves:
             return names[start:stop] if len(names) == size else names
 
         return tuple(map_arrays(narrow, part, strings) for part in batch)
+
+    def _counts(self, given: Tensor | None, dim: int | None) -> Tensor | None:
+        """What was ``given`` as ``count=`` of a ``take()``, which may be a list; checked."""
+        if given is not None and self.reduction == "sum":
+            raise ValueError('count= is for a loss that is a mean over the items; reduction="sum" says it is a sum')
+        if given is not None and world_size() > 1:
+            raise ValueError(
+                "count= is for one process: in several, the halves of each have counts of their own. Divide the sum of "
+                'the losses by the items of all processes, and say reduction="sum"'
+            )
+        if self.counted is not None and self.counted != (given is not None):
+            raise ValueError("give count= in every take() of a step, or in none")
+        self.counted = given is not None
+        if given is None:
+            return None
+        count = torch.as_tensor(given)
+        if not count.ndim:
+            raise ValueError("count= needs an entry for each example, such as their lengths or a mask of their tokens")
+        if dim is not None and not -count.ndim <= dim < count.ndim:
+            raise ValueError(
+                f"take(dim={dim}): count= of shape {tuple(count.shape)} has no such dimension; it has the examples "
+                f"where the minibatch has them: lengths[{'None, ' * max(dim, 0)}:], or a mask of its shape"
+            )
+        return count
 
     def weights(self) -> tuple[Any, Any]:
         """How much each half counts in the mean. Called after each pass.
