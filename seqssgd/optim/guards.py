@@ -270,6 +270,7 @@ def norms_of(weights: Sequence[Tensor]) -> list[Tensor]:
     return list(torch._foreach_norm(list(weights)))
 
 
+@torch.no_grad()
 def check_still(
     weights: Sequence[Tensor], writes: Sequence[int], norms: Sequence[Tensor] | None, name_of: Callable[[int], str]
 ) -> None:

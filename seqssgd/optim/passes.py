@@ -123,13 +123,13 @@ class MultiPassOptimizer(Hooks):
             self._check_trained(self.model)
         statistics = RunningStatistics(self.model) if self.bn_stats != "both" and self.model is not None else None
         importance: Sequence[Any] = (1.0,)
-        self._begin(entries)
+        _without_autograd(self.before_loop, entries)
         earlier = gradients.set_aside(self._parameters(), self._run.zeros)
         try:
             self._save(entries)
             for index, sign in enumerate(signs):
                 part = self._pass(index, sign, index == len(signs) - 1, share, self.weigher(index))
-                self._move(part, entries)
+                written, norms = self._move(part, entries)
                 if index > 0:
                     gradients.scale(self._parameters(), importance[index - 1] / importance[index])
                 if part.last:
@@ -139,12 +139,13 @@ class MultiPassOptimizer(Hooks):
                 importance = part.importance = tuple(self.pass_weights(len(signs), share))
                 if share is not None and index == 0:
                     share.check_processes(entries[0].weight.device)
-                self._finish_pass(part, entries)
+                check_still(self._run.saved[0], written, norms, lambda i: self._name_of(entries[i].parameter))
+                _without_autograd(self.after_pass, part, entries)
         finally:
             self._restore()
         gradients.scale(self._parameters(), importance[-1])
         gradients.add(earlier)
-        self._end(entries)
+        _without_autograd(self.after_loop, entries)
 
     def _pass(self, index: int, sign: int, last: bool, *how: Any) -> Pass:
         part = Pass(index, sign, last, *how)
@@ -175,14 +176,6 @@ class MultiPassOptimizer(Hooks):
             self._run.trained = trained
 
     @torch.no_grad()
-    def _begin(self, entries: list[Entry]) -> None:
-        self.before_loop(entries)
-
-    @torch.no_grad()
-    def _end(self, entries: list[Entry]) -> None:
-        self.after_loop(entries)
-
-    @torch.no_grad()
     def _save(self, entries: list[Entry]) -> None:
         weights = [entry.weight for entry in entries]
         if not _same_layout(self._run.buffers, weights):
@@ -194,19 +187,13 @@ class MultiPassOptimizer(Hooks):
         self._run.saved = weights, self._run.buffers  # from here on there is something to restore
 
     @torch.no_grad()
-    def _move(self, part: Pass, entries: list[Entry]) -> None:
-        run = self._run
+    def _move(self, part: Pass, entries: list[Entry]) -> tuple[list[int], list[Tensor] | None]:
+        """Moves the weights; gives what :func:`check_still` compares with: how often each was written to, its norm."""
+        run, weights = self._run, self._run.saved[0]
         self.perturb(part, entries)
         self._drop_stale_copies()
         run.moved = part.sign != 0
-        run.writes = [w._version for w in run.saved[0]]
-        run.norms = norms_of(run.saved[0]) if run.first_loop else None
-
-    @torch.no_grad()
-    def _finish_pass(self, part: Pass, entries: list[Entry]) -> None:
-        run = self._run
-        check_still(run.saved[0], run.writes, run.norms, lambda i: self._name_of(entries[i].parameter))
-        self.after_pass(part, entries)
+        return [w._version for w in weights], norms_of(weights) if run.first_loop else None
 
     def _drop_stale_copies(self) -> None:
         torch.clear_autocast_cache()  # autocast would go on using its casts of the weights as they were,
@@ -346,6 +333,11 @@ class MultiPassOptimizer(Hooks):
         finally:
             self._run.closure = False
         return None if any(loss is None for loss in losses) else sum(losses) / len(losses)
+
+
+@torch.no_grad()  # no `with` in the generator: an interrupt at its end would leave autograd off
+def _without_autograd(hook: Callable[..., None], *args: Any) -> None:
+    hook(*args)
 
 
 def _same_layout(buffers: list[Tensor], weights: list[Tensor]) -> bool:

@@ -30,8 +30,7 @@ class StepState:
         saved: the weights and their copies, while they are moved.
         entries: the weights that are moved, as they were when the loop began; None outside of it.
         moved: whether the weights are at another place than their own just now.
-        writes: how often each of the weights had been written to when the pass began.
-        norms: what their norms were then; taken in the first loop only.
+        first_loop: whether no loop with noise has been completed yet: in that one the weights' values are checked too.
         sampling: whether they were moved in order to be evaluated there.
         training: whether the model was in training mode when the loop began.
         trained: the parameters of the model that were trained when it was last checked that all are in groups.
@@ -54,8 +53,6 @@ class StepState:
         self.saved: tuple[list[Tensor], list[Tensor]] = [], []
         self.entries: list[Entry] | None = None
         self.moved = self.sampling = self.training = False
-        self.writes: list[int] = []
-        self.norms: list[Tensor] | None = None
         self.first_loop = True
         self.trained: tuple[int, ...] = ()
         self.buffers: list[Tensor] = []
