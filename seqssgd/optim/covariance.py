@@ -70,9 +70,7 @@ class CovarianceNoise(MultiPassOptimizer):
         bn_stats: BNStats = "both",
     ):
         super().__init__(base, model=model, bn_stats=bn_stats)
-        for group in (base.defaults, *base.param_groups):  # the defaults are for groups that are added later
-            group.setdefault(self.level_key, noise)
-        self.check_groups()
+        self._set_usual_level(noise)
         check_settings(CovarianceNoise, diagonal=diagonal, centred=centred)
         self.diagonal, self.centred = diagonal, centred
         self.sign_source = NoiseSource("rademacher", seed=seed)

@@ -66,6 +66,16 @@ class DelegatingOptimizer(Optimizer):
         self.base.add_param_group(param_group)
         self.check_groups()
 
+    def _set_usual_level(self, level: float) -> None:
+        """Gives ``level`` to the groups that have none, those that are added later on too.
+
+        Raises:
+            ValueError: as :meth:`check_groups`.
+        """
+        for group in (self.base.defaults, *self.param_groups):
+            group.setdefault(self.level_key, level)
+        self.check_groups()
+
     @property
     def draws(self) -> int:
         """How many steps have been taken with noise: the position in the stream of perturbations."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from .groups import pattern_of
+from .groups import params_of, pattern_of
 from .noise import norm_of
 from .roles import LEFT_ALONE, Kind, kinds
 
@@ -164,7 +164,7 @@ def _parameters(
     group: Mapping[str, Any], number: int, known: Mapping[int, Sequence[Kind]]
 ) -> Iterator[tuple[str, str, str, Tensor]]:
     """Name, layer, role and tensor of each parameter of ``group``, as far as it tells or is ``known``."""
-    params = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
+    params = params_of(group)
     unknown = [Kind("", f"group {number}, parameter {index}", f"group {number}, parameter {index}")
                for index in range(len(params))]  # fmt: skip
     places = [known.get(id(p), [place])[0] for p, place in zip(params, unknown, strict=True)]

@@ -242,6 +242,11 @@ def pattern_of(name: str) -> str:
     return re.sub(r"(?<![^.])\d+(?![^.])|(?<=_l)\d+", "*", name)
 
 
+def params_of(group: Mapping[str, Any]) -> list[Tensor]:
+    """The parameters of a group, which may be one that no optimizer has yet: those may hold a tensor alone."""
+    return [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
+
+
 def check_trainable(groups: Iterable[dict[str, Any]], key: str) -> None:
     """Refuses groups with a level of which nothing is trained: the step would be the base optimizer's, unsaid.
 
@@ -280,8 +285,7 @@ def check_level(group: dict[str, Any], key: str, index: int) -> None:
         )
     if level == 0:
         return
-    params = [group["params"]] if isinstance(group["params"], Tensor) else group["params"]
-    for p in params:
+    for p in params_of(group):
         if p.requires_grad and (p.layout is not torch.strided or not p.is_floating_point()):
             kind = f"a {p.layout} tensor" if p.layout is not torch.strided else f"of type {p.dtype}"
             raise ValueError(

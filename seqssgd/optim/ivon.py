@@ -13,6 +13,7 @@ from .batchnorm import BNStats
 from .chunks import pieces
 from .diagonal import AverageOver, DiagonalEstimate, EstimatesDiagonal, check_weights
 from .entry import Entry
+from .groups import params_of
 from .halves import Halves, Reduction
 from .limits import Range, check_settings
 from .noise import NoiseSource
@@ -323,7 +324,7 @@ class IVON(EstimatesDiagonal):
                 right = False
             if not right:
                 raise ValueError(f"{key}={group[key]!r} of parameter group {index} must be {wanted}")
-        check_weights([group["params"]] if isinstance(group["params"], Tensor) else group["params"], "IVON")
+        check_weights(params_of(group), "IVON")
 
     @classmethod
     def _check_arguments(cls, args: tuple[Any, ...]) -> None:

@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 from .ascent import move_along, require_dense
 from .batchnorm import BNStats
 from .entry import Entry
+from .groups import params_of
 from .limits import Range
 from .part import Pass
 from .passes import MultiPassOptimizer
@@ -60,9 +61,7 @@ class MSAM(MultiPassOptimizer):
         bn_stats: BNStats = "both",
     ):
         super().__init__(base, model=model, bn_stats=bn_stats)
-        for group in (base.defaults, *base.param_groups):  # the defaults are for groups that are added later
-            group.setdefault("rho", rho)
-        self.check_groups()
+        self._set_usual_level(rho)
 
     def pass_signs(self) -> Sequence[int]:
         return (+1,) if any(self._momentum(entry) is not None for entry in self.entries()) else (0,)
@@ -94,6 +93,5 @@ class MSAM(MultiPassOptimizer):
                 f"MSAM looks along the momentum of the base optimizer, and parameter group {index} has none: "
                 f"give {type(self.base).__name__} momentum=0.9, or take an optimizer that has some"
             )
-        params = [group["params"]] if isinstance(group["params"], Tensor) else group["params"]
-        if any(is_sharded(p) for p in params):
+        if any(map(is_sharded, params_of(group))):
             raise ValueError("MSAM with sharded weights has not been tried; use DDP")

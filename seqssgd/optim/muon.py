@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import AdamW, Muon
 
+from .groups import params_of
 from .together import Together
 
 
@@ -55,7 +56,7 @@ def _of(groups: list[dict[str, Any]], wanted: Callable[[Tensor], bool]) -> list[
     """The groups with those parameters alone that are wanted, and of the entries with one value each theirs."""
     found = []
     for group in groups:
-        params = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
+        params = params_of(group)
         chosen = [index for index, p in enumerate(params) if wanted(p)]
         each = {key: value for key, value in group.items() if isinstance(value, list) and len(value) == len(params)}
         if chosen:

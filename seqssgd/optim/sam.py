@@ -65,9 +65,7 @@ class SAM(MultiPassOptimizer):
     ):
         check_settings(SAM, eta=eta, adaptive=adaptive)
         super().__init__(base, model=model, bn_stats=bn_stats)
-        for group in (base.defaults, *base.param_groups):  # the defaults are for groups that are added later
-            group.setdefault("rho", rho)
-        self.check_groups()
+        self._set_usual_level(rho)
         self.adaptive, self.eta = adaptive, eta
 
     def pass_signs(self) -> Sequence[int]:
