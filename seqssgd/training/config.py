@@ -6,17 +6,21 @@ import math
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from ..errors import UserError
 from ..optim import MultiPassOptimizer
 from ..optim import schedules as schedule
+from ..optim.batchnorm import BNStats
 from ..optim.groups import HIGHEST_LEVEL
 from ..optim.limits import LARGEST, unmet
 from ..optim.roles import Role
 from .bases import check_base
 from .method_settings import with_settings_of
 from .methods import METHODS, Method, find_method, is_elsewhere
+
+Precision = Literal["fp32", "bf16", "fp16", "auto"]
+Device = Literal["auto", "cpu", "cuda"]
 
 
 def require(condition: bool, key: str, value: Any, wanted: str) -> None:
@@ -78,8 +82,8 @@ class TrainingConfig:
     epochs: int = 1
     accumulate: int = 1
     clip: float | None = None
-    precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Precision = "fp32"
+    device: Device = "auto"
     threads: int | None = None
     checkpoint_every: int | None = None
     checkpoint_minutes: float | None = 10.0
@@ -99,8 +103,8 @@ class TrainingConfig:
         for key in ("threads", "checkpoint_every", "patience", "clip", "checkpoint_minutes"):
             value = getattr(self, key)
             require(is_positive(value), f"training.{key}", value, "a finite number > 0, or null")
-        for key, choices in (("precision", ("fp32", "bf16", "fp16", "auto")), ("device", ("auto", "cpu", "cuda"))):
-            _one_of(choices, f"training.{key}", getattr(self, key))
+        _one_of(get_args(Precision), "training.precision", self.precision)
+        _one_of(get_args(Device), "training.device", self.device)
 
     def check_accumulate(self, minibatches: int) -> None:
         """Raises a ``UserError`` if a step is to have more minibatches than an epoch, whose number is given."""
@@ -186,7 +190,7 @@ class OptimConfig:
     lr_milestones: list[int] = dataclasses.field(default_factory=list)
     lr_period: int = 10
     lr_multiplier: int = 2
-    bn_stats: Literal["both", "first", "none"] = "both"
+    bn_stats: BNStats = "both"
 
     if TYPE_CHECKING:  # the fields that with_settings_of adds
 

@@ -199,7 +199,7 @@ class _Loop:
 
     def evaluated(self) -> nn.Module:
         """The model that is evaluated: the one with averaged weights, if the optimizer has one."""
-        averaged = getattr(self.optimizer, "averaged", None)
+        averaged = self.optimizer.averaged
         return self.model if averaged is None else averaged
 
     # ---- pieces of a step ------------------------------------------------------------------------------------------
@@ -247,8 +247,7 @@ class _Loop:
         self.console.train({**row, **total})
 
     def row(self, kind: str) -> dict[str, Any]:
-        p, groups = self.progress, self.optimizer.param_groups
-        key = getattr(self.optimizer, "level_key", "noise")
+        p, groups, key = self.progress, self.optimizer.param_groups, self.optimizer.level_key
         levels = {"lr": float(groups[0]["lr"]), "noise": max(float(group.get(key, 0)) for group in groups)}
         return {"kind": kind, "step": p.step, "epoch": p.epoch_of_step, "passes": p.passes, **levels}
 
