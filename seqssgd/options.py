@@ -1,6 +1,8 @@
 """Options that several programs have."""
 
 import argparse
+import itertools
+from collections.abc import Iterator, Sequence
 
 from .errors import UserError
 
@@ -61,3 +63,11 @@ def check_beam_arguments(args: argparse.Namespace) -> None:
     given = (args.lm, args.lexicon, args.alpha, args.beta)
     if args.beam is None and given != (None, None, [1.0], [0.0]):
         raise UserError("--lm, --lexicon, --alpha and --beta are of beam search; give --beam 100 with them")
+
+
+def options_in(words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """The options of a command line with their values, ``--KEY VALUE`` or ``--KEY=VALUE``, in order."""
+    for word, following in itertools.pairwise([*words, ""]):
+        if word.startswith("--"):
+            key, equals, value = word.removeprefix("--").partition("=")
+            yield key, value if equals else following

@@ -6,10 +6,11 @@ ended by a limit or evaluated between epochs, and a task of anyone's may have an
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
+from ..options import options_in
 from . import layout
 
 _COUNT = (0.0, math.inf)
@@ -124,7 +125,7 @@ def _of_command(settings: Mapping[str, Any], command: Sequence[str]) -> str | No
     if not command or PurePath(command[0]).name != "train.py":
         return None
     given: dict[str, str] = {}
-    for key, text in _options(command[1:]):
+    for key, text in options_in(command[1:]):
         given = {other: value for other, value in given.items() if not other.startswith(f"{key}.")}  # a whole group
         given[key] = text
     for key in ("optim.method", "optim.base", "optim.noise", "optim.lr", "training.epochs", "seed"):
@@ -142,10 +143,3 @@ def _may_be(value: Any, text: str) -> bool:
         return float(text) == value
     except ValueError:
         return True
-
-
-def _options(words: Sequence[str]) -> Iterable[tuple[str, str]]:
-    for word, following in itertools.pairwise([*words, ""]):
-        if word.startswith("--"):
-            key, equals, value = word.removeprefix("--").partition("=")
-            yield key, value if equals else following

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from ..documents import parse_json, parse_yaml, printable, read_json
 from ..errors import UserError
 from ..files import atomic_path
 from ..kinds import misfit
+from ..options import options_in
 from . import layout, plausible
 from .environment import read_environment
 from .metrics import Figures, check_result, parse_rows, usable
@@ -183,18 +183,10 @@ def data_folder(run: str | Path, given: str | Path | None) -> Path:
         return Path(given)
     read_config(run)
     known = read_environment(Path(run))
-    noted = known.get("data") or _of_command(known.get("command", []))  # earlier versions noted the command alone
+    options = dict(options_in(known.get("command", [])))
+    noted = known.get("data") or options.get("data")  # earlier versions noted the command alone
     if noted is None:
         raise UserError(f"{run} does not say where its data lie; give their folder (--data)")
     if not Path(noted).is_dir():
         raise UserError(f"{noted}, the data of {run}, is not there any more; give their folder (--data)")
     return Path(noted)
-
-
-def _of_command(words: list[str]) -> str | None:
-    """What a command line gives as ``--data``."""
-    found = None
-    for word, following in itertools.pairwise([*words, ""]):
-        if word == "--data" or word.startswith("--data="):
-            found = following if word == "--data" else word.removeprefix("--data=")
-    return found

@@ -15,6 +15,7 @@ from typing import Any
 from ..documents import NotTaken, check_keys, check_places, parse_yaml
 from ..errors import UserError
 from ..networks import choose
+from ..options import options_in
 from ..sections import with_section
 from .config import OptimConfig, is_positive, optim_class, require
 from .methods import is_elsewhere
@@ -176,12 +177,10 @@ def _given(key: str, files: Sequence[str], options: Sequence[str]) -> str | None
         for part in key.split("."):
             content = content.get(part) if isinstance(content, dict) else None
         found = content if isinstance(content, str) else found
-    for index, word in enumerate(options):
-        option, equals, value = word.partition("=")
-        value = value if equals else next(iter(options[index + 1 : index + 2]), "")
-        if option == f"--{key}":
+    for option, value in options_in(options):
+        if option == key:
             found = value
-        elif option == f"--{section}":  # --model '{name: gru}'
+        elif option == section:  # --model '{name: gru}'
             with contextlib.suppress(ValueError, AttributeError):
                 found = parse_yaml(value.encode()).get(name, found)
     return found

@@ -1,7 +1,6 @@
 """Settings that would do nothing."""
 
 import dataclasses
-import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from ..documents import parse_yaml
 from ..errors import UserError
 from ..optim.batchnorm import RunningStatistics
 from ..optim.roles import kinds
+from ..options import options_in
 from .bases import BASES
 from .config import OptimConfig
 from .methods import find_method
@@ -147,12 +147,10 @@ def check_used(optim: OptimConfig, files: Sequence[str], options: Sequence[str])
 def named_methods(files: Sequence[str], options: Sequence[str]) -> list[str]:
     """Every method that the files of a configuration and the options name, whichever holds in the end."""
     found = [_section(file).get("method") for file in files if Path(file).is_file()]
-    for word, following in itertools.pairwise([*options, ""]):
-        key, equals, value = word.partition("=")
-        value = value if equals else following
-        if key == "--optim.method":
+    for key, value in options_in(options):
+        if key == "optim.method":
             found.append(value)
-        elif key == "--optim":
+        elif key == "optim":
             found.append(_read(value).get("method"))
     return [name for name in found if isinstance(name, str)]
 
