@@ -1,6 +1,5 @@
 """A level for every layer, so that the noise of each costs the same."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,9 +8,6 @@ from torch import Tensor
 
 from .chunks import widest
 from .entry import Entry
-from .noise import norm_of
-from .pair import RecordsCurvature
-from .part import Pass
 
 FLOOR = 0.01  # of the mean price: what a layer is taken to pay at least
 
@@ -101,43 +97,3 @@ def _squares(entries: list[Entry]) -> dict[str, Tensor]:
         square = norm.to(widest(norm.device)).square()
         found[entry.layer] = found[entry.layer] + square.to(found[entry.layer]) if entry.layer in found else square
     return found
-
-
-class BalancesLevels(RecordsCurvature):
-    """A pair of passes whose noise may have balanced levels."""
-
-    _balance: Balance | None
-
-    def levels_of(self, entries: list[Entry]) -> list[Any]:
-        return super().levels_of(entries) if self._balance is None else self._balance.levels(entries)
-
-    @torch.no_grad()
-    def noise_norm(self, group: dict[str, Any], weights: list[Tensor]) -> float | None:
-        if self._balance is None:
-            return super().noise_norm(group, weights)
-        entries = self.entries()
-        level = {id(entry.parameter): e for entry, e in zip(entries, self._balance.levels(entries), strict=True)}
-        return math.sqrt(sum((float(level.get(id(p), 0.0)) * norm_of([p])) ** 2 for p in weights))
-
-    def after_pass(self, part: Pass, entries: list[Entry]) -> None:
-        super().after_pass(part, entries)
-        if self._balance is not None and part.last:
-            self._balance.note(entries, self._pair.totals())
-
-    def before_step(self) -> None:
-        super().before_step()
-        if self._balance is not None:
-            self._balance.update()
-
-    def position(self) -> dict[str, Any]:
-        own = {} if self._balance is None else {"balance": self._balance.state()}
-        return {**super().position(), **own}
-
-    def go_to(self, position: Mapping[str, Any]) -> None:
-        super().go_to(position)
-        if self._balance is not None:
-            self._balance.load(position.get("balance", {}))
-
-    @property
-    def _uses_pair(self) -> bool:
-        return super()._uses_pair or self._balance is not None

@@ -1,12 +1,16 @@
 """What the two gradients of a pair tell of the curvature, layer by layer, at no pass."""
 
+import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .balance import Balance
 from .chunks import pieces, widest
 from .entry import Entry
+from .noise import norm_of
 from .part import Pass
 from .processes import mean_
 from .products import NoiseTimesGradient, OwnNoiseTimesGradient, difference
@@ -97,10 +101,11 @@ class PairCurvature:
         return type(self), (self.own,)
 
 
-class RecordsCurvature(RandomNoise):
-    """Random noise with a pair of passes that tells the curvature of every layer."""
+class MeasuresCurvature(RandomNoise):
+    """Random noise with a pair of passes that tells the curvature of every layer: for the log, and for balance."""
 
     _pair: PairCurvature
+    _balance: Balance | None  # None: a layer has the level of its group
 
     def record_curvature(self, record: bool = True) -> None:
         """From now on, whether :meth:`curvature` has something to tell: two dot products a pass, and no memory.
@@ -127,6 +132,17 @@ class RecordsCurvature(RandomNoise):
         """
         return self._pair.by_layer() if self._pair.recording else {}
 
+    def levels_of(self, entries: list[Entry]) -> list[Any]:
+        return super().levels_of(entries) if self._balance is None else self._balance.levels(entries)
+
+    @torch.no_grad()
+    def noise_norm(self, group: dict[str, Any], weights: list[Tensor]) -> float | None:
+        if self._balance is None:
+            return super().noise_norm(group, weights)
+        entries = self.entries()
+        level = {id(entry.parameter): e for entry, e in zip(entries, self._balance.levels(entries), strict=True)}
+        return math.sqrt(sum((float(level.get(id(p), 0.0)) * norm_of([p])) ** 2 for p in weights))
+
     def before_loop(self, entries: list[Entry]) -> None:
         super().before_loop(entries)
         if self._uses_pair:
@@ -142,15 +158,28 @@ class RecordsCurvature(RandomNoise):
         if self._uses_pair:
             continues = self._run.continues and any(entry.earlier is not None for entry in entries)
             self._pair.take(part, entries, continues)
+        if self._balance is not None and part.last:
+            self._balance.note(entries, self._pair.totals())
 
     def before_step(self) -> None:
         super().before_step()
         if not self.entries():
             self._pair.forget()
+        if self._balance is not None:
+            self._balance.update()
+
+    def position(self) -> dict[str, Any]:
+        own = {} if self._balance is None else {"balance": self._balance.state()}
+        return {**super().position(), **own}
+
+    def go_to(self, position: Mapping[str, Any]) -> None:
+        super().go_to(position)
+        if self._balance is not None:
+            self._balance.load(position.get("balance", {}))
 
     @property
     def _uses_pair(self) -> bool:
-        return self._pair.recording
+        return self._pair.recording or self._balance is not None
 
     def _check_curvature(self) -> None:
         if self.source.granularity.startswith("filter"):

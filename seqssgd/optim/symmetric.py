@@ -5,17 +5,17 @@ from collections.abc import Sequence
 from torch import nn
 from torch.optim import Optimizer
 
-from .balance import Balance, BalancesLevels
+from .balance import Balance
 from .batchnorm import BNStats
 from .halves import Halves, Reduction
 from .limits import check_settings
 from .noise import Distribution, Granularity
-from .pair import PairCurvature
+from .pair import MeasuresCurvature, PairCurvature
 from .sharding import is_sharded
 from .signs import BY_RANK, Signs, check_processes, signs_of
 
 
-class SymmetricNoise(BalancesLevels):
+class SymmetricNoise(MeasuresCurvature):
     r"""Steps on the mean of the gradients at w+n and at w-n (Sung, Choi, Park, Choi, Shin 2020, Eq. 3):
 
     .. math:: w \leftarrow w - \eta\,\tfrac12\bigl(\nabla L(w+n) + \nabla L(w-n)\bigr), \qquad \|n\|_2 = c\,\|w\|_2
