@@ -165,9 +165,8 @@ def _parameters(
 ) -> Iterator[tuple[str, str, str, Tensor]]:
     """Name, layer, role and tensor of each parameter of ``group``, as far as it tells or is ``known``."""
     params = params_of(group)
-    unknown = [Kind("", f"group {number}, parameter {index}", f"group {number}, parameter {index}")
-               for index in range(len(params))]  # fmt: skip
-    places = [known.get(id(p), [place])[0] for p, place in zip(params, unknown, strict=True)]
+    numbered = [f"group {number}, parameter {index}" for index in range(len(params))]
+    places = [known.get(id(p), [Kind("", name, name)])[0] for p, name in zip(params, numbered, strict=True)]
     layers = group.get("layers") or [place.layer for place in places]
     names = group.get("names") or group.get("layers") or [place.name for place in places]
     roles = group.get("roles") or [place.kind for place in places]

@@ -63,10 +63,8 @@ class DropConnect(RandomNoise):
     def carry_over(self, earlier: Gradients) -> Gradients | None:
         if world_size() == 1:
             return None
-        kept = {id(entry.parameter): 1 - entry.level for entry in self.entries()}
-        return [
-            (p, gradient * kept.get(id(p), 1.0)) for p, gradient in earlier
-        ]  # the mask is still that of loops before
+        kept = {id(entry.parameter): 1 - entry.level for entry in self.entries()}  # the mask is that of loops before
+        return [(p, gradient * kept.get(id(p), 1.0)) for p, gradient in earlier]
 
     def after_pass(self, part: Pass, entries: list[Entry]) -> None:
         self._fill_with_masks(entries)  # anew: the weights are on their way back, and no mask had to be stored

@@ -49,7 +49,7 @@ class GradientWatch:
         self._beside: weakref.WeakSet[GradientWatch] = weakref.WeakSet()
         self._told: weakref.WeakSet[GradientWatch] = weakref.WeakSet()
         self._start(clearing=False)
-        weakref.finalize(self, _remove, self._handles).atexit = False
+        weakref.finalize(self, remove_hooks, self._handles).atexit = False
 
     def _start(self, clearing: bool) -> None:
         self._clearing = clearing
@@ -64,7 +64,7 @@ class GradientWatch:
         """Watches ``parameters`` from now on, those that it already watches once."""
         if _compiles() and not self._uncompiled:  # whoever compiles a whole step would have the hook compiled too
             self._uncompiled, self._hook = True, torch._disable_dynamo(self._hook)
-            _remove(self._handles)
+            remove_hooks(self._handles)
             self._handles.clear()
             self._covered.clear()
         for p in parameters:
@@ -338,7 +338,8 @@ def _compiles() -> bool:
     return bool(getattr(sys.modules.get("torch._dynamo.eval_frame"), "cached_backends", False))
 
 
-def _remove(handles: list[Any]) -> None:
+def remove_hooks(handles: list[Any]) -> None:
+    """Removes hooks, by the handles that torch gave for them."""
     for handle in handles:
         handle.remove()
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .guards import remove_hooks
 from .state import StepState
 
 # Wrappers of the module that is trained, and where they have it.
@@ -32,7 +33,7 @@ class ModelGuard:
 
     def __reduce__(self) -> Any:
         self._refuse("copy or save")
-        return _nobody, ()
+        return _Nobody, ()
 
 
 class SavingGuard(ModelGuard):
@@ -51,10 +52,6 @@ class EvaluationGuard(ModelGuard):
         state = self._state()
         if state is not None and state.training and not state.sampling:  # some train in evaluation mode
             self._refuse("evaluate", "; if that is a term of the loss, make the optimizer without model=")
-
-
-def _nobody() -> "_Nobody":
-    return _Nobody()
 
 
 class _Nobody:
@@ -87,9 +84,4 @@ def guard(model: nn.Module, state: StepState, parameters: Iterable[Tensor]) -> N
         if inner is None:
             break
         model = inner
-    weakref.finalize(state, _remove, handles).atexit = False
-
-
-def _remove(handles: list[Any]) -> None:
-    for handle in handles:
-        handle.remove()
+    weakref.finalize(state, remove_hooks, handles).atexit = False

@@ -59,9 +59,7 @@ class Together(Optimizer):
     @property
     def defaults(self) -> dict[str, Any]:
         """The defaults of all optimizers, to read; where they differ, those of the first."""
-        every = [
-            getattr(optimizer, "defaults", {}) for optimizer in reversed(self.optimizers)
-        ]  # wrappers may lack them
+        every = [getattr(each, "defaults", {}) for each in reversed(self.optimizers)]  # wrappers may lack them
         return {k: v for defaults in every for k, v in defaults.items()}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
