@@ -32,9 +32,9 @@ def settle_precision(model: nn.Module, config: TrainingConfig, run: Path) -> Non
     begun = run / layout.CONFIG
     old = read_yaml(begun, "choose another directory") if begun.is_file() else None
     section = old.get("training") if isinstance(old, dict) else None
-    stored = section.get("precision") if isinstance(section, dict) else None
-    if processes.from_main(stored) in ("fp32", "bf16", "fp16"):
-        config.precision = processes.from_main(stored)
+    stored = processes.from_main(section.get("precision") if isinstance(section, dict) else None)
+    if stored in ("fp32", "bf16", "fp16"):
+        config.precision = stored
         check_precision(model, config)
         return
     reason = processes.from_main(_against_bf16(model))

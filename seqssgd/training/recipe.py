@@ -45,11 +45,10 @@ def train(command: Command, task: Task, about: Mapping[str, Any], begin: Callabl
             and :func:`fit`.
     """
     config = command.config
-    if (built := _built.get()) is None:
-        settle_precision(task.model, config.training, command.out)
-    if built is not None:
+    if (built := _built.get()) is not None:
         built.append((task, build_optimizer(task.model, to_look_at(config.optim)), config))
         return 0
+    settle_precision(task.model, config.training, command.out)
     optimizer = build_optimizer(task.model, config.optim)
     check_judged(task, config.training)
     not_reached = check_reach(config.optim, config.training, task.steps_per_epoch, command.max_steps)

@@ -43,17 +43,15 @@ def _scheduling(optim: OptimConfig) -> str:
 
 
 def _of_bases(optim: OptimConfig) -> dict[str, Any]:
-    method = find_method(optim.method)
-    usual: dict[str, Any] = {"momentum": 0.0, "betas": (0.9, 0.999)}
+    method, keys = find_method(optim.method), ["momentum", "betas"]
     if method.steps_itself:
-        more = {"lr": 0.1, "weight_decay": 0.0, "base": "sgd", "base_settings": None}
-        taken, usual = {*method.parameters}, {**usual, **more}
+        keys += ["lr", "weight_decay", "base", "base_settings"]
+        taken = {*method.parameters}
     elif optim.base in BASES:
         taken = {*method.parameters, *BASES[optim.base].common}
     else:  # its settings are in base_settings, or refused
         return {}
-    values = {key: getattr(optim, key) for key in usual if key not in taken}
-    return {f"optim.{key}": value for key, value in values.items() if value != usual[key]}
+    return _unusual(optim, [key for key in keys if key not in taken])
 
 
 def _of_methods(optim: OptimConfig) -> dict[str, Any]:
@@ -64,8 +62,13 @@ def _of_methods(optim: OptimConfig) -> dict[str, Any]:
 
 
 def _of_schedules(optim: OptimConfig) -> dict[str, Any]:
-    taken, usual = OF_SCHEDULES.get(optim.lr_schedule, ()), OptimConfig()
-    keys = dict.fromkeys(key for keys in OF_SCHEDULES.values() for key in keys if key not in taken)
+    taken = OF_SCHEDULES.get(optim.lr_schedule, ())
+    return _unusual(optim, [key for keys in OF_SCHEDULES.values() for key in keys if key not in taken])
+
+
+def _unusual(optim: OptimConfig, keys: Sequence[str]) -> dict[str, Any]:
+    """Those of some settings that are not what they are if nothing is said, under dotted keys."""
+    usual = OptimConfig()
     return {f"optim.{key}": value for key in keys if (value := getattr(optim, key)) != getattr(usual, key)}
 
 
