@@ -2,7 +2,6 @@
 
 import math
 import operator
-import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Literal, get_args
@@ -181,51 +180,6 @@ class NoiseSource:
             for i, ratio in zip(here, (squares_w / squares_z.clamp_min(1e-30)).sqrt().unbind(), strict=True):
                 ratios[i] = ratio
         return [ratios[i] for i in range(len(saved))]
-
-
-class PrecisionCheck:
-    """Warns, once, where low precision takes much of a perturbation of norm level·‖w‖ away.
-
-    That is: its norm is off by more than 5 %, or more than a fifth of the numbers stay where they are.
-    """
-
-    def __init__(self) -> None:
-        self._fine_at = math.inf  # the smallest level that was looked at
-
-    def check(self, weights: Sequence[Tensor], saved: Sequence[Tensor], levels: Sequence[float]) -> None:
-        """Looks, seldom, as it waits for the device: at half the level that was looked at before.
-
-        Args:
-            weights: moved by a perturbation.
-            saved: copies of them unmoved.
-            levels: one for each weight.
-        """
-        if min(levels) < self._fine_at / 2:
-            self._fine_at = 0.0 if _are_too_coarse(weights, saved, levels) else min(levels)
-
-
-def _are_too_coarse(weights: Sequence[Tensor], saved: Sequence[Tensor], levels: Sequence[float]) -> bool:
-    sums = {"wanted": 0.0, "found": 0.0, "still": 0.0, "all": 0.0}
-    dtypes = set()
-    for p, w, level in zip(weights, saved, levels, strict=True):
-        if torch.finfo(p.dtype).eps > 1e-6 and not is_sharded(p):  # of a shard, the norm is not that of the layer
-            n = p.float() - w.float()
-            sums["wanted"] += level**2 * float(w.float().square().sum())
-            sums["found"] += float(n.square().sum())
-            sums["still"] += float((n == 0).sum())
-            sums["all"] += n.numel()
-            dtypes.add(str(p.dtype).removeprefix("torch."))
-    norm = math.sqrt(sums["found"] / (sums["wanted"] or 1.0))
-    still = sums["still"] / (sums["all"] or 1.0)
-    coarse = sums["wanted"] > 0 and (abs(norm - 1) > 0.05 or still > 0.2)
-    if coarse:
-        warnings.warn(
-            f"at a noise level of {min(levels):g}, {still:.0%} of the {' and '.join(sorted(dtypes))} weights stay "
-            f"where they are, and the perturbation has {norm:.0%} of its norm, as it is rounded to what they can hold. "
-            "Keep the weights in float32 and compute in autocast, or raise the level",
-            stacklevel=2,
-        )
-    return coarse
 
 
 @torch.no_grad()

@@ -11,8 +11,9 @@ from torch.optim import Optimizer
 from .batchnorm import BNStats
 from .entry import Entry
 from .groups import HIGHEST_LEVEL
-from .noise import NORMS, Distribution, Granularity, NoiseSource, PrecisionCheck
+from .noise import NORMS, Distribution, Granularity, NoiseSource
 from .passes import MultiPassOptimizer, Pass
+from .precision import PrecisionCheck
 
 
 class RandomNoise(MultiPassOptimizer):
