@@ -10,7 +10,7 @@ from .ascent import require_dense
 from .entry import Entry
 from .part import Pass
 from .processes import mean_, world_size
-from .products import NoiseTimesGradient
+from .products import NoiseTimesGradient, OwnNoiseTimesGradient
 from .random_noise import RandomNoise
 from .sharding import is_sharded
 
@@ -58,11 +58,12 @@ class DiagonalEstimate:
     has changed as the norm has.
 
     Args:
-        products: what takes it from the passes.
+        own: whether each process has one sign of the pair (``signs="pairs"``).
     """
 
-    def __init__(self, products: NoiseTimesGradient | None = None) -> None:
-        self.products = NoiseTimesGradient() if products is None else products
+    def __init__(self, own: bool = False) -> None:
+        self.own = own
+        self.products = OwnNoiseTimesGradient() if own else NoiseTimesGradient()
         self._sums: dict[int, Tensor] = {}  # over the loops so far, by the number of the weight
         self._marks: dict[int, _Mark] = {}  # of the gradients after the last loop
 
@@ -113,7 +114,7 @@ class DiagonalEstimate:
         return {number: mean_(total) for number, total in found.items()}
 
     def __reduce__(self) -> Any:  # a copy of the optimizer has no gradients yet
-        return type(self), (self.products,)
+        return type(self), (self.own,)
 
 
 class EstimatesDiagonal(RandomNoise):

@@ -18,7 +18,6 @@ from .halves import Halves, Reduction
 from .limits import Range, check_settings
 from .noise import NoiseSource
 from .part import Pass
-from .products import OwnNoiseTimesGradient
 from .signs import check_processes, signs_of
 
 IVONSigns = Literal["one", "batch", "halves", "steps", "pairs"]
@@ -185,7 +184,7 @@ class IVON(EstimatesDiagonal):
         check_settings(IVON, signs=signs, estimate=estimate, average_over=average_over, reduction=reduction)
         check_processes(signs)
         self.signs, self.estimate, self.reduction, self.average_over = signs, estimate, reduction, average_over
-        self.diagonal = DiagonalEstimate(OwnNoiseTimesGradient() if signs == "pairs" else None)
+        self.diagonal = DiagonalEstimate(own=signs == "pairs")
         self.processes_per_minibatch = 2 if signs == "pairs" else 1
         base = NaturalStep(
             params, lr=lr, betas=betas, ess=ess, weight_decay=weight_decay, hess_init=hess_init,

@@ -10,7 +10,6 @@ from torch.optim import SGD, Optimizer
 from .diagonal import AverageOver, DiagonalEstimate, EstimatesDiagonal, check_weights
 from .entry import Entry
 from .limits import Range, check_settings
-from .products import OwnNoiseTimesGradient
 from .shaping import CurvatureShape
 from .symmetric import SymmetricNoise
 
@@ -78,7 +77,7 @@ class ShapedNoise(EstimatesDiagonal, SymmetricNoise):
         self.precondition = precondition
         self.average_over = average_over
         super().__init__(base, **settings)
-        self.diagonal = DiagonalEstimate(OwnNoiseTimesGradient() if self.signs == "pairs" else None)
+        self.diagonal = DiagonalEstimate(own=self.signs == "pairs")
         if precondition and not isinstance(base, SGD):
             raise ValueError(
                 f"precondition=True divides the gradient by the curvature, and {type(base).__name__} divides it by "
