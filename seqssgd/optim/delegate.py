@@ -134,11 +134,10 @@ class DelegatingOptimizer(Optimizer):
         self._check_unit(saved)
         own = [dict(group) for group in self.param_groups]
         self.base.load_state_dict({key: value for key, value in state_dict.items() if key != "perturbation"})
-        position = state_dict.get("perturbation") or self.param_groups[0].get("perturbation", {})
         for group, entries in zip(self.param_groups, own, strict=True):
             for key, value in entries.items():
                 group.setdefault(key, value)
-        self.go_to(position)
+        self.go_to(saved)
         self._note_position()
         self._run.phase = "idle"
         self.check_groups()  # there may be noise now where there was none
