@@ -13,6 +13,7 @@ from seqssgd.cli import main
 from seqssgd.errors import UserError
 from seqssgd.report import compare, read_run, results_table, write_between, write_report
 from seqssgd.report.curvature import curvature_section
+from seqssgd.report.page import Section
 from seqssgd.report.plots import COLOURS, GREY
 
 SSGD = {"method": "ssgd", "noise": 0.2}
@@ -163,6 +164,10 @@ def test_the_page_asks_for_nothing_from_elsewhere(report):
     assert "@import" not in text and "c<b>" not in text
     policy = {"http-equiv": "Content-Security-Policy", "content": "default-src 'none'; style-src 'unsafe-inline'"}
     assert ("meta", policy, ["html", "head"]) in page.elements
+
+
+def test_the_notes_of_a_section_are_text_in_markdown_too():
+    assert "- a&lt;b>: [no link]\\(here)" in Section("Landscape", {}, ["a<b>: [no link](here)"], {}, {}).markdown()
 
 
 def test_the_page_holds_the_pictures_in_the_colour_of_its_text(report):

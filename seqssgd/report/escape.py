@@ -1,6 +1,7 @@
 """Names that come with a run, which may be anyone's, as text and nothing else."""
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from ..documents import printable
@@ -9,6 +10,11 @@ from ..documents import printable
 def markdown(text: str) -> str:
     """Text for Markdown in which no HTML element, no link and no line begins; a comparison (p < 0.05) stays."""
     return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", printable(text)).replace("](", "]\\(")
+
+
+def bullets(lines: Iterable[str]) -> str:
+    """Lines of text as a list in Markdown."""
+    return "\n".join(f"- {markdown(line)}" for line in lines)
 
 
 def cell(value: Any) -> Any:

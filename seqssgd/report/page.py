@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from .escape import bullets
 from .plots import PICTURES
 from .tables import Table
 
@@ -72,7 +73,7 @@ class Section:
 
     def markdown(self) -> str:
         """The same in Markdown, with the pictures as PNG files beside it."""
-        body = [f"## {self.heading}", "\n".join(f"- {note}" for note in self.notes)]
+        body = [f"## {self.heading}", bullets(self.notes)]
         body += [f"### {heading}\n\n{table.markdown()}" for heading, table in self.tables.items()]
         for heading, (caption, shown) in self.parts.items():
             body += [f"### {heading}", caption, *(f"![{shows}]({name}.png)" for name, shows in shown.items())]

@@ -8,7 +8,7 @@ from ..errors import UserError
 from ..files import atomic_path
 from .comparison import Comparison
 from .curvature import curvature_section
-from .escape import markdown
+from .escape import bullets
 from .page import Section, html_page, plain_page
 from .plots import PICTURES, draw
 from .tables import Table, notes, results_csv, results_table, runs_table, settings_table
@@ -16,7 +16,7 @@ from .tables import Table, notes, results_csv, results_table, runs_table, settin
 
 def summary(comparison: Comparison) -> str:
     """The results in Markdown, with the notes that they need."""
-    return "\n\n".join([results_table(comparison).markdown(), _bullets(notes(comparison))])
+    return "\n\n".join([results_table(comparison).markdown(), bullets(notes(comparison))])
 
 
 def write_report(
@@ -94,10 +94,6 @@ def write_between(path: Path, name: str, text: str) -> None:
     if new != old:
         with atomic_path(path) as temporary:
             temporary.write_text(new, encoding="utf-8")
-
-
-def _bullets(lines: list[str]) -> str:
-    return "\n".join(f"- {markdown(line)}" for line in lines)
 
 
 def _number(count: int, what: str) -> str:
