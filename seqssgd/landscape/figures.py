@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 LEVELS = 15  # lines of a contour plot
 NARROWEST = 4  # as many times as long as high a plane may be and yet be drawn to scale
-
-
 MOST_CURVES = 4  # in one panel of noise levels
 
 

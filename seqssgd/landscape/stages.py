@@ -32,9 +32,7 @@ from .subjects import Subject, open_run
 from .variance import VarianceSplit, variance_split
 
 UNSTABLE = 0.2  # largest difference of λ_max among the data and both halves of them, over it, without a warning
-
-
-BITS = (8, 6, 5, 4, 3)
+BITS = (8, 6, 5, 4, 3)  # of a weight, of those that are rounded
 
 
 class NoLabels(ValueError):
