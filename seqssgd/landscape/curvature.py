@@ -1,5 +1,6 @@
 """Products of the Hessian of a loss, or of its Gauss-Newton part, with vectors."""
 
+import copy
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -171,13 +172,11 @@ class CurvatureOperator:
     def _probe(self, method: str) -> str:
         """Tries a product on the batch with the fewest numbers in it."""
         batch = min(self.objective.batches, key=_numbers)
-        single = Objective.__new__(Objective)
-        single.__dict__.update(self.objective.__dict__, batches=[batch])
-        if len(self.objective.batches) == 1:
-            trial = self  # the graph is needed anyway
-        else:
-            trial = CurvatureOperator.__new__(CurvatureOperator)
-            trial.__dict__.update(self.__dict__, objective=single, keep_graph=True, _graphs={})
+        trial = self  # of a single batch: its graph is needed anyway
+        if len(self.objective.batches) > 1:
+            trial = copy.copy(self)
+            trial.objective, trial.keep_graph, trial._graphs = copy.copy(self.objective), True, {}
+            trial.objective.batches = [batch]
         try:
             with self.objective.frozen():
                 self._check_differentiable(batch)

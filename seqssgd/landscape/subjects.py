@@ -173,9 +173,8 @@ def _check_split(split: str) -> None:
 # ---- language --------------------------------------------------------------------------------------------------------
 
 
-def _language(
-    run: Path, folder: Path, path: Path, settings: dict, device: torch.device, _: int
-) -> Subject:  # windows of the text, each read from the zero state
+def _language(run: Path, folder: Path, path: Path, settings: dict, device: torch.device, _: int) -> Subject:
+    """Windows of the text, each read from the zero state."""
     from ..data.text import TextDataset, load_text
     from ..language.finished import check_same_data, load_language_model
 

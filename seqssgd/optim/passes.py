@@ -95,7 +95,9 @@ class MultiPassOptimizer(Hooks):
         try:
             run.training = self.model is not None and self.model.training
             run.watch.start_loop(clearing=run.closure)
-            yield from self._passes()
+            entries = run.entries = self.entries()  # whatever is frozen in the loop
+            run.gathering = gathering_modules(self.model, [entry.parameter for entry in entries])
+            yield from self._noisy_passes(entries) if entries else self._watched(self._pass(0, 0, last=True))
             run.heard = run.watch.check_passes() or run.heard
             run.phase = "complete"
             run.first_loop = run.first_loop and not any(g.get(self.level_key) for g in self.param_groups)
@@ -106,14 +108,6 @@ class MultiPassOptimizer(Hooks):
             if run.phase == "running":
                 run.phase = "broken"
                 run.watch.condemn(self._parameters())
-
-    def _passes(self) -> Iterator[Pass]:
-        entries = self._run.entries = self.entries()  # whatever is frozen in the loop
-        self._run.gathering = gathering_modules(self.model, [entry.parameter for entry in entries])
-        if entries:
-            yield from self._noisy_passes(entries)
-        else:
-            yield from self._watched(self._pass(0, 0, last=True))
 
     def _noisy_passes(self, entries: list[Entry]) -> Iterator[Pass]:
         """The gradients are summed over the passes, and the sum is kept divided by the weight of the latest one: times
