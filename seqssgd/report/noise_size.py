@@ -8,10 +8,6 @@ from typing import Any
 from ..runs.reading import Run
 from .grouping import Group
 
-AVERAGES = ("ema", "swa")
-WITHOUT = ("none", *AVERAGES)  # methods that move no weights
-OTHERS = ("covariance", "sam", "asam", "msam", "ivon")  # whose level is no fraction of the weights
-
 
 def relative_noise(group: Group) -> float | None:
     """The c of a method, as its runs logged it when they last had noise, averaged over them.
@@ -36,27 +32,25 @@ def _of_settings(run: Run) -> float | None:
     from ..training.methods import METHODS
 
     settings = run.settings
-    method, level = settings["optim.method"], settings["optim.noise"]
-    if method in WITHOUT:
-        return 0.0
-    if method not in METHODS:  # one from elsewhere may do with its level what it likes
+    name, level = settings["optim.method"], settings["optim.noise"]
+    if name not in METHODS:  # one from elsewhere may do with its level what it likes
         return None
-    if not has_begun(run, run.rows[-1]):
+    if not (METHODS[name].has_level and has_begun(run, run.rows[-1])):
         return 0.0
-    if method == "dropconnect":
+    if name == "dropconnect":
         return math.sqrt(level / (1 - level)) if 0 <= level < 1 else None
-    return level if method not in OTHERS and settings["optim.granularity"] in NORMS else None
+    return level if "granularity" in METHODS[name].own and settings["optim.granularity"] in NORMS else None
 
 
 def has_begun(run: Run, row: Mapping[str, Any]) -> bool:
     """Whether what a run's method adds had begun by one of its evaluations: noise, or an average of the weights."""
+    from ..training.methods import METHODS
     from ..training.reach import highest
 
     settings = run.settings
-    if settings["optim.method"] in AVERAGES:
-        return row["step"] > (settings.get("optim.average_start") or 0)
-    if settings["optim.method"] == "none":
-        return True
+    method = METHODS.get(settings["optim.method"])  # None: one from elsewhere
+    if method is not None and not method.has_level:
+        return "average_start" not in method.own or row["step"] > (settings.get("optim.average_start") or 0)
     length = row["step" if settings.get("optim.noise_unit") == "step" else "epoch"]
     try:
         return highest(settings.get("optim.noise_schedule"), settings.get("optim.noise_ramp"), length) > 0
