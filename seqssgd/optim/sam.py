@@ -85,4 +85,4 @@ class SAM(MultiPassOptimizer):
         directions = [(entry, local(g)) for entry, _, g in moved]
         if self.adaptive:
             directions = [(entry, g * (entry.weight.abs() + self.eta).square()) for entry, g in directions]
-        move_along(directions, local(norm.full_tensor() if is_sharded(norm) else norm), +1)
+        move_along(directions, norm.full_tensor() if is_sharded(norm) else norm, +1)
