@@ -127,9 +127,16 @@ class DelegatingOptimizer(Optimizer):
         """Loads what :meth:`state_dict` gave, or the state of a bare base optimizer (the levels then stay).
 
         Raises:
-            ValueError: its levels of noise are of another unit, as those of another method may be; nothing is loaded.
+            ValueError: its levels of noise are of another unit, as those of another method may be, or it has another
+                number of groups; nothing is loaded.
         """
         self._require_idle("load a state dict")
+        if (theirs := len(state_dict["param_groups"])) != (ours := len(self.param_groups)):
+            raise ValueError(
+                f"this state has {theirs} parameter groups and the optimizer {ours}, as noise_groups divides weights "
+                "from the rest. To go on from an optimizer over other groups, such as model.parameters(), load it into "
+                "one like that, plain, and then optimizer.state.update(plain.state)"
+            )
         saved = state_dict.get("perturbation") or next(iter(state_dict["param_groups"]), {}).get("perturbation", {})
         self._check_unit(saved)
         own = [dict(group) for group in self.param_groups]

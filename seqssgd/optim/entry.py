@@ -1,5 +1,6 @@
 """A weight that the passes move, and all that a method may want to know of it."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,3 +41,23 @@ class Entry:
         """What is in ``.grad`` (of a sharded parameter, the part on this process)."""
         gradient = self.parameter.grad
         return None if gradient is None else local(gradient)
+
+
+def check_apart(entries: Iterable[Entry], name_of: Callable[[Tensor], str]) -> None:
+    """Checks that no two weights lie in the same memory, as ``a.weight.data = b.weight.data`` makes them.
+
+    Args:
+        name_of: the name of a parameter.
+
+    Raises:
+        ValueError: two do: each would be moved by the noise of both, and back from where the other was.
+    """
+    places: dict[tuple[Any, int], Tensor] = {}
+    for entry in entries:
+        place = entry.weight.device, entry.weight.data_ptr()  # 0 where there is no memory
+        if place[1] and (other := places.setdefault(place, entry.parameter)) is not entry.parameter:
+            raise ValueError(
+                f"{name_of(entry.parameter)} and {name_of(other)} are two parameters in the same memory, which noise "
+                "would move twice. Tie them as one, b.weight = a.weight and not b.weight.data = a.weight.data, before "
+                "the groups are made"
+            )

@@ -210,6 +210,8 @@ def _nothing_to_perturb(
         return f"{what}: exclude= names all that {name} has; leave some out of it"
     else:
         what = f"{what}: {name} has none with a role in {', '.join(only or ROLES)}"
+    if any(place.kind == "complex" for place in rest.values()):
+        what = f"{what}; to complex numbers noise cannot be added"
     possible = [place for p, place in rest.items() if p.requires_grad and place.kind != "complex"]
     if not possible or only is not None:
         return what

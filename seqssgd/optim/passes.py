@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from . import gradients
 from .arguments import check_signs
 from .batchnorm import BNStats, RunningStatistics
-from .entry import Entry
+from .entry import Entry, check_apart
 from .gradients import Gradients
 from .groups import check_trainable
 from .guards import check_all_in_groups, check_gradients, check_still, check_whose, norms_of, without_graph
@@ -173,6 +173,7 @@ class MultiPassOptimizer(Hooks):
     def _save(self, entries: list[Entry]) -> None:
         weights = [entry.weight for entry in entries]
         if not _same_layout(self._run.buffers, weights):
+            check_apart(entries, self._name_of)
             with torch.inference_mode(False):  # they outlive it, as around samples()
                 self._run.buffers = [torch.empty_like(p) for p in weights]
         torch._foreach_copy_(self._run.buffers, weights)
