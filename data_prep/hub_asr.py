@@ -4,14 +4,16 @@
     python data_prep/hub_asr.py --hub /data/my_parquet_folder --text-column sentence --upper --out data/mine
 
 A local data set is a folder of Parquet files, or one written by ``save_to_disk``; its recordings are whole files (of
-any format that soundfile reads, or SPHERE) or paths to files below the folder, or anywhere with --any-path. They are
-resampled where they have another rate, and kept as FLAC. A folder of audio files cannot be read, because datasets wants
-torchcodec for that.
+any format that soundfile reads, or SPHERE) or paths to files below the folder, or anywhere with --any-path. Or it is a
+folder of sound files, with a table ``metadata.csv`` (or ``.jsonl``, ``.parquet``) in each of the folders ``train``,
+``validation`` and ``test`` in it, whose column ``file_name`` names the files beside it. They are resampled where they
+have another rate, and kept as FLAC.
 """
 
 import argparse
 import sys
 from functools import partial
+from pathlib import Path
 
 from seqssgd.data.audio import read_row
 from seqssgd.data.hub import (
@@ -24,6 +26,7 @@ from seqssgd.data.hub import (
     own_folders,
     sources,
 )
+from seqssgd.data.listed import find_tables, load_listed
 from seqssgd.data.preparing import add_arguments
 from seqssgd.data.shards import Rejected
 from seqssgd.data.speech_rows import Utterance
@@ -35,7 +38,10 @@ ID_COLUMNS, SPEAKER_COLUMNS = ("id", "utterance_id", "utt_id"), ("speaker", "spe
 
 def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
-    loaded = load_hub(args.hub, args.hub_config)
+    if args.sample_rate < 1:
+        raise UserError(f"--sample-rate {args.sample_rate}: it must be at least 1")
+    tables = find_tables(Path(args.hub))
+    loaded = load_listed(tables) if tables else load_hub(args.hub, args.hub_config)
     sets, rejected = {}, []
     for name, split in choose_splits(loaded, args.splits, args.hub).items():
         sets[name], left_out = read_split(name, loaded[split], args)

@@ -91,7 +91,7 @@ def test_columns_splits_and_case_can_be_chosen(tmp_path):
     assert set(sets) == {"train"}
 
 
-@pytest.mark.parametrize("form", ["dict on disk", "set on disk", "paths"])
+@pytest.mark.parametrize("form", ["dict on disk", "set on disk", "paths", "csv", "jsonl", "parquet"])
 def test_every_form_of_a_local_data_set_gives_the_same_rows(form, tmp_path):
     source = tmp_path / "set"
     files = [tmp_path / f"{name}.wav" for name in NAMES]
@@ -102,11 +102,53 @@ def test_every_form_of_a_local_data_set_gives_the_same_rows(form, tmp_path):
         datasets.DatasetDict({"train": data}).save_to_disk(source)
     elif form == "set on disk":
         data.save_to_disk(source)
+    elif form in ("csv", "jsonl", "parquet"):
+        source, texts = tmp_path, [f"text {name}" for name in NAMES]
+        if form == "csv":
+            listed = "".join(f"{name}.wav,{text}\r\n" for name, text in zip(NAMES, texts, strict=True))
+            (tmp_path / "metadata.csv").write_text("\ufefffile_name,text\r\n" + listed)
+        elif form == "jsonl":
+            rows = [{"file_name": f"{name}.wav", "text": text} for name, text in zip(NAMES, texts, strict=True)]
+            (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        else:
+            rows = {"file_name": [f"{name}.wav" for name in NAMES], "text": texts}
+            pq.write_table(pa.table(rows), tmp_path / "metadata.parquet")
     else:
         write_parquet(source, {"train": table(audio=[str(path) for path in files])})
     rows = prepare(source, tmp_path / "out", *(["--any-path"] if form == "paths" else []))["train"]
     for name, row in zip(NAMES, rows, strict=True):
         assert np.array_equal(samples_of(row), speech_like(800, seed=ord(name))[:, 0]) and row["text"] == f"text {name}"
+
+
+def test_a_folder_of_sound_files_has_a_table_for_each_split(tmp_path, capsys):
+    for split in ("train", "validation"):
+        (tmp_path / "set" / split).mkdir(parents=True)
+        for name in NAMES:
+            (tmp_path / "set" / split / f"{name}.wav").write_bytes(encoded(name))
+    table = 'file_name,sentence,who\na.wav,NA,007\nb.wav,"one,\ntwo",8\nnone.wav,c,\n'
+    (tmp_path / "set/train/metadata.csv").write_text(table)
+    (tmp_path / "set/validation/metadata.csv").write_text("file_name,sentence,who\nb.wav,,u\na.wav,1,u\n")
+    options = ("--text-column", "sentence", "--speaker-column", "who", "--most-rejected", 1)
+    sets = prepare(tmp_path / "set", tmp_path / "out", *options)
+    assert "note: 1 files are in no row of" in (said := capsys.readouterr().out) and "train/c.wav" in said
+    assert [(row["text"], row["speaker"]) for row in sets["train"]] == [("NA", "007"), ("one, two", "8")]
+    assert [row["text"] for row in sets["valid"]] == ["1"]
+    assert np.array_equal(samples_of(sets["train"][1]), speech_like(800, seed=ord("b"))[:, 0])
+    assert {name: reason.split(";")[0] for name, reason in rejections(tmp_path / "out").items()} == {
+        "train-0000002": "there is no such file", "valid-0000000": "has an empty transcript"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "table, words",
+    [("file;text\na.wav;b\n", "row 1 has no file_name"), ("file_name,text\na.wav,b,c\n", "more values than"),
+     ("file_name,text\n", "has no rows"), ("file_name,text\na.wav,\xe9\n", "cannot be read"), ("", "has no rows")],
+    ids=["semicolons", "commas", "head", "latin", "empty"],
+)  # fmt: skip
+def test_a_table_of_sound_files_that_cannot_be_one_is_named(table, words, tmp_path, capsys):
+    (tmp_path / "a.wav").write_bytes(encoded("a"))
+    (tmp_path / "metadata.csv").write_bytes(table.encode("latin-1"))
+    said = refused(capsys, HUB.main, "--hub", tmp_path, "--out", tmp_path / "out")
+    assert words in said and "metadata.csv" in said
 
 
 def test_workers_read_the_data_set_too(tmp_path, monkeypatch):
@@ -169,6 +211,12 @@ def test_data_sets_without_audio_columns_or_splits_are_refused_in_one_line(tmp_p
     assert "'number' holds no audio" in said(text, "--audio-column", "number")
     source = write_parquet(tmp_path / "set", {"train": table()})
     assert "--text-column can be audio, text" in said(source, "--text-column", "sentence")
+    assert "--sample-rate 0: it must be at least 1" in said(source, "--sample-rate", "0")
     assert "has no split dev" in said(source, "--splits", "valid=dev")
-    assert "could not be loaded" in said(tmp_path / "nowhere")
+    nowhere = said(tmp_path / "nowhere")
+    assert "could not be loaded" in nowhere and "no folder of this name" in nowhere
+    (tmp_path / "sounds").mkdir()
+    (tmp_path / "sounds/a.wav").write_bytes(encoded("a"))
+    assert "metadata.csv with the columns file_name and text" in said(tmp_path / "sounds")
+    assert "is a file" in said(tmp_path / "sounds/a.wav")
     assert not (tmp_path / "out").exists()

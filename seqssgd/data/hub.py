@@ -27,6 +27,8 @@ def load_hub(name: str, config: str | None = None) -> Mapping:
         UserError: the package datasets is not there, or the data set cannot be loaded.
     """
     datasets = require("datasets")
+    if Path(name).is_file():
+        raise UserError(f"{name} is a file; give the folder of the data set, or its name on the hub")
     _check_card(Path(name))
     _quiet()
     try:
@@ -35,7 +37,10 @@ def load_hub(name: str, config: str | None = None) -> Mapping:
     except Exception as error:  # the hub, the network, the cache and the data's own reader each raise their own
         error = error.__cause__ or error  # which datasets wraps in one that says no more than that there is one
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"the data set {name} could not be loaded: {reason}") from None
+        if "torchcodec" in reason:
+            reason = "sound files need a table of them, metadata.csv with the columns file_name and text, beside them"
+        here = "" if Path(name).exists() else "; there is no folder of this name here either"
+        raise UserError(f"the data set {name} could not be loaded: {reason}{here}") from None
     splits = loaded if isinstance(loaded, Mapping) else {"train": loaded}
     return {name: _without_mark(table) for name, table in splits.items()}
 
