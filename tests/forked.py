@@ -36,7 +36,7 @@ def program(path: str | Path, *arguments: object, log: Path, killed_after: str |
     """``python path arguments``, the path from the repository's root, started. It says all in ``log``.
 
     Args:
-        killed_after: a pattern; the process is killed soon after it has written a file of such a name.
+        killed_after: how a path ends, a pattern; the process is killed soon after it has written such a file.
     """
     words = [str(argument) for argument in arguments]
     return process(become, str(ROOT / path), words, dict(os.environ), str(log), killed_after)
@@ -57,6 +57,6 @@ def become(path: str, arguments: list[str], environment: dict[str, str], log: st
 
 def die_after(pattern: str, event: str, arguments: tuple) -> None:
     """An audit hook: a thousand calls after a file got such a name, which is while the next step is made, SIGKILL."""
-    if event == "os.rename" and fnmatch(os.path.basename(arguments[1]), pattern):
+    if event == "os.rename" and fnmatch(os.fspath(arguments[1]), f"*/{pattern}"):
         calls = itertools.count()
         sys.setprofile(lambda *_: next(calls) < 1000 or os.kill(os.getpid(), signal.SIGKILL))

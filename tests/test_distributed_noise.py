@@ -1,12 +1,9 @@
 """Two data-parallel ranks: the checks of ``distributed_checks.py``, all in one pair of processes on the CPU."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import distributed_checks
+import forked
 import pytest
 import torch.distributed as dist
 from ranks import WORLD
@@ -20,21 +17,16 @@ pytestmark = pytest.mark.skipif(
 def outcomes(tmp_path_factory):
     """What each rank reports of each check."""
     folder = tmp_path_factory.mktemp("ranks")
-    program = Path(distributed_checks.__file__)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(program.parents[1]), *sys.path])}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, program, str(rank), folder], env=environment, stderr=subprocess.PIPE, text=True
-        )
-        for rank in range(WORLD)
-    ]
+    program, logs = distributed_checks.__file__, [folder / f"{rank}.log" for rank in range(WORLD)]
+    ranks = [forked.program(program, rank, folder, log=log) for rank, log in enumerate(logs)]
     try:
-        errors = [rank.communicate(timeout=200)[1] for rank in ranks]
+        for rank in ranks:
+            rank.join(200)
     finally:
         for rank in ranks:
             rank.kill()
-    assert [rank.returncode for rank in ranks] == [0] * len(ranks), "\n".join(errors)
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(len(ranks))]
+    assert [rank.exitcode for rank in ranks] == [0] * WORLD, "\n".join(log.read_text() for log in logs)
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(WORLD)]
 
 
 @pytest.mark.parametrize("check", distributed_checks.CHECKS)

@@ -21,6 +21,7 @@ from seqssgd.training.methods import GIVEN, METHODS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs/extend.md").read_text(encoding="utf-8")
+(TRAIN,) = re.findall(r'^TRAIN="(python .*)"', PAGE, re.MULTILINE)
 
 
 def section(title: str) -> str:
@@ -36,7 +37,7 @@ def folder(tmp_path):
     """As a reader has it: the repository's folders, a text, and my_methods.py with the page's class."""
     for name in ("recipes", "data_prep"):
         (tmp_path / name).symlink_to(ROOT / name)
-    words = [f"word{(number * number) % 37}" for number in range(4000)]
+    words = [f"word{(number * number) % 37}" for number in range(1600)]
     lines = [" ".join(words[start : start + 8]) for start in range(0, len(words), 8)]
     (tmp_path / "mine.txt").write_text("\n".join(lines) + "\n")
     for title, name in (("A method", "my_methods"), ("A network", "my_networks"), ("A recipe", "my_recipe")):
@@ -55,27 +56,9 @@ def shell(folder: Path, commands: str) -> subprocess.CompletedProcess:
     return subprocess.run(["sh", "-ec", commands], cwd=folder, env=environment, capture_output=True, text=True)
 
 
-def test_the_method_of_the_page_trains_resumes_and_is_compared_as_it_says(folder):
-    commands = blocks(section("A method"), "sh")[0]
-    done = shell(folder, commands)
-    assert done.returncode == 0, done.stderr
-    report = (folder / "report/report.md").read_text()
-    assert "LookAhead 0.2" in report and "SGD" in report
-    optim = yaml.safe_load((folder / "runs/ahead/config.yaml").read_text())["optim"]
-    assert (optim["method"], optim["memory"], optim["noise"]) == ("my_methods:LookAhead", 0.95, 0.2)
-    whole = json.loads((folder / "runs/ahead/result.json").read_text())
-    assert whole["passes"] == whole["steps"] == json.loads((folder / "runs/sgd/result.json").read_text())["steps"]
-
-    prologue = "".join(line + "\n" for line in commands.splitlines() if line.startswith(("export", "TRAIN")))
-    stopped = "$TRAIN --optim.method my_methods:LookAhead --optim.noise 0.2 --optim.memory 0.95 --out runs/again"
-    done = shell(folder, f"{prologue}{stopped} --max-minutes 1e-9\n{stopped}")
-    assert done.returncode == 0 and "resuming at step" in done.stdout, done.stderr
-    assert json.loads((folder / "runs/again/result.json").read_text())["final"] == whole["final"]
-
-
 @pytest.fixture
-def here(folder, monkeypatch):
-    """Does a line of the page in this process, which has imported everything already; what it prints is returned."""
+def do(folder, monkeypatch):
+    """Does a line of the page in this process, which has imported everything already."""
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(folder)
     for name in ("my_methods", "my_networks", "my_recipe", "three"):
@@ -91,8 +74,34 @@ def here(folder, monkeypatch):
             spec.loader.exec_module(module)
             assert not module.main(words[1:])
 
+    return do
+
+
+@pytest.fixture
+def here(do):
+    """The same where the page's first command, which prepares the text, has been given."""
     do("python data_prep/text.py --train mine.txt --vocab-size 100 --out data/mine")
     return do
+
+
+def test_the_method_of_the_page_trains_resumes_and_is_compared_as_it_says(folder, do, capsys):
+    commands = blocks(section("A method"), "sh")[0]
+    done = shell(folder, commands)
+    assert done.returncode == 0, done.stderr
+    report = (folder / "report/report.md").read_text()
+    assert "LookAhead 0.2" in report and "SGD" in report
+    optim = yaml.safe_load((folder / "runs/ahead/config.yaml").read_text())["optim"]
+    assert (optim["method"], optim["memory"], optim["noise"]) == ("my_methods:LookAhead", 0.95, 0.2)
+    whole = json.loads((folder / "runs/ahead/result.json").read_text())
+    assert whole["passes"] == whole["steps"] == json.loads((folder / "runs/sgd/result.json").read_text())["steps"]
+
+    (ahead,) = (line for line in commands.splitlines() if "--out runs/ahead" in line)
+    again = ahead.replace("$TRAIN", TRAIN).replace("runs/ahead", "runs/again")
+    do(f"{again} --max-minutes 1e-9")
+    capsys.readouterr()
+    do(again)
+    assert "resuming at step" in capsys.readouterr().out
+    assert json.loads((folder / "runs/again/result.json").read_text())["final"] == whole["final"]
 
 
 def lines(title: str) -> list[str]:
@@ -100,7 +109,6 @@ def lines(title: str) -> list[str]:
 
 
 def test_its_settings_are_refused_and_other_bases_step_as_it_says(here):
-    (program,) = re.findall(r'^TRAIN="(python .*)"', PAGE, re.MULTILINE)
     for options, said in (
         (
             "--optim.method my_methods:LookAhead --optim.noise 0.2 --optim.memory 2",
@@ -109,16 +117,15 @@ def test_its_settings_are_refused_and_other_bases_step_as_it_says(here):
         ("--optim.method ssgd --optim.noise 0.2 --optim.memory 0.5", r"optim\.memory: no such setting"),
     ):
         with pytest.raises(UserError, match=f"^{said}"):
-            here(f"{program} {options} --out runs/refused")
+            here(f"{TRAIN} {options} --out runs/refused")
     for line in lines("A base optimizer"):
-        here(line.replace("$TRAIN", program))
+        here(line.replace("$TRAIN", TRAIN))
         assert json.loads(Path(line.split()[2], "result.json").read_text())["epochs"] == 2
 
 
 def test_a_method_of_random_noise_sets_an_argument_itself_and_the_taken_names_are_listed(here):
     Path("three.py").write_text(blocks(section("A method"), "python")[2])
-    (program,) = re.findall(r'^TRAIN="(python .*)"', PAGE, re.MULTILINE)
-    here(f"{program} --max-steps 2 --out runs/three --optim.method three:Three --optim.noise 0.2 --optim.copies 2")
+    here(f"{TRAIN} --max-steps 2 --out runs/three --optim.method three:Three --optim.noise 0.2 --optim.copies 2")
     optim = yaml.safe_load(Path("runs/three/config.yaml").read_text())["optim"]
     assert (optim["distribution"], optim["copies"]) == ("gaussian", 2)
     assert json.loads(Path("runs/three/result.json").read_text())["passes"] == 4

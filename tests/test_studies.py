@@ -3,12 +3,12 @@
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
+import forked
 import pytest
 import yaml
-from programs import ROOT, generated_lines, outcome, refused, start
+from programs import ROOT, generated_lines, outcome, refused
 from study_program import OVERRIDES, RECIPES, STUDIES, STUDY, TRAIN
 
 from seqssgd.data.text import write_text_dataset
@@ -133,14 +133,13 @@ def test_a_killed_study_goes_on_with_the_run_that_it_was_at(run, tmp_path, capsy
         f"import sys\nsys.path.insert(0, {str(ROOT / 'tests')!r})\nfrom programs import load, Path\n"
         f"study = load('recipes/studies/run.py')\nstudy.HERE = Path({str(tmp_path)!r})\nsys.exit(study.main())\n"
     )
-    options = ["--", "--training.epochs", "10", "--training.checkpoint_every", "5"]
-    process = start(script, *words("pair", tmp_path), *options)
-    second = tmp_path / "out/ssgd/seed0"
-    while process.poll() is None and not any(second.glob("checkpoints/step-*.pt")):
-        time.sleep(0.002)
-    process.kill()
-    process.communicate()
-    assert process.returncode == -9 and not (second / "result.json").exists()
+    options = ["--", "--training.checkpoint_every", "5"]
+    second, log = tmp_path / "out/ssgd/seed0", tmp_path / "log"
+    process = forked.program(
+        script, *words("pair", tmp_path), *options, log=log, killed_after="ssgd/seed0/checkpoints/step-*.pt"
+    )
+    process.join(100)
+    assert process.exitcode == -9 and not (second / "result.json").exists(), log.read_text()
     before = times(tmp_path / "out/none/seed0")
     assert run("pair", *options) == 0
     said = capsys.readouterr().out

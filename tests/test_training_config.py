@@ -255,23 +255,24 @@ def test_the_exit_status_is_that_of_the_error(capsys):
     assert not caught.value.code and "the noise level c" in shown and "--training.patience" in shown
 
 
-def empty_settings(config_class: type, path: tuple[str, ...] = ()):
-    """YAML in which one setting, or group of settings, has no value; for each of them."""
+def empty_settings(config_class: type, known: set[type], path: tuple[str, ...] = ()):
+    """YAML in which one setting, or group of settings, has no value; for each but those of sections that are known."""
     for each in dataclasses.fields(config_class):
         here = (*path, each.name)
         yield here, "".join(f"{'  ' * depth}{key}:\n" for depth, key in enumerate(here))
-        if dataclasses.is_dataclass(each.type):
-            yield from empty_settings(each.type, here)
+        if dataclasses.is_dataclass(each.type) and each.type not in known:
+            yield from empty_settings(each.type, known, here)
 
 
 @pytest.mark.parametrize("recipe", ["ptb_lstm", "wsj_sgcn", "cifar_cnn", "imagenet_resnet"])
 def test_a_setting_without_a_value_is_null_or_refused_by_name(tmp_path, recipe):
     config_class = load(f"recipes/{recipe}/train.py").Config
+    known = set() if recipe == "ptb_lstm" else {OptimConfig, TrainingConfig}  # which all recipes have
     (tmp_path / "data").mkdir()
     (tmp_path / "data/file").write_text("x")
     file = tmp_path / "c.yaml"
-    refused = 0
-    for path, text in empty_settings(config_class):
+    settings, refused = dict(empty_settings(config_class, known)), 0
+    for path, text in settings.items():
         file.write_text(text)
         try:
             options = ["--config", str(file), "--data", str(tmp_path / "data"), "--out", "run"]
@@ -282,7 +283,7 @@ def test_a_setting_without_a_value_is_null_or_refused_by_name(tmp_path, recipe):
         else:
             for key in path:
                 config = getattr(config, key)
-    assert refused > 20
+    assert refused > len(settings) / 3
 
 
 @pytest.mark.parametrize("recipe", ["ptb_lstm", "wsj_sgcn", "cifar_cnn", "imagenet_resnet"])
