@@ -21,7 +21,7 @@ TRAIN = load("recipes/ptb_lstm/train.py")
 
 
 def prepare(folder: Path, words: int = 15) -> Path:
-    sizes = {"train": 250, "valid": 30, "test": 25}
+    sizes = {"train": 160, "valid": 30, "test": 25}
     splits = {name: generated_lines(size, words, seed=size) for name, size in sizes.items()}
     write_text_dataset(folder, splits, f"{words} words")
     return folder
