@@ -29,6 +29,7 @@ from seqssgd.report.baselines import EQUAL_PASSES
 from seqssgd.report.comparison import Difference
 from seqssgd.report.plots import COLOURS, forest, new_figure, picture_files
 from seqssgd.runs import layout
+from seqssgd.runs.reading import Run
 from seqssgd.training.recipe import load_program
 
 if TYPE_CHECKING:
@@ -83,12 +84,14 @@ def comparisons() -> dict[str, Comparison]:
 
     Of a tuned study there are two: of what was chosen, and of what it was chosen from.
     """
-    runs = {
-        name: [read_run(path.parent) for path in sorted((RESULTS / name).glob(f"*/{layout.CONFIG}"))] for name in RUNS
-    }
+    runs = {name: kept(RESULTS / name) if name in CONTRASTS else all_runs(RESULTS / name) for name in RUNS}
     for name in CONTRASTS:
-        runs[name], runs[f"{name}_trials"] = kept(RESULTS / name), first_trials(RESULTS / name)
+        runs[f"{name}_trials"] = first_trials(RESULTS / name)
     return {name: compare(found) for name, found in runs.items() if found}
+
+
+def all_runs(folder: Path) -> list[Run]:
+    return [read_run(path.parent) for path in sorted(folder.glob(f"*/{layout.CONFIG}"))]
 
 
 def benchmark_table(name: str) -> str:

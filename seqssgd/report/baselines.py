@@ -46,10 +46,10 @@ def find_baseline(group: Group, groups: Sequence[Group], equal: Callable[[Group]
         return group
     found = {}
     for other in groups:
-        keys = other.differs_in(group)
-        same_task = all(key.startswith(("optim.", "training.")) and key not in OF_THE_TASK for key in keys)
-        if other.is_baseline and same_task and equal(other):
-            found[other] = len(keys)
+        if other.is_baseline and equal(other):
+            keys = other.differs_in(group)
+            if all(key.startswith(("optim.", "training.")) and key not in OF_THE_TASK for key in keys):
+                found[other] = len(keys)
     return min(found, key=found.__getitem__, default=None)
 
 
