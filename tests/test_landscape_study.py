@@ -14,6 +14,7 @@ from programs import coloured_images, places, replaced
 
 from seqssgd import cli
 from seqssgd.errors import UserError
+from seqssgd.landscape.figures import draw
 from seqssgd.landscape.section import barrier_table, section
 from seqssgd.landscape.stages import STAGES, TERMS
 from seqssgd.landscape.study import FILE, _barriers, read
@@ -48,6 +49,22 @@ def run_program(*words: object) -> int:
 
 
 # ---- the program -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", autouse=True)
+def drawn_once():
+    """The pictures of equal figures are the same ones."""
+    pictures = {}
+
+    def draw_once(found, surfaces):
+        key = json.dumps(found, sort_keys=True)
+        if key not in pictures:
+            pictures[key] = draw(found, surfaces)
+        return pictures[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("seqssgd.landscape.section.draw", draw_once)
+        yield
 
 
 @pytest.fixture(scope="module")
