@@ -130,7 +130,7 @@ def _metric(found: Mapping[str, Mapping[int, Run]]) -> str:
 
 def table(found: Sequence[Found]) -> str:
     """A row for each contrast."""
-    over = next((f", over {row.paired.over} and seeds" for row in found if row.paired), None)
+    over = next((f", over {row.paired.over}" for row in found if row.paired), None)
     head = ["contrast", "chosen", words(found[0].figure), "Δ (95 %)", *(["paired" + over] if over else []), "p; Holm"]
     lines = ["| " + " | ".join(head) + " |", "| --- | --- |" + " ---: |" * (len(head) - 2)]
     for row in found:

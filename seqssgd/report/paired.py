@@ -13,7 +13,7 @@ DRAWS = 10_000
 
 
 class Paired(NamedTuple):
-    """The 95 % interval of a difference of error rates, in percent, and what was drawn, such as "125 speakers"."""
+    """The 95 % interval of a difference of error rates, in percent, ``over`` "9 speakers and over seeds", say."""
 
     low: float
     high: float
@@ -87,7 +87,8 @@ def paired(runs: Sequence[Run], others: Sequence[Run], figure: str) -> Paired | 
     except ValueError:
         return None
     ((kind, _), *_), count = mine[0], len(mine[0])
-    return Paired(low, high, f"{count:,} {kind}s")
+    seeds = "and over seeds" if min(len(mine), len(its)) > 1 else "but not over seeds"
+    return Paired(low, high, f"{count:,} {kind}s {seeds}")
 
 
 def _counts(runs: Sequence[Run], figure: str) -> list[Counts] | None:

@@ -180,7 +180,7 @@ def _paired(comparison: Comparison, criterion: str) -> list[str]:
             over[found.paired.over] = True
     if not intervals:
         return []
-    drawn = f"the same {' or '.join(over)} and over seeds (paired bootstrap)"
+    drawn = f"the same {' or '.join(over)} (paired bootstrap)"
     return [f"{criterion.capitalize()}, 95 % intervals over {drawn}: {_list(intervals)}."]
 
 
