@@ -4,6 +4,7 @@ import copy
 import gc
 import pickle
 import weakref
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -54,6 +55,27 @@ def test_gradients_in_one_flat_buffer_accumulate():
         loss_of(model).backward()
     optimizer.step()
     assert equal(weights_of(model), weights_of(other))
+
+
+@pytest.mark.parametrize("views", [False, True])
+def test_data_parallel_training_in_a_single_process_is_as_without(views, tmp_path):
+    def train(wrapped):
+        model, optimizer = regression()
+        net = nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=views) if wrapped else model
+        for _ in range(2):
+            for part in optimizer.passes():
+                with nullcontext() if part.last or not wrapped else net.no_sync():
+                    loss_of(net).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return weights_of(model)
+
+    expected = train(wrapped=False)
+    torch.distributed.init_process_group("gloo", f"file://{tmp_path / 'group'}", rank=0, world_size=1)
+    try:
+        assert equal(train(wrapped=True), expected)
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_the_watch_goes_with_its_optimizer_and_copies_have_their_own():

@@ -291,6 +291,12 @@ def test_a_search_that_cannot_find_anything_is_refused():
         search(iter([batch]))
     with pytest.raises(ValueError, match="the loss without noise is 0, not > 0"):
         search(loss_fn=lambda model, batch: 0 * model(batch).mean())
+    with pytest.raises(ValueError, match="the loss without noise is not finite at step 0 to 1"):
+        search(loss_fn=lambda model, batch: math.nan * model(batch).mean())
+    with pytest.raises(TypeError, match="a tensor to call backward.. on, not float"):
+        search(loss_fn=lambda model, batch: model(batch).mean().item())
+    with pytest.raises(TypeError, match="SymmetricNoise around an optimizer, not torch.optim.sgd.SGD alone"):
+        noise_finder(model, optimizer.base, [batch], nn.functional.mse_loss)
     optimizer.param_groups[0]["noise"] = 0.0
     with pytest.raises(ValueError, match="no parameter group has a noise level above 0"):
         search()

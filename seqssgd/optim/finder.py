@@ -150,6 +150,7 @@ def noise_finder(
         the two losses at ten levels; ``print`` it, or take its ``level`` and ``advice``.
 
     Raises:
+        TypeError: ``optimizer`` has no passes, or the loss is no tensor.
         ValueError: an impossible setting, no group with a level above 0, no minibatches, or a loss without noise that
             is not a number above 0.
 
@@ -165,6 +166,8 @@ def noise_finder(
     True
     """
     check_settings(noise_finder, highest=highest, warmup=warmup, steps=steps)
+    if not isinstance(optimizer, MultiPassOptimizer):
+        raise TypeError(f"noise_finder takes SymmetricNoise around an optimizer, not {torch.typename(optimizer)} alone")
     key = optimizer.level_key
     levels = [group.get(key, 0.0) for group in optimizer.param_groups]
     if not any(levels):
@@ -196,7 +199,12 @@ def points(plain: Sequence[float], noisy: Sequence[float], slope: float) -> list
         part = slice(index * length, (index + 1) * length)
         means = [_mean(plain[part]), _mean(noisy[part])]
         found.append(Point(slope * (length * (index + 0.5) - 0.5), *means))
-        if not (math.isfinite(means[0]) and means[0] > 0):
+        if not math.isfinite(means[0]):
+            raise ValueError(
+                f"the loss without noise is not finite at step {length * index} to {length * (index + 1)} after the "
+                "warmup: lower the learning rate, or mend the loss"
+            )
+        if means[0] <= 0:
             raise ValueError(f"the loss without noise is {means[0]:g}, not > 0: noise has no share of it")
     return found
 
@@ -225,6 +233,8 @@ def _step(model: nn.Module, optimizer: MultiPassOptimizer, batch: Any, loss_fn: 
     losses = []
     for part in optimizer.passes():
         loss = loss_fn(model, part.take(batch))
+        if not isinstance(loss, Tensor):
+            raise TypeError(f"loss_fn must return the loss, a tensor to call backward() on, not {torch.typename(loss)}")
         loss.backward()
         losses.append(loss.item())
     mean = _mean(losses)

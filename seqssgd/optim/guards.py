@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .processes import world_size
+from .processes import grouped
 from .sharding import is_gathering, is_sharded
 
 
@@ -106,7 +106,7 @@ class GradientWatch:
     def start_loop(self, clearing: bool) -> None:
         """A pass loop starts; in that of a closure, gradients may be cleared (``clearing``)."""
         self._start(clearing)
-        self._alone = world_size() == 1
+        self._alone = not grouped()
         self._running, self._outer = True, list(_loops.running)
         for outer in self._outer:
             outer._nested += 1

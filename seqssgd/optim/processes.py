@@ -7,12 +7,17 @@ from torch import Tensor
 
 def world_size() -> int:
     """The number of processes; 1 where there is no group of them."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return dist.get_world_size() if grouped() else 1
+
+
+def grouped() -> bool:
+    """Whether there is a group of processes, be it of this one alone, in which DDP then works as in any."""
+    return dist.is_available() and dist.is_initialized()
 
 
 def rank() -> int:
     """This process's number among all: 0, 1, …"""
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    return dist.get_rank() if grouped() else 0
 
 
 def extremes(value: float, device: torch.device) -> tuple[float, float]:
