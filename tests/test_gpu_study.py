@@ -1,12 +1,15 @@
 """The paper's own sizes, rehearsed: every run is one that the programs take, and a stopped rehearsal goes on."""
 
+import dataclasses
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -41,20 +44,27 @@ def test_every_job_is_a_study_with_a_process_for_each_run(name, rehearsed, data,
         assert next(c for c in study.cells if c.arm == "phases").config["optim"]["noise_schedule"] == "75-25S-25S"
 
 
-def test_a_rehearsal_that_ran_out_of_time_goes_on_to_its_end_and_is_then_left_alone(data, tmp_path, capfd):
-    def rehearse(minutes: float) -> str:
+def test_a_rehearsal_that_ran_out_of_time_goes_on_to_its_end_and_is_then_left_alone(data, tmp_path, capfd, monkeypatch):
+    def listed(words: list[str], check: bool) -> None:
+        """What follows the trainings, in this process."""
+        assert words[:2] == [sys.executable, str(GPU.RUN)] and STUDY.main(words[2:]) == 0
+
+    monkeypatch.setattr(GPU, "subprocess", SimpleNamespace(Popen=subprocess.Popen, run=listed))
+
+    def rehearse(minutes: float, processes: int) -> str:
+        monkeypatch.setitem(GPU.JOBS, "lstm", dataclasses.replace(GPU.JOBS["lstm"], processes=processes))
         words = ["--rehearse", "--jobs", "lstm", "--data", data, "--out", tmp_path / "out", "--max-minutes", minutes]
         assert GPU.main([str(word) for word in words]) == 0
         return capfd.readouterr().out
 
-    assert "none/seed0: finished" not in rehearse(0.0001)
-    said = rehearse(5)
+    assert "none/seed0: finished" not in rehearse(0.0001, 1)
+    said = rehearse(5, 2)
     assert "none/seed0: finished\nssgd/seed0: finished" in said and "lstm: started; see" in said
     runs = [tmp_path / "out/lstm" / arm / "seed0" for arm in ("none", "ssgd")]
     assert [json.loads((run / "result.json").read_text())["epochs"] for run in runs] == [3, 3]
     assert all("test" in json.loads((run / "evaluation.json").read_text()) for run in runs)
     before = {path: path.stat().st_mtime_ns for run in runs for path in run.rglob("*") if path.is_file()}
-    rehearse(5)
+    rehearse(5, 1)
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
