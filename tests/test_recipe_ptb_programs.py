@@ -235,6 +235,7 @@ def test_run_directories_that_cannot_be_used_are_refused(data, finished, tmp_pat
     other = prepare(tmp_path / "other", words=14)
     message = refused(capsys, TRAIN.main, *command(other, finished))
     assert "a run of another configuration (data.name = 15 words, now 14 words, data.fingerprint = " in message
+    assert message.rstrip().endswith("repeat the settings of the first start and its --data")
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
     (tmp_path / "file").write_text("in the way")
     for out in (tmp_path / "file", tmp_path / "file/run"):

@@ -207,9 +207,7 @@ def find_checkpoint(run: str | Path, checkpoint: str | Path = "best", own: bool 
         wanted = f"{layout.BEST} or " if checkpoint == "best" else ""
         raise UserError(f"{folder} holds no {wanted}step-*.pt; train first")
     if checkpoint == "best":
-        note(
-            f"{run} has no best checkpoint (it was never validated with a finite metric); taking the last, {last.name}"
-        )
+        note(f"{run} has no best checkpoint (it is gone, or no validation gave a number); taking the last, {last.name}")
     return last
 
 

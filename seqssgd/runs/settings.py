@@ -172,9 +172,10 @@ def check_same(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> No
     if keys:
         shown = ", ".join(f"{k} = {old.get(k, '(absent)')}, now {new.get(k, '(absent)')}" for k in keys[:3])
         more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+        data = " and its --data" if any(key.startswith("data.") for key in keys) else ""
         raise UserError(
             f"{path}: a run of another configuration ({shown}{more}); "
-            "choose another directory, or repeat the settings of the first start"
+            f"choose another directory, or repeat the settings of the first start{data}"
         )
 
 

@@ -79,7 +79,7 @@ def open_wave(path: str | Path, rate: int, mix: bool = False) -> Iterator[Wave]:
     try:
         with audio.open_audio(path) as stream:
             if stream.channels > 1 and not mix:
-                raise audio.AudioError(f"has {stream.channels} channels where one is meant; mix averages them")
+                raise audio.AudioError(f"has {stream.channels} channels where one is meant; mix (--mix) averages them")
             yield Wave(stream, rate)
     except audio.AudioError as error:
         raise UserError(f"{path}: {error}") from None
