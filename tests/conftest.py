@@ -6,6 +6,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # the twin and the toy tasks that several test files share
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start: threads that wait burn a core
 
 
 @pytest.fixture(autouse=True)
