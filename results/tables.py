@@ -44,11 +44,13 @@ RUNS = {
     "demo_dropout": "docs/should_i.md",
     "demo_regularised": "docs/should_i.md",
     "demo_pair": "docs/family.md",
+    "demo_newton": "docs/family.md",
     "demo_memory": "docs/family.md",
     "demo_transformer": "docs/should_i.md",
     "transformer_small": "docs/should_i.md",
     "transformer_baseline": "recipes/ptb_lstm/README.md",
     "conformer_baseline": "recipes/wsj_sgcn/README.md",
+    "ocean_baseline": "recipes/wsj_sgcn/README.md",
     "cifar10_cpu": "recipes/cifar_cnn/README.md",
 }
 # What the overview shows of them, and the methods in it, each a row: (optim.method, its form) -> name.

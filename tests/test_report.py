@@ -303,3 +303,19 @@ def test_a_limit_of_steps_within_an_epoch_leaves_one_evaluation_of_that_epoch(tm
     toy_task.train(tmp_path / "run", config)
     run = read_run(tmp_path / "run")
     assert run.finished and [(row["epoch"], row["step"]) for row in run.rows] == [(1, 5), (2, 10)]
+
+
+def test_the_bare_name_of_a_method_is_never_that_of_unusual_settings(tmp_path):
+    usual = {"lr": 1.0, "width": 190, "dropout": 0.1}
+    trials = [{"lr": 2.0}, {"lr": 0.5}, {"width": 256}, {"dropout": 0.0}, {"dropout": 0.2}]
+
+    def labels(*trials):
+        runs = []
+        for number, trial in enumerate(trials):
+            chosen = usual | trial
+            model = {"model": {"width": chosen["width"], "dropout": chosen["dropout"]}}
+            runs.append(make_run(tmp_path / f"{len(trials)}_{number}", [20.0], settings=model, lr=chosen["lr"]))
+        return [group.label for group in group_runs([read_run(run) for run in runs])]
+
+    named = ["Adam, lr 2", "Adam, lr 0.5", "Adam, width 256", "Adam, dropout 0", "Adam, dropout 0.2"]
+    assert labels(*trials) == named and labels(*trials, {}) == [*named, "Adam"]

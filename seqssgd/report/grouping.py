@@ -152,11 +152,15 @@ def show(value: Any) -> str:
 
 
 def _labels(groups: Sequence[Group]) -> list[str]:
-    """Method, level and form of the noise, unusual epochs; then one more setting at a time where names are equal."""
+    """Method, level and form of the noise, unusual epochs; then one more setting at a time where names are equal.
+
+    A name that is a method's and no more is never that of settings which most runs of the method do not have.
+    """
     keys = differing_settings(groups)
     # tables have a column of the epochs, and none of other settings
     usual = {key: _usual((_value(group, key) for group in groups), 0 if key == EPOCHS else 0.5) for key in keys}
-    names = [_method(group.settings) for group in groups]
+    methods = [_method(group.settings) for group in groups]
+    names = list(methods)
     if EPOCHS in keys:
         for index, group in enumerate(groups):
             if _value(group, EPOCHS) != usual[EPOCHS]:
@@ -167,11 +171,21 @@ def _labels(groups: Sequence[Group]) -> list[str]:
             values.setdefault(name, set()).add(_value(group, key))
         for index, group in enumerate(groups):
             if len(values[names[index]]) > 1 and _value(group, key) != usual[key]:
-                names[index] += f", {key.rpartition('.')[2].replace('_', ' ')} {show(group.settings.get(key))}"
+                names[index] += _setting(group, key)
+    for index, group in enumerate(groups):  # the bare name of a method is that of its usual settings, or of none
+        siblings = [other for other, method in zip(groups, methods, strict=True) if method == methods[index]]
+        if names[index] == methods[index] and len(siblings) > 2:
+            for key in keys:
+                if _usual((_value(other, key) for other in siblings), 0.5) not in (None, _value(group, key)):
+                    names[index] += _setting(group, key)
     for index, group in enumerate(groups):
         if not group.runs[0].finished:
             names[index] += f", unfinished at step {group.runs[0].rows[-1]['step']:,}"
     return names
+
+
+def _setting(group: Group, key: str) -> str:
+    return f", {key.rpartition('.')[2].replace('_', ' ')} {show(group.settings.get(key))}"
 
 
 def _usual(values: Iterable[str], share: float) -> str | None:
