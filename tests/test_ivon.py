@@ -386,9 +386,8 @@ def test_impossible_settings_are_refused_at_once():
 
 def test_a_group_may_say_that_it_has_no_limit():
     limited, free = network(), network()
-    for model in (limited, free):
-        groups = [{"params": list(model.parameters()), **({"clip_radius": None} if model is free else {})}]
-        one_step(model, IVON(groups, 0.1, **SETTINGS, clip_radius=1e-3))
+    for model, own in ((limited, {}), (free, {"clip_radius": None})):
+        one_step(model, IVON([{"params": list(model.parameters()), **own}], 0.1, **SETTINGS, clip_radius=1e-3))
     assert all((p - q).abs().max() > 1e-3 for p, q in zip(limited.parameters(), free.parameters(), strict=True))
 
 

@@ -223,3 +223,20 @@ def test_a_weight_that_is_changed_inside_a_pass_is_refused(name):
                         with torch.no_grad():
                             model[0].weight.mul_(0.5)
             optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("like", [lambda w: w, lambda w: w.t(), lambda w: w[:2]], ids=["same", "transposed", "rows"])
+def test_two_weights_under_noise_in_one_memory_are_refused(like):
+    model = nn.ModuleDict({"a": nn.Linear(3, 3, bias=False), "b": nn.Linear(3, 3, bias=False)})
+    model["b"].weight.data = like(model["a"].weight.data)
+    optimizer = SymmetricNoise(torch.optim.SGD(noise_groups(model, noise=0.5), lr=0.1), model=model)
+    before = model["a"].weight.detach().clone()
+    with pytest.raises(ValueError, match=r"'b\.weight' and 'a\.weight' are two parameters in the same memory"):
+        next(iter(optimizer.passes()))
+    assert torch.equal(model["a"].weight, before)
+    optimizer = SymmetricNoise(torch.optim.SGD(noise_groups(model, noise=0.5, exclude="b.*"), lr=0.1), model=model)
+    points = []
+    for _ in optimizer.passes():
+        points.append(model["a"].weight.detach().clone())
+        model["b"](model["a"](torch.ones(1, 3))[:, : model["b"].weight.shape[1]]).sum().backward()
+    torch.testing.assert_close((points[0] + points[1]) / 2, before)
