@@ -10,7 +10,7 @@ from regression import equal, loss_of, regression, weights_of
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
-from seqssgd.optim import SymmetricNoise, WeightAverage, noise_groups
+from seqssgd.optim import MSAM, SAM, CovarianceNoise, SymmetricNoise, WeightAverage, noise_groups
 
 
 class Attributes:
@@ -165,6 +165,9 @@ class Lookahead(torch.optim.Optimizer):
     def zero_grad(self, set_to_none=True):
         self.optimizer.zero_grad(set_to_none)
 
+    def add_param_group(self, param_group):
+        self.optimizer.add_param_group(param_group)
+
     def state_dict(self):
         return self.optimizer.state_dict()
 
@@ -193,6 +196,13 @@ def test_a_wrapper_without_the_attributes_of_an_optimizer_can_be_wrapped():
         assert torch.equal(p, q)
     optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     assert optimizer.draws == 4 and optimizer.param_groups is optimizer.base.optimizer.param_groups
+
+
+@pytest.mark.parametrize(("method", "key"), [(SAM, "rho"), (MSAM, "rho"), (CovarianceNoise, "noise")])
+def test_a_level_for_all_groups_needs_no_base_with_defaults(method, key):
+    optimizer = method(Lookahead(torch.optim.SGD(network().parameters(), lr=0.1, momentum=0.9)), **{key: 0.05})
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
+    assert [group[key] for group in optimizer.param_groups] == [0.05, 0.05]
 
 
 def test_the_lookahead_of_pytorch_optimizer_can_be_wrapped():

@@ -25,6 +25,7 @@ class DelegatingOptimizer(Optimizer):
 
     level_key = "noise"  # the group entry that says how far the weights are moved; 0 leaves them alone
     levels = Range(ge=0)  # what it may be
+    _usual_level: float | None = None  # of groups that have none
     base: Optimizer
     model: nn.Module | None
     _run: StepState
@@ -64,6 +65,7 @@ class DelegatingOptimizer(Optimizer):
         self._require_idle("add a parameter group")
         self.check_group(param_group, len(self.param_groups))
         self.base.add_param_group(param_group)
+        self._give_usual_level()
         self.check_groups()
 
     def _set_usual_level(self, level: float) -> None:
@@ -72,9 +74,14 @@ class DelegatingOptimizer(Optimizer):
         Raises:
             ValueError: as :meth:`check_groups`.
         """
-        for group in (self.base.defaults, *self.param_groups):
-            group.setdefault(self.level_key, level)
+        self._usual_level = level
+        self._give_usual_level()
         self.check_groups()
+
+    def _give_usual_level(self) -> None:
+        if self._usual_level is not None:  # not in the defaults alone, which wrappers such as Lookahead may lack
+            for group in (self.defaults, *self.param_groups):
+                group.setdefault(self.level_key, self._usual_level)
 
     @property
     def draws(self) -> int:
