@@ -10,6 +10,7 @@ from made_runs import ADAM, HALVES, SSGD, WORDS, by_label, compared, counts, eva
 
 from seqssgd.cli import main
 from seqssgd.errors import UserError
+from seqssgd.report import paired as report_paired
 from seqssgd.report import summary
 from seqssgd.report.paired import paired_bootstrap
 from seqssgd.report.tables import results_csv
@@ -17,7 +18,7 @@ from seqssgd.runs.errors import read_errors
 
 
 @pytest.mark.parametrize(("runs", "others"), [(HALVES, ADAM), (HALVES[:1], ADAM[:1]), (ADAM[:1], HALVES)])
-def test_the_interval_is_that_of_all_draws_there_are(runs, others):
+def test_the_interval_is_that_of_all_draws_there_are(monkeypatch, runs, others):
     drawn = np.array(list(itertools.product(range(len(WORDS)), repeat=len(WORDS))))
     words = np.array(list(WORDS.values()))[drawn].sum(1)
 
@@ -28,6 +29,7 @@ def test_the_interval_is_that_of_all_draws_there_are(runs, others):
         return rates.mean(0) + np.sqrt(n / max(n - 1, 1)) * (every - rates.mean(0))
 
     expected = np.quantile(means(runs)[:, None] - means(others), [0.025, 0.975])
+    monkeypatch.setattr(report_paired, "AT_ONCE", 30_000)  # draws times speakers: several blocks of draws
     found = paired_bootstrap(runs, others, draws=40_000)
     np.testing.assert_allclose(found, expected, atol=0.03 * np.ptp(expected))
 
@@ -107,4 +109,4 @@ def test_a_damaged_file_of_errors_is_refused(tmp_path, change, message):
     with pytest.raises(UserError) as caught:
         compared(runs)
     assert message in str(caught.value)
-    assert str(caught.value).endswith(f"evaluate again: seqssgd evaluate --run {runs[0]} --split test --save")
+    assert str(caught.value).endswith(f"evaluate test again: seqssgd evaluate --run {runs[0]} --save")

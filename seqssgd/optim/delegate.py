@@ -138,14 +138,14 @@ class DelegatingOptimizer(Optimizer):
                 number of groups; nothing is loaded.
         """
         self._require_idle("load a state dict")
+        saved = state_dict.get("perturbation") or next(iter(state_dict["param_groups"]), {}).get("perturbation", {})
+        self._check_unit(saved)
         if (theirs := len(state_dict["param_groups"])) != (ours := len(self.param_groups)):
             raise ValueError(
                 f"this state has {theirs} parameter groups and the optimizer {ours}, as noise_groups divides weights "
                 "from the rest. To go on from an optimizer over other groups, such as model.parameters(), load it into "
                 "one like that, plain, and then optimizer.state.update(plain.state)"
             )
-        saved = state_dict.get("perturbation") or next(iter(state_dict["param_groups"]), {}).get("perturbation", {})
-        self._check_unit(saved)
         own = [dict(group) for group in self.param_groups]
         self.base.load_state_dict({key: value for key, value in state_dict.items() if key != "perturbation"})
         for group, entries in zip(self.param_groups, own, strict=True):

@@ -10,6 +10,7 @@ from ..runs.errors import Counts, read_errors
 from ..runs.reading import Run
 
 DRAWS = 10_000
+AT_ONCE = 10_000_000  # counts in memory: groups are as many as utterances where no speakers are known
 
 
 class Paired(NamedTuple):
@@ -49,23 +50,28 @@ def paired_bootstrap(
     if len(names) < 2 or not any(references[0]):
         raise ValueError(f"{len(names)} groups with {sum(references[0])} units of reference: there is nothing to draw")
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(len(names), (draws, len(names)), generator=generator)
-    times = torch.zeros(draws, len(names), dtype=torch.float64).scatter_add_(
-        1, drawn, torch.ones(drawn.shape, dtype=torch.float64)
-    )
-    units = times @ torch.tensor(references[0], dtype=torch.float64)
-
-    def mean(side: Sequence[Counts]) -> Tensor:
-        errors = torch.tensor([[counts[name][0] for name in names] for counts in side], dtype=torch.float64)
-        rates = 100 * (times @ errors.T) / units[:, None]  # (draws, runs)
-        taken = torch.randint(len(side), rates.shape, generator=generator)
-        centre = rates.mean(1)
-        widened = (len(side) / max(len(side) - 1, 1)) ** 0.5
-        return centre + widened * (rates.gather(1, taken).mean(1) - centre)
-
-    differences = (mean(runs) - mean(others))[units > 0]
-    low, high = differences.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    words = torch.tensor(references[0], dtype=torch.float64)
+    sides = [torch.tensor([[counts[name][0] for name in names] for counts in side], dtype=torch.float64)
+             for side in (runs, others)]  # fmt: skip
+    differences = []
+    at_once = max(AT_ONCE // len(names), 1)
+    for start in range(0, draws, at_once):
+        drawn = torch.randint(len(names), (min(at_once, draws - start), len(names)), generator=generator)
+        times = torch.zeros(drawn.shape, dtype=torch.float64)  # that each group was drawn
+        times.scatter_add_(1, drawn, torch.ones_like(times))
+        units = times @ words
+        mine, its = (_drawn_mean(100 * (times @ errors.T) / units[:, None], generator) for errors in sides)
+        differences.append((mine - its)[units > 0])  # a draw of empty references alone has no rate
+    ends = torch.tensor([0.025, 0.975], dtype=torch.float64)
+    low, high = torch.cat(differences).quantile(ends).tolist()
     return low, high
+
+
+def _drawn_mean(rates: Tensor, generator: torch.Generator) -> Tensor:
+    """The mean over as many drawn runs as there are, of rates (draws, runs), with the variance of a mean of n seeds."""
+    n, centre = rates.shape[1], rates.mean(1)
+    taken = torch.randint(n, rates.shape, generator=generator)
+    return centre + (n / max(n - 1, 1)) ** 0.5 * (rates.gather(1, taken).mean(1) - centre)
 
 
 def paired(runs: Sequence[Run], others: Sequence[Run], figure: str) -> Paired | None:

@@ -63,7 +63,7 @@ def read_errors(run: str | Path, split: str, rate: str, known: Mapping[str, int]
     path = Path(run) / layout.errors_name(split)
     if not path.is_file():
         return None
-    again = f"evaluate again: seqssgd evaluate --run {run} --split {split} --save"
+    again = f"evaluate {split} again: seqssgd evaluate --run {run} --save"
     found: Counts = {}
     try:
         with open(path, encoding="utf-8", newline="") as file:
