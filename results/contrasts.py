@@ -130,16 +130,16 @@ def _metric(found: Mapping[str, Mapping[int, Run]]) -> str:
 
 def table(found: Sequence[Found]) -> str:
     """A row for each contrast."""
-    over = next((f", over {row.paired.over}" for row in found if row.paired), None)
-    head = ["contrast", "chosen", words(found[0].figure), "Δ (95 %)", *(["paired" + over] if over else []), "p; Holm"]
+    over = any(row.paired for row in found)
+    head = ["contrast", "chosen", words(found[0].figure), "Δ (95 %)", *(["paired (95 %)"] if over else []), "p; Holm"]
     lines = ["| " + " | ".join(head) + " |", "| --- | --- |" + " ---: |" * (len(head) - 2)]
     for row in found:
         title = f"{row.contrast.arm} − {row.contrast.other}"
         sides = " − ".join(f"{side.mean:.2f} ± {side.sd or 0:.2f} ({side.n})" for side in row.sides)
-        intervals = [(row.low, row.high), *([row.paired[:2] if row.paired else (None, None)] if over else [])]
-        shown = [f"({low:+.2f} to {high:+.2f})" if low is not None else "–" for low, high in intervals]
-        delta = [f"{row.delta:+.2f}" + (f" {shown[0]}" if row.low is not None else ""), *shown[1:]]
+        cells = [f"{row.delta:+.2f}" + ("" if row.low is None else f" ({row.low:+.2f} to {row.high:+.2f})")]
+        if over:
+            cells.append("–" if row.paired is None else "{:+.2f} to {:+.2f}, over {}".format(*row.paired))
         p = "–" if row.p is None or row.holm is None else f"{row.p:.3f}; {row.holm:.3f}"
         names = " − ".join(f"`{name}`" for name in row.names)
-        lines.append(f"| {title} | {names} | {sides} | {' | '.join(delta).replace('-', '−')} | {p} |")
+        lines.append(f"| {title} | {names} | {sides} | {' | '.join(cells).replace('-', '−')} | {p} |")
     return "\n".join(lines)

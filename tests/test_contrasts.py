@@ -74,9 +74,9 @@ def test_recognisers_have_the_interval_over_the_same_speakers_too(tmp_path):
     (row,) = program.contrasts(tmp_path, program.CONTRASTS["ocean"])
     assert row.figure == "test_wer" and row.paired == (*paired_bootstrap(HALVES, ADAM), "5 speakers and over seeds")
     head, _, line = program.table([row]).splitlines()
-    assert "| test WER | Δ (95 %) | paired, over 5 speakers and over seeds | p; Holm |" in head
+    assert "| test WER | Δ (95 %) | paired (95 %) | p; Holm |" in head
     shown = " to ".join(f"{end:+.2f}".replace("-", "−") for end in row.paired[:2])
-    assert f") | ({shown}) | " in line and head.count("|") == line.count("|")
+    assert f") | {shown}, over 5 speakers and over seeds | " in line and head.count("|") == line.count("|")
 
 
 def test_of_every_arm_all_seeds_of_the_trial_that_validation_chose_are_kept(folder):

@@ -80,12 +80,18 @@ def test_utterances_are_drawn_where_the_speakers_are_not_known(tmp_path):
     assert found.paired.over == "10 utterances but not over seeds"  # of which Adam has one
 
 
-def test_without_the_errors_of_one_run_there_is_none(tmp_path):
-    *runs, last = recognisers(tmp_path)
-    (last / "errors_test.csv").unlink()
-    comparison = compared([*runs, last])
-    assert all(not row.against["equal passes"].paired for row in comparison.rows)
-    assert "bootstrap" not in summary(comparison)
+def test_without_the_errors_of_one_run_there_is_none_and_the_others_say_so(tmp_path):
+    runs = recognisers(tmp_path)
+    other = evaluated(tmp_path / "once", counts(7, 12, 2, 11, 6), 0, **{**SSGD, "noise": 0.3})
+    (other / "errors_test.csv").unlink()
+    comparison = compared([*runs, other])
+    rows = by_label(comparison)
+    assert rows["S-Adam 0.2, halves"].against["equal passes"].paired
+    assert rows["S-Adam 0.3"].against["equal passes"].paired is None
+    lacking = "None, as runs lack the errors of the same utterances, which seqssgd evaluate --save keeps: S-Adam 0.3."
+    assert summary(comparison).count(lacking) == 2  # equal epochs, equal passes
+    (runs[-1] / "errors_test.csv").unlink()
+    assert "bootstrap" not in summary(compared([*runs, other]))
 
 
 def test_a_record_of_a_run_keeps_them(tmp_path):

@@ -170,18 +170,26 @@ def _verdict(comparison: Comparison, criterion: str) -> list[str]:
 
 
 def _paired(comparison: Comparison, criterion: str) -> list[str]:
-    """The intervals over the same speakers or utterances; nothing if evaluations kept no errors of each."""
-    intervals, over = [], {}
+    """The intervals over the same speakers or utterances, and what has none; nothing if no method has one."""
+    intervals, without, over = [], [], {}
     for row in comparison.rows:
         found = row.against[criterion]
-        if found is not None and found.delta is not None and found.paired is not None:
-            delta, *ends = (_signed(value, _digits(comparison)) for value in (found.delta, *found.paired[:2]))
-            intervals.append(f"{row.group.label} {delta} ({' to '.join(ends)})")
-            over[found.paired.over] = True
+        if found is None or found.delta is None:
+            continue
+        if found.paired is None:
+            without.append(row.group.label)
+            continue
+        delta, *ends = (_signed(value, _digits(comparison)) for value in (found.delta, *found.paired[:2]))
+        intervals.append(f"{row.group.label} {delta} ({' to '.join(ends)})")
+        over[found.paired.over] = True
     if not intervals:
         return []
     drawn = f"the same {' or '.join(over)} (paired bootstrap)"
-    return [f"{criterion.capitalize()}, 95 % intervals over {drawn}: {_list(intervals)}."]
+    lacking = "None, as runs lack the errors of the same utterances, which seqssgd evaluate --save keeps: "
+    return [
+        f"{criterion.capitalize()}, 95 % intervals over {drawn}: {_list(intervals)}."
+        + (f" {lacking}{_list(without)}." if without else "")
+    ]
 
 
 def words(name: str) -> str:
