@@ -62,6 +62,7 @@ def own_cache(monkeypatch, tmp_path):
 def test_a_folder_of_parquet_files_with_the_usual_names(tmp_path, capsys):
     extra = {"id": ["x", "y", "z"], "speaker_id": [7, 7, 8]}
     source = write_parquet(tmp_path / "set", {"train": table(**extra), "validation": table(), "test": table()})
+    (source / "metadata.csv").write_text("file_name,text\na.wav,of other sounds\n")  # is not what they are read by
     sets = prepare(source, tmp_path / "out")
     assert set(sets) == {"train", "valid", "test"}
     assert [row["id"] for row in sets["train"]] == ["x", "y", "z"]

@@ -313,7 +313,7 @@ def test_the_bare_name_of_a_method_is_never_that_of_unusual_settings(tmp_path):
         runs = []
         for number, trial in enumerate(trials):
             chosen = usual | trial
-            model = {"model": {"width": chosen["width"], "dropout": chosen["dropout"]}}
+            model = {"model": {"dropout": chosen["dropout"], "width": chosen["width"]}}
             runs.append(make_run(tmp_path / f"{len(trials)}_{number}", [20.0], settings=model, lr=chosen["lr"]))
         return [group.label for group in group_runs([read_run(run) for run in runs])]
 
