@@ -150,6 +150,7 @@ def test_a_table_of_sound_files_that_cannot_be_one_is_named(table, words, tmp_pa
     (tmp_path / "metadata.csv").write_bytes(table.encode("latin-1"))
     said = refused(capsys, HUB.main, "--hub", tmp_path, "--out", tmp_path / "out")
     assert words in said and "metadata.csv" in said
+    assert ("cannot be read" in said) == (words == "cannot be read")  # one reason, not one within another
 
 
 def test_workers_read_the_data_set_too(tmp_path, monkeypatch):

@@ -16,8 +16,8 @@ TABLES, FILE = ("metadata.csv", "metadata.jsonl", "metadata.parquet"), "file_nam
 
 
 def find_tables(folder: Path) -> dict[str, Path]:
-    """The tables of a folder by their splits: those of folders in it by the names of these, its own is ``train``. None
-    where there are Parquet files that are no such table: they are the data set."""
+    """The tables of a folder by their splits: those of folders in it by the names of these, its own is ``train``. It
+    has none where there are Parquet files that are no such table: they are the data set."""
     if any(file.name not in TABLES for file in folder.rglob("*.parquet")):
         return {}
     names = [name for name in TABLES if (folder / name).is_file()]
@@ -39,6 +39,8 @@ def load_listed(tables: Mapping[str, Path]) -> dict:
 def _load(file: Path):
     try:
         return require("datasets").Dataset.from_list(_rows(file))
+    except UserError:
+        raise
     except (ValueError, TypeError, OSError, csv.Error) as error:  # pyarrow's are ValueErrors
         raise UserError(f"{file} cannot be read: {error}") from None
 

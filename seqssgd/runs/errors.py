@@ -14,7 +14,6 @@ from . import layout
 
 # errors and units of the reference: of ("speaker", name), or of ("utterance", id) where the speakers are not known
 Counts = dict[tuple[str, str], tuple[int, int]]
-_TEXTS = ("utterance", "speaker")
 
 
 def write_errors(
@@ -33,7 +32,8 @@ def write_errors(
     """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([*_TEXTS, *(f"{rate}_{what}" for rate in rates for what in ("errors", "reference"))])
+    numbered = [f"{rate}_{what}" for rate in rates for what in ("errors", "reference")]
+    writer.writerow(["utterance", "speaker", *numbered])
     for utterance in next(iter(rates.values())):
         numbers = [number for counts in rates.values() for number in counts[utterance]]
         writer.writerow([utterance, speakers[utterance] if speakers else "", *numbers])
