@@ -17,7 +17,7 @@ from refusals import (
 from regression import equal, loss_of, regression, weights_of
 from torch import nn
 
-from seqssgd.optim import SymmetricNoise
+from seqssgd.optim import SymmetricNoise, noise_groups
 
 # ---- closures --------------------------------------------------------------------------------------------------------
 
@@ -240,6 +240,27 @@ def test_a_trained_parameter_in_no_group_is_named():
     )
     for _ in single.passes():  # of one pass the sum is the mean
         loss_of(other).backward()
+
+
+class DroppedWeights(nn.Module):
+    """As weight dropout is often written: what it makes of a weight takes the place of a parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.raw = nn.Linear(4, 2), nn.Parameter(torch.ones(2, 4))
+
+    def forward(self, x):
+        self.inner._parameters["weight"] = nn.functional.dropout(self.raw)
+        return self.inner(x)
+
+
+def test_a_weight_that_is_computed_in_the_place_of_a_parameter_is_not_taken_for_one():
+    model = DroppedWeights()
+    del model.inner.weight
+    optimizer = SymmetricNoise(torch.optim.SGD(noise_groups(model, 0.5), lr=0.1), model=model)
+    for _ in range(2):
+        one_step_of(model, optimizer)
+    assert not torch.equal(model.raw, torch.ones(2, 4))
 
 
 # ---- states of other methods -----------------------------------------------------------------------------------------

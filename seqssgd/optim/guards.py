@@ -225,7 +225,9 @@ def check_all_in_groups(model: nn.Module, parameters: Iterable[Tensor]) -> None:
     if any(is_gathering(module) for module in model.modules()):  # FSDP2: while gathered, it names other tensors
         return
     known = {id(p) for p in parameters}
-    missing = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in known]
+    # Weight dropout puts what it has computed in the place of a parameter; that is trained where it came from.
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad and p.is_leaf]
+    missing = [name for name, p in trained if id(p) not in known]
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise ValueError(
