@@ -92,6 +92,7 @@ def test_copies_and_saved_models_are_free_and_guards_go_with_their_optimizer():
     with pytest.raises(RuntimeError, match="inside a loop"):
         for _ in other.passes():
             other_model.state_dict()
+    assert b"seqssgd" not in pickle.dumps(model)  # which is then read where this package is not installed
     del optimizer
     assert not model._state_dict_pre_hooks and not model._forward_pre_hooks
 

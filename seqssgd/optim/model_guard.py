@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -33,7 +34,8 @@ class ModelGuard:
 
     def __reduce__(self) -> Any:
         self._refuse("copy or save")
-        return _Nobody, ()
+        # What does nothing and returns None, of the standard library: a model that is saved whole needs no seqssgd.
+        return getattr, (nullcontext(), "__exit__")
 
 
 class SavingGuard(ModelGuard):
@@ -52,13 +54,6 @@ class EvaluationGuard(ModelGuard):
         state = self._state()
         if state is not None and state.training and not state.sampling:  # some train in evaluation mode
             self._refuse("evaluate", "; if that is a term of the loss, make the optimizer without model=")
-
-
-class _Nobody:
-    """What a guard is in a copy of its model."""
-
-    def __call__(self, *_: Any) -> None:
-        pass
 
 
 def guard(model: nn.Module, state: StepState, parameters: Iterable[Tensor]) -> None:
