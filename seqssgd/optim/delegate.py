@@ -63,10 +63,13 @@ class DelegatingOptimizer(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group to the base optimizer; its level is 0 unless it has one."""
         self._require_idle("add a parameter group")
-        self.check_group(param_group, len(self.param_groups))
-        self.base.add_param_group(param_group)
-        self._give_usual_level()
-        self.check_groups()
+        self.base.add_param_group(param_group)  # refuses what is no group, and makes lists of what is read only once
+        try:
+            self._give_usual_level()
+            self.check_groups()
+        except BaseException:
+            self.param_groups.pop()
+            raise
 
     def _set_usual_level(self, level: float) -> None:
         """Gives ``level`` to the groups that have none, those that are added later on too.
@@ -254,7 +257,7 @@ class DelegatingOptimizer(Optimizer):
             self._run.watch.cover(self._parameters())
 
     def check_group(self, group: dict[str, Any], index: int) -> None:
-        """Refuses a parameter group, that of number ``index``; it may be one that is about to be added.
+        """Refuses a parameter group, that of number ``index``.
 
         Raises:
             ValueError: its level is negative or not finite, or weights under noise are sparse or complex.

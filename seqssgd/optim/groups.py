@@ -3,7 +3,7 @@
 import math
 import re
 import warnings
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from numbers import Real
 from typing import Any
@@ -245,7 +245,12 @@ def pattern_of(name: str) -> str:
 
 
 def params_of(group: Mapping[str, Any]) -> list[Tensor]:
-    """The parameters of a group, which may be one that no optimizer has yet: those may hold a tensor alone."""
+    """The parameters of a group, which may be one that no optimizer has yet: those may hold a tensor alone.
+
+    Or what can be read only once, as ``model.parameters()``: the group then holds a list of it, as torch would make.
+    """
+    if isinstance(group["params"], Iterator) and isinstance(group, dict):
+        group["params"] = list(group["params"])
     return [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
 
 
@@ -257,13 +262,18 @@ def check_trainable(groups: Iterable[dict[str, Any]], key: str) -> None:
         key: their entry that is the level.
 
     Raises:
-        RuntimeError: some have a level, and all their parameters are frozen.
+        RuntimeError: some have a level, and all their parameters are frozen, or are on the meta device.
     """
     noisy = [group for group in groups if group.get(key)]
     if noisy and not any(p.requires_grad for group in noisy for p in group["params"]):
         raise RuntimeError(
             f'no weight with a noise level is trained: all parameters of the groups with "{key}" are frozen. Build the '
             'groups with noise_groups(model, noise=..., include=["names of what is trained"]), or set the level to 0'
+        )
+    if any(p.is_meta for group in noisy for p in group["params"]):
+        raise RuntimeError(
+            "weights with a noise level are on the meta device, where they have no values. Make the optimizer after "
+            "model.to_empty(device=...), which puts other parameters into the model"
         )
 
 
@@ -276,7 +286,7 @@ def check_level(group: dict[str, Any], key: str, index: int) -> None:
         index: its number, for the message.
 
     Raises:
-        ValueError: the level is negative or not finite; the weights are sparse or complex.
+        ValueError: the level is negative or not finite; the weights are sparse or complex, or not as many as layers.
     """
     level = group.get(key, 0.0)
     if isinstance(level, bool) or not (isinstance(level, Real) and math.isfinite(level) and float(level) >= 0):
@@ -287,7 +297,14 @@ def check_level(group: dict[str, Any], key: str, index: int) -> None:
         )
     if level == 0:
         return
-    for p in params_of(group):
+    params, layers = params_of(group), group.get("layers")
+    if layers and len(layers) != len(params):
+        raise ValueError(
+            f'parameter group {index} has {len(params)} parameters and {len(layers)} "layers", which are to be one for '
+            'each: divide the lists "layers", "names" and "roles" of noise_groups as the parameters, or leave them out '
+            "(each weight is then a layer of its own)"
+        )
+    for p in params:
         if p.requires_grad and (p.layout is not torch.strided or not p.is_floating_point()):
             kind = f"a {p.layout} tensor" if p.layout is not torch.strided else f"of type {p.dtype}"
             raise ValueError(
