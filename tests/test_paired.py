@@ -6,6 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
+import scipy.stats
 from made_runs import ADAM, HALVES, SSGD, WORDS, by_label, compared, counts, evaluated
 
 from seqssgd.cli import main
@@ -22,11 +23,14 @@ def test_the_interval_is_that_of_all_draws_there_are(monkeypatch, runs, others):
     drawn = np.array(list(itertools.product(range(len(WORDS)), repeat=len(WORDS))))
     words = np.array(list(WORDS.values()))[drawn].sum(1)
 
+    # Student's quantile for the normal one: three seeds say less of their variance than all would
+    stretch = scipy.stats.t.ppf(0.975, freedom) / 1.959964 if (freedom := len(runs) + len(others) - 2) else 1
+
     def means(side):
         errors = np.array([[count for count, _ in run.values()] for run in side])
         rates, n = 100 * errors[:, drawn].sum(2) / words, len(side)
         every = np.array([rates[list(taken)].mean(0) for taken in itertools.product(range(n), repeat=n)])
-        return rates.mean(0) + np.sqrt(n / max(n - 1, 1)) * (every - rates.mean(0))
+        return rates.mean(0) + stretch * np.sqrt(n / max(n - 1, 1)) * (every - rates.mean(0))
 
     expected = np.quantile(means(runs)[:, None] - means(others), [0.025, 0.975])
     monkeypatch.setattr(report_paired, "AT_ONCE", 30_000)  # draws times speakers: several blocks of draws
@@ -42,6 +46,18 @@ def test_the_interval_is_that_of_all_draws_there_are(monkeypatch, runs, others):
 def test_other_utterances_are_refused(other):
     with pytest.raises(ValueError, match="not evaluated on the same utterances"):
         paired_bootstrap(ADAM, [other])
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_the_interval_over_few_seeds_covers_as_often_as_it_says(n):
+    """Of two methods that are the same, on so many equal speakers that seeds are all that varies."""
+    random, covered, trials = np.random.default_rng(0), 0, 300
+    for _ in range(trials):
+        errors = random.normal(2000, 100, (2, n)).astype(int).tolist()
+        sides = [[{("speaker", str(i)): (count, 10_000) for i in range(2)} for count in side] for side in errors]
+        low, high = paired_bootstrap(*sides, draws=400)
+        covered += low <= 0 <= high
+    assert covered / trials > 0.9  # and not 0.79 or 0.86
 
 
 def test_there_is_nothing_to_draw_from_one_speaker():
