@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 from seqssgd.report import read_run
 from seqssgd.report.comparison import Estimate, estimate, holm, welch
-from seqssgd.report.metrics import best_evaluation, run_figures, shared_metric
+from seqssgd.report.metrics import best_evaluation, lower_is_better, run_figures, shared_metric
 from seqssgd.report.paired import Paired, paired
-from seqssgd.report.tables import words
+from seqssgd.report.tables import mean_and_sd, p_value, words
 from seqssgd.runs import layout
 from seqssgd.runs.reading import Run
 
@@ -77,8 +77,9 @@ def chosen(found: Mapping[str, Mapping[int, Run]], arms: Iterable[str]) -> str:
     metric = _metric(found)
 
     def validation(name: str) -> float:
-        row = best_evaluation(found[name][min(found[name])], metric)
-        return float("inf") if row is None else row[metric]
+        run = found[name][min(found[name])]
+        row, sign = best_evaluation(run, metric), 1 if lower_is_better(metric, [run]) else -1
+        return float("inf") if row is None else sign * row[metric]
 
     return min(names, key=validation)
 
@@ -118,8 +119,8 @@ def contrasts(folder: Path, asked: Sequence[Contrast]) -> list[Found]:
 
 
 def _tested(runs: Mapping[int, Run], later: bool, metric: str, figure: str) -> dict[Run, float]:
-    """Those that have the figure, with it; ``later``: without the first seed."""
-    kept = [run for seed, run in runs.items() if not (later and seed == min(runs))]
+    """The finished ones that have the figure, with it; ``later``: without the first seed."""
+    kept = [run for seed, run in runs.items() if run.finished and not (later and seed == min(runs))]
     figures = {run: run_figures(run, metric).get(figure) for run in kept}
     return {run: value for run, value in figures.items() if value is not None}
 
@@ -135,11 +136,11 @@ def table(found: Sequence[Found]) -> str:
     lines = ["| " + " | ".join(head) + " |", "| --- | --- |" + " ---: |" * (len(head) - 2)]
     for row in found:
         title = f"{row.contrast.arm} − {row.contrast.other}"
-        sides = " − ".join(f"{side.mean:.2f} ± {side.sd or 0:.2f} ({side.n})" for side in row.sides)
+        sides = " − ".join(f"{mean_and_sd(side, 2)} ({side.n})" for side in row.sides)
         cells = [f"{row.delta:+.2f}" + ("" if row.low is None else f" ({row.low:+.2f} to {row.high:+.2f})")]
         if over:
             cells.append("–" if row.paired is None else "{:+.2f} to {:+.2f}, over {}".format(*row.paired))
-        p = "–" if row.p is None or row.holm is None else f"{row.p:.3f}; {row.holm:.3f}"
+        p = "–" if row.p is None or row.holm is None else f"{p_value(row.p)}; {p_value(row.holm)}"
         names = " − ".join(f"`{name}`" for name in row.names)
         lines.append(f"| {title} | {names} | {sides} | {' | '.join(cells).replace('-', '−')} | {p} |")
     return "\n".join(lines)

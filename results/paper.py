@@ -19,7 +19,7 @@ from seqssgd.files import atomic_path
 from seqssgd.report import Comparison, Run, compare, read_run
 from seqssgd.report.comparison import Difference, Estimate, Row, difference, holm
 from seqssgd.report.noise_size import relative_noise
-from seqssgd.report.tables import LEVEL, words
+from seqssgd.report.tables import LEVEL, mean_and_sd, p_value, words
 from seqssgd.runs import layout
 
 RESULTS = Path(__file__).resolve().parent
@@ -212,19 +212,18 @@ def cells(line: Line) -> list[str]:
         return [*known, "", "", "", "*not run*", "", "", "not run"]
     runs, estimate, c = line.of.group.runs, line.of.figure(line.comparison.decisive), relative_noise(line.of.group)
     assert estimate is not None
-    ours = f"{estimate.mean:.2f}" + (f" ± {estimate.sd:.2f}" if estimate.sd is not None else "")
     hours = f"{line.of.group.mean('seconds') / 3600:.2f}"
     shown = [f"{found.baseline}, {equal}: {interval(found)}" for equal, found in line.differences.items()]
     size = "–" if c is None else f"{c:.2g}"
     scale = f"*{entry['scale']}*; {entry.get('data', '')}"
-    return [*known, ours, str(len(runs)), size, scale, hours, "<br>".join(shown), verdict(line)]
+    return [*known, mean_and_sd(estimate, 2), str(len(runs)), size, scale, hours, "<br>".join(shown), verdict(line)]
 
 
 def interval(found: Difference) -> str:
     text = f"{found.delta:+.2f}"
     if found.low is not None and found.high is not None:
         text += f" ({'' if found.p is not None else '~'}{found.low:+.2f} to {found.high:+.2f}"
-        text += f"; {found.holm:.3f})" if found.holm is not None else ")"
+        text += f"; {p_value(found.holm)})" if found.holm is not None else ")"
     return text.replace("-", "−")
 
 

@@ -89,3 +89,21 @@ def test_of_every_arm_all_seeds_of_the_trial_that_validation_chose_are_kept(fold
         "halves-0.7_s0",
     }
     assert {run.path.name for run in program.first_trials(folder)} == {f"{name}_s0" for name in [*FIGURES, "sgd"]}
+
+
+def test_the_best_accuracy_on_validation_is_the_highest(tmp_path):
+    for name, accuracy in (("halves-0.2", 70.0), ("halves-0.4", 80.0)):
+        make_run(tmp_path / f"{name}_s0", [{"valid_accuracy": accuracy}])
+    assert program.chosen(program.trials(tmp_path), ["halves"]) == "halves-0.4"
+
+
+def test_unfinished_runs_are_not_tested(folder):
+    (folder / "halves-0.4_s3/result.json").unlink()
+    assert [row.sides[0].n for row in program.contrasts(folder, ASKED)] == [2, 3]
+
+
+def test_one_run_has_no_deviation_and_no_p_value_is_0():
+    one, three = program.Estimate(20.0, None, 1), program.Estimate(9.0, 0.5, 3)
+    row = program.Found(program.Contrast("a", "b"), "test_wer", ("a", "b"), (one, three), 11.0, 10.0, 12.0, 1e-5, 2e-5)
+    line = program.table([row]).splitlines()[-1]
+    assert "| 20.00 (1) − 9.00 ± 0.50 (3) |" in line and "| < 0.001; < 0.001 |" in line

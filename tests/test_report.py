@@ -10,9 +10,11 @@ import yaml
 from made_runs import NONE, SSGD, by_label, compared, make_run, seeds
 
 from seqssgd.cli import main
-from seqssgd.report import group_runs, read_run, record
+from seqssgd.errors import UserError
+from seqssgd.report import group_runs, read_run, record, summary
 from seqssgd.report.comparison import holm, welch
 from seqssgd.report.metrics import best_evaluation
+from seqssgd.report.tables import figure_title
 
 SHAPED = {"method": "ssgd_shaped", "noise": 0.2}
 NSO = {"method": "nso", "noise": 0.01, "distribution": "gaussian", "granularity": "absolute"}
@@ -102,7 +104,9 @@ def test_the_validation_figure_is_that_of_the_checkpoint_that_was_tested(tmp_pat
     run = make_run(tmp_path / "run", values, test={"wer": 21.0, "cer": 10.5})
     result = json.loads((run / "result.json").read_text())
     (run / "result.json").write_text(json.dumps(result | {"best": {**values[1], "step": 20, "epoch": 2}}))
-    (row,) = compared([run], metric="valid_cer").rows
+    (row,) = (comparison := compared([run], metric="valid_cer")).rows
+    assert figure_title(comparison, "valid_cer") == "valid CER"
+    assert figure_title(compared([run]), "valid_wer") == "best valid WER"
     assert (row.figure("valid_cer").mean, row.figure("test_cer").mean) == (10.0, 10.5)
     (run / "result.json").unlink()  # an unfinished run does not say what is best
     assert best_evaluation(read_run(run), "valid_cer")["epoch"] == 1
@@ -117,6 +121,20 @@ def test_an_accuracy_is_best_when_high(tmp_path):
     comparison = compared([low, high])
     assert comparison.metric == "valid_accuracy" and not comparison.lower_is_better
     assert [row.group.label for row in comparison.rows] == ["Adam", "S-Adam 0.2"]
+
+
+@pytest.mark.parametrize(("kind", "verdict"), [("max", "Better"), ("min", "Worse")])
+def test_which_values_of_a_metric_are_better_is_what_the_runs_were_chosen_by(tmp_path, kind, verdict):
+    runs = []
+    for name, values, optim in (("a", (60.0, 61.0, 62.0), {}), ("b", (80.0, 81.0, 82.5), SSGD)):
+        for seed, value in enumerate(values):
+            runs.append(make_run(tmp_path / f"{name}{seed}", [{"valid_f1": value}], settings={"seed": seed}, **optim))
+            file = runs[-1] / "result.json"
+            best = {"best": {"valid_f1": value, "step": 10, "epoch": 1}, "best_by": {"valid_f1": kind}}
+            file.write_text(json.dumps({**json.loads(file.read_text()), **best}))
+    text = summary(compared(runs))
+    assert f"{'Higher' if kind == 'max' else 'Lower'} is better." in text
+    assert f"after Holm's correction: {verdict}: S-Adam 0.2." in text
 
 
 def test_methods_stand_family_by_family_whatever_their_figures(tmp_path):
@@ -173,6 +191,13 @@ def test_how_a_run_was_logged_and_on_how_many_threads_makes_no_other_method(tmp_
     assert len(group.runs) == 2 and group.label == "Adam"
     clipped = make_run(tmp_path / "c", [30.0], settings={"training": {"epochs": 1, "clip": 5.0}})
     assert len(group_runs(map(read_run, [*runs, clipped]))) == 2
+
+
+@pytest.mark.parametrize("method", ["none", "sam", "ema"])
+def test_two_seeds_of_noise_are_one_run_of_a_method_that_draws_none(tmp_path, method):
+    runs = [make_run(tmp_path / str(seed), [30.0], method=method, noise_seed=seed) for seed in (0, 1)]
+    with pytest.raises(UserError, match="the same settings and the same seed"):
+        group_runs(map(read_run, runs))
 
 
 def test_settings_that_did_not_exist_when_a_run_was_made_have_their_defaults(tmp_path):
@@ -244,6 +269,13 @@ def test_of_several_baselines_the_one_with_the_fewest_other_settings_is_taken(tm
     runs = [make_run(tmp_path / str(lr), [30.0 + lr], lr=lr) for lr in (0.1, 0.2)]
     runs.append(make_run(tmp_path / "ssgd", [29.0], lr=0.2, **SSGD))
     assert by_label(compared(runs))["S-Adam 0.2"].against["equal epochs"].delta == pytest.approx(-1.2)
+
+
+def test_a_baseline_of_another_precision_is_said_to_be_one(tmp_path):
+    runs = [make_run(tmp_path / "adam", [30.0], settings={"training": {"epochs": 1, "precision": "fp32"}})]
+    runs.append(make_run(tmp_path / "ssgd", [29.0], settings={"training": {"epochs": 1, "precision": "bf16"}}, **SSGD))
+    said = "Equal epochs, trained otherwise than the baseline: S-Adam 0.2 (training.precision bf16 against fp32)."
+    assert said in summary(compared(runs))
 
 
 def test_a_baseline_steps_on_as_many_minibatches(tmp_path):

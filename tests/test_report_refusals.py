@@ -10,7 +10,7 @@ from programs import refused
 
 from seqssgd.cli import main
 from seqssgd.errors import UserError
-from seqssgd.report import read_run, record
+from seqssgd.report import read_run, record, summary
 from seqssgd.report.metrics import shared_metric
 
 # ---- what is missing -------------------------------------------------------------------------------------------------
@@ -26,6 +26,28 @@ def test_tests_count_only_if_they_are_of_the_best_checkpoint_and_decide_only_if_
     assert comparison.decisive == "valid_wer" and row.against["equal epochs"].delta == -3.0
     assert main(["compare", *map(str, runs)]) == 0
     assert "No test WER (not evaluated at the best checkpoint): b1." in capsys.readouterr().out
+
+
+def test_evaluations_that_are_not_of_one_kind_are_named(tmp_path):
+    runs = [make_run(tmp_path / "a", [30.0]), make_run(tmp_path / "b", [29.0], **SSGD)]
+    best = {"wer": 20.0, "checkpoint": "best.pt", "utterances": 5}
+    for run, decoding in zip(runs, ("beam 50 with big.arpa, alpha 0.3", "beam 8, beta 1"), strict=True):
+        record(run, "test_beam", {**best, "decoding": decoding})
+    text = "The test beam WER is not of one and the same evaluation: "
+    said = f"{text}beam 50 with big.arpa, 5 utterances: a | beam 8, 5 utterances: b."
+    assert said in summary(compared(runs))
+    record(runs[1], "test_beam", {**best, "decoding": "beam 50 with big.arpa, alpha 0.5"})  # a weight of its own
+    assert text not in summary(compared(runs))
+    for run, words in zip(runs, (70, 90), strict=True):  # another test set
+        record(run, "test_beam", {**best, "wer_counts": {"reference": words}})
+    assert f"{text}5 utterances, 70 units of reference: a | " in summary(compared(runs))
+
+
+def test_validation_data_decoded_once_more_are_no_result(tmp_path):
+    run = make_run(tmp_path / "run", [30.0])
+    for split in ("train_beam", "valid_beam"):
+        record(run, split, {"wer": 10.0, "checkpoint": "best.pt"})
+    assert compared([run]).decisive == "valid_wer"
 
 
 def test_the_test_set_decides_before_other_splits_and_evaluations_leave_each_other_alone(tmp_path):

@@ -135,7 +135,12 @@ class Comparison:
     @property
     def lower_is_better(self) -> bool:
         """Whether a lower metric is a better one."""
-        return lower_is_better(self.metric)
+        return lower_is_better(self.metric, self.runs)
+
+    @property
+    def runs(self) -> list[Run]:
+        """Those that are in it, method by method."""
+        return [run for row in self.rows for run in row.group.runs]
 
 
 def compare(

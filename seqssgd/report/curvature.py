@@ -23,7 +23,7 @@ _CAPTION = (
 def curvature_section(comparison: Comparison) -> Section | None:
     """Small multiples of sharpness, relative trace and the trace of every layer; None if no run logged them."""
     runs = {
-        f"{row.group.label}, seed {run.settings.get('seed')}" if len(row.group.runs) > 1 else row.group.label: run
+        f"{row.group.label}, {comparison.names[run.path]}" if len(row.group.runs) > 1 else row.group.label: run
         for row in comparison.rows
         for run in row.group.runs
         if run.curvature

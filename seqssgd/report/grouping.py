@@ -124,8 +124,7 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
     for run in runs:
         settings = _method_settings(run)
         key = _text([settings, None if run.finished else run.rows[-1]["step"]])
-        # without a method the seed of its noise changes nothing
-        used = SEEDS[:1] if settings["optim.method"] == "none" else SEEDS
+        used = SEEDS if _draws(settings["optim.method"]) else SEEDS[:1]  # the other seed changes nothing
         seeds = _text([run.settings.get(name) for name in used])
         if (twin := seen.setdefault((key, seeds), run)) is not run:
             raise UserError(f"{twin.path} and {run.path}: the same settings and the same seed; leave out one of them")
@@ -134,6 +133,13 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
     for group, label in zip(found, _labels(found), strict=True):
         group.label = label
     return found
+
+
+def _draws(method: str) -> bool:
+    """Whether a method has draws of its own; one from elsewhere may have."""
+    from ..training.methods import METHODS as KNOWN
+
+    return method not in KNOWN or "seed" in KNOWN[method].parameters
 
 
 def differing_settings(groups: Sequence[Group]) -> list[str]:

@@ -7,7 +7,8 @@ from ..errors import UserError
 from ..runs.layout import BEST
 from ..runs.reading import Run
 
-SEEN = ("train", "valid")  # splits that the training has seen: evaluated again, they are no result
+# splits that the training has seen: evaluated again, however decoded, they are no result
+SEEN = ("train", "valid", "train_beam", "valid_beam")
 _NOT_METRICS = {
     *("kind", "step", "epoch", "passes", "lr", "noise", "relative_noise", "seconds", "units_per_second", "train_loss"),
 }
@@ -64,6 +65,22 @@ def run_figures(run: Run, metric: str) -> dict[str, float | None]:
     return found
 
 
-def lower_is_better(metric: str) -> bool:
-    """True of everything but accuracies."""
-    return "accuracy" not in metric
+def is_best(runs: Sequence[Run], metric: str) -> bool:
+    """Whether no evaluation of these runs has a better value than that of the best checkpoint.
+
+    It may have, where the best was chosen by another metric.
+    """
+    sign = 1 if lower_is_better(metric, runs) else -1
+    best = [(run, best_evaluation(run, metric)) for run in runs]
+    return all(
+        sign * taken[metric] <= sign * row[metric]
+        for run, taken in best
+        for row in run.rows
+        if taken and row.get(metric) is not None
+    )
+
+
+def lower_is_better(metric: str, runs: Sequence[Run] = ()) -> bool:
+    """As the runs say that were chosen by that metric; else true of everything but accuracies."""
+    known = {name: kind for run in runs for name, kind in run.result.get("best_by", {}).items()}
+    return known[metric] == "min" if metric in known else "accuracy" not in metric

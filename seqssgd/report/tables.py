@@ -8,8 +8,8 @@ from ..runs.reading import Run
 from .baselines import CHOSEN, TOLERANCE
 from .comparison import Comparison, Difference, Estimate
 from .escape import cell, markdown
-from .grouping import SEEDS, differing_settings, show
-from .metrics import best_evaluation
+from .grouping import EPOCHS, SEEDS, differing_settings, show
+from .metrics import best_evaluation, is_best
 from .noise_size import has_begun, relative_noise
 
 LEVEL = 0.05  # of significance
@@ -49,7 +49,7 @@ def results_table(comparison: Comparison) -> Table:
             f"{round(group.mean('epoch'), 1):g}",
             f"{group.mean('passes'):,.0f}",
         ]
-        cells += [_estimate(row.figure(name), digits) for name in comparison.figures]
+        cells += [mean_and_sd(row.figure(name), digits) for name in comparison.figures]
         cells += [_difference(found, group.label, digits) for found in row.against.values()]
         rows.append([*cells, f"{seconds / 60:.1f}" if in_minutes else f"{seconds:.0f}"])
     return Table([*head, "minutes" if in_minutes else "seconds"], rows)
@@ -132,6 +132,7 @@ def notes(comparison: Comparison) -> list[str]:
             if (difference := row.against[criterion]) and difference.baseline != row.group.label:
                 held.setdefault(difference.baseline, []).append(row.group.label)
         found += [f"{criterion.capitalize()}: {name} is the baseline of {_list(rows)}." for name, rows in held.items()]
+        found += _unlike_trainings(comparison, criterion)
         found += _verdict(comparison, criterion) + _paired(comparison, criterion)
     for name in comparison.figures:
         lacking = [
@@ -143,13 +144,48 @@ def notes(comparison: Comparison) -> list[str]:
         if lacking:
             why = "not finite" if name == comparison.metric else "not evaluated at the best checkpoint"
             found.append(f"No {figure_title(comparison, name)} ({why}): {_list(lacking)}.")
+        if name != comparison.metric and len(ways := _ways(comparison, name)) > 1:
+            groups = " | ".join(f"{way}: {_list(names)}" for way, names in ways.items())
+            found.append(f"The {figure_title(comparison, name)} is not of one and the same evaluation: {groups}.")
     return found + [f"Left out: {name}: {reason}." for name, reason in comparison.left_out.items()]
+
+
+def _ways(comparison: Comparison, name: str) -> dict[str, list[str]]:
+    """The names of the runs by how the decoding was done, and on how much, that gave them a figure."""
+    split, _, rate = name.rpartition("_")
+    found: dict[str, list[str]] = {}
+    for run in comparison.runs:
+        if figures := run.evaluations.get(split):
+            counts = figures.get(f"{rate}_counts")
+            size = {key: figures.get(key) for key in ("utterances", "predictions", "images", "bn_images")}
+            size |= {"units of reference": counts.get("reference") if isinstance(counts, dict) else None}
+            # behind the comma: weights, which may be those that suit each run
+            way = [str(figures["decoding"]).partition(", ")[0]] if "decoding" in figures else []
+            way += [f"{show(count)} {key.replace('_', ' ')}" for key, count in size.items() if count is not None]
+            found.setdefault(", ".join(way) or "not said", []).append(comparison.names[run.path])
+    return found
+
+
+def _unlike_trainings(comparison: Comparison, criterion: str) -> list[str]:
+    """What a method's loop had otherwise than its baseline's, such as the precision: no part of the method."""
+    baselines = {row.group.label: row.group for row in comparison.rows}
+    said = []
+    for row in comparison.rows:
+        if found := row.against[criterion]:
+            keys = row.group.differs_in(other := baselines[found.baseline])
+            unlike = [
+                f"{key} {show(row.group.settings.get(key))} against {show(other.settings.get(key))}"
+                for key in keys
+                if key.startswith("training.") and key != EPOCHS
+            ]
+            said += [f"{row.group.label} ({', '.join(unlike)})"] if unlike else []
+    return [f"{criterion.capitalize()}, trained otherwise than the baseline: {_list(said)}."] if said else []
 
 
 def _before_their_method(comparison: Comparison) -> list[Run]:
     """The runs whose figures are of a checkpoint before that which their method adds had begun."""
     found = []
-    for run in (run for row in comparison.rows for run in row.group.runs):
+    for run in comparison.runs:
         taken = best_evaluation(run, comparison.metric) if comparison.metric in comparison.figures else run.rows[-1]
         if taken is not None and not has_begun(run, taken):
             found.append(run)
@@ -199,7 +235,7 @@ def words(name: str) -> str:
 
 def figure_title(comparison: Comparison, name: str) -> str:
     """The name of a figure in words, and whether it is the best of its run."""
-    return f"best {words(name)}" if name == comparison.metric else words(name)
+    return f"best {words(name)}" if name == comparison.metric and is_best(comparison.runs, name) else words(name)
 
 
 def _list(names: list[str]) -> str:
@@ -220,7 +256,8 @@ def _size(c: float | None) -> str:
     return "–" if c is None else f"{c:.2g}" if c else "0"
 
 
-def _estimate(found: Estimate | None, digits: int) -> str:
+def mean_and_sd(found: Estimate | None, digits: int) -> str:
+    """A mean with its standard deviation, where it has one."""
     if found is None or found.sd is None:
         return _number(found and found.mean, digits)
     return f"{found.mean:.{digits}f} ± {found.sd:.{digits}f}"
@@ -231,7 +268,7 @@ def _difference(found: Difference | None, label: str, digits: int) -> str:
         return "baseline"
     if found is None or found.delta is None:
         return "–"
-    tested = "–" if found.p is None else f"{_p(found.p)}; {_p(found.holm)}"
+    tested = "–" if found.p is None else f"{p_value(found.p)}; {p_value(found.holm)}"
     return f"{_signed(found.delta, digits)} ({tested})"
 
 
@@ -239,5 +276,6 @@ def _signed(value: float, digits: int) -> str:
     return f"{value:+.{digits}f}".replace("-", "−")
 
 
-def _p(value: float | None) -> str:
+def p_value(value: float | None) -> str:
+    """A p-value: three decimals, and never 0."""
     return _number(value, 3) if value is None or value >= 0.001 else "< 0.001"

@@ -43,6 +43,7 @@ class Result(TypedDict):
     parameters: NotRequired[int]
     seconds: NotRequired[float]
     best: NotRequired[Figures]
+    best_by: NotRequired[dict[str, str]]
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ def result(progress: Progress, task: Task, last_step: int, max_nonfinite: int) -
     return {
         "final": p.final,
         "best": p.best,
+        "best_by": dict([task.best] if task.best else []),
         "steps": p.step,
         "epochs": p.epoch,
         "passes": p.passes,
