@@ -378,4 +378,4 @@ def test_every_run_of_a_method_has_its_own_curve_of_curvature(tmp_path):
         file = run / "metrics.jsonl"
         file.write_text(json.dumps(row) + "\n" + file.read_text())
     picture = curvature_section(compare(list(map(read_run, runs)))).pictures["curvature_whole"]["svg"].decode()
-    assert "S-Adam 0.2, 0<" in picture and "S-Adam 0.2, 1<" in picture
+    assert all(colour in picture for colour in COLOURS[:2]) and COLOURS[2] not in picture
