@@ -51,11 +51,13 @@ RUNS = {
     "transformer_baseline": "recipes/ptb_lstm/README.md",
     "conformer_baseline": "recipes/wsj_sgcn/README.md",
     "ocean_baseline": "recipes/wsj_sgcn/README.md",
+    "ocean": "recipes/wsj_sgcn/README.md",
     "cifar10_cpu": "recipes/cifar_cnn/README.md",
 }
 # What the overview shows of them, and the methods in it, each a row: (optim.method, its form) -> name.
 OVERVIEW = {
     "demo_regularised": ("docstrings, LSTM with dropout", "perplexity"),
+    "ocean": ("speechocean762, gated ConvNet with dropout", "WER in %"),
     "ptb_rivals": ("Penn Treebank, LSTM", "perplexity"),
     "an4": ("AN4, gated ConvNet", "WER in %"),
     "cifar10_cpu": ("CIFAR-10, ResNet-20", "accuracy in %"),
@@ -164,13 +166,13 @@ def noise_table() -> str:
 def overview(compared: dict[str, Comparison]) -> "Figure":
     """A forest plot for each recipe: what noise changes on the test set at equal passes, with its interval."""
     shown = {name: title for name, title in OVERVIEW.items() if name in compared}
-    figure = new_figure(3.0 + 2.0 * len(shown), 0.9 + 0.32 * len(FORMS))
+    figure = new_figure(3.0 + 2.0 * len(shown), 1.1 + 0.32 * len(FORMS))
     panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
     for axes, (name, (title, unit)) in zip(panels, shown.items(), strict=True):
         comparison = compared[name]
         found = effects(comparison)
         forest(axes, [found.get(form) for form in FORMS], COLOURS[: len(FORMS)])
-        axes.set_title(title, fontsize=10)
+        axes.set_title(title.replace(", ", ",\n"), fontsize=10)
         axes.set_xlabel(f"Δ {unit} ({'left' if comparison.lower_is_better else 'right'} is better)", fontsize=9)
         axes.grid(alpha=0.3, axis="x")
         axes.tick_params(axis="y", length=0)
