@@ -11,7 +11,10 @@ import warnings
 from collections.abc import Callable
 from types import ModuleType
 
-_MENDABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.EIO}
+# What the machine may say, whatever the program does: rights, disks, folders that are deleted under it.
+_MENDABLE = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.ESTALE,
+}  # fmt: skip
 FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
@@ -52,9 +55,9 @@ def not_installed(error: ModuleNotFoundError, extra: str = "recipes") -> Excepti
 def run_cli(main: Callable[[], int | None]) -> int:
     """Calls ``main`` and returns the exit status of the program: ``sys.exit(run_cli(main))``.
 
-    ``None`` counts as 0. A :class:`UserError`, a full disk or memory, or a refused permission is printed as one line
-    ``error: …`` (status 2); Ctrl-C gives 130; a reader that went away (``… | head``) ends the program
-    quietly with 141, as the signal SIGPIPE would. Every other exception is a bug and keeps its traceback.
+    ``None`` counts as 0. A :class:`UserError`, a full disk or memory, a refused permission, or a file or folder that is
+    gone is printed as one line ``error: …`` (status 2); Ctrl-C gives 130; a reader that went away (``… | head``) ends
+    the program quietly with 141, as the signal SIGPIPE would. Every other exception is a bug and keeps its traceback.
     Warnings that no user can use are not shown (:func:`ignore_warnings`).
     A standard stream that was closed (``>&-``) takes what is written to it and forgets it.
     """

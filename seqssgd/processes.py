@@ -3,11 +3,15 @@
 Every process runs the same program. Process 0, the main one, alone writes files and prints.
 """
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
+
+from .errors import UserError
 
 
 def rank() -> int:
@@ -51,6 +55,21 @@ def from_main(value: Any) -> Any:
     values = [value]
     dist.broadcast_object_list(values)
     return values[0]
+
+
+@contextlib.contextmanager
+def refused_together() -> Iterator[None]:
+    """A ``UserError`` of process 0 in this block, which all processes enter, is raised in all of them: else the others
+    would wait for it.
+    """
+    refusal = None
+    try:
+        yield
+    except UserError as error:
+        refusal = error
+    said = from_main(refusal and str(refusal))
+    if refusal is not None or said is not None:
+        raise refusal or UserError(said)
 
 
 def parallel(model: nn.Module) -> nn.Module:

@@ -88,6 +88,12 @@ def test_an_option_wins_wherever_it_stands(parse, tmp_path):
 WRONG_OPTIONS = {  # what is given: how the message begins
     "--optim.nosie 0.5": "optim.nosie: no such setting; did you mean optim.noise?",
     "--optim.nois 0.5": "optim.nois: no such setting; did you mean optim.noise?",  # no abbreviations
+    "--max_steps 5": "max_steps: no such setting; did you mean max-steps?",
+    "--optim.lr=": "optim.lr: expected float, got ''",
+    "--training.clip=": "training.clip: expected float, or null, got ''",
+    "--training.precision=": "training.precision: expected one of 'fp32', 'bf16', 'fp16', 'auto', got ''",
+    "--optim.only=": "optim.only: '' is no list of 'recurrent', 'conv'",
+    "--max-minutes=": "max_minutes: expected float, or null, got ''",
     "--conf x.yaml": "conf: no such setting; --help lists them all",
     "--trainin.epochs=3": "trainin.epochs: no such setting; did you mean training.epochs?",
     "--training.lr 3": "training.lr: no such setting; did you mean training",
@@ -195,9 +201,13 @@ def test_wrong_files_are_refused_in_one_line_that_names_key_or_file(parse, tmp_p
 
 def test_a_missing_file_or_folder_is_refused_and_named(parse, tmp_path):
     (tmp_path / "empty").mkdir()
+    os.mkfifo(tmp_path / "pipe")  # what <(…) gives; it would be read once more, and waited for
     for options, wanted in (
-        (["--config", str(tmp_path / "none.yaml")], f"config: File does not exist: '{tmp_path / 'none.yaml'}'"),
-        (["--config", str(tmp_path)], f"config: Path is not a file: '{tmp_path}'"),
+        *(
+            ([f"--config={name}"], f"--config: {name!r} is not a file (a pipe can be read only once)")
+            for name in (str(tmp_path / "none.yaml"), str(tmp_path), str(tmp_path / "pipe"), "-")
+        ),
+        (["--out", os.fsdecode(b"gr\xf6\xdfe")], "--out: 'gr\\udcf6\\udcdfe' is not a name in UTF-8"),
         (["--data", str(tmp_path / "none")], f"--data {tmp_path / 'none'}: not a folder; prepare the data"),
         (["--data", str(tmp_path / "empty")], f"--data {tmp_path / 'empty'}: an empty folder; prepare the data"),
         (["--data", __file__], f"--data {__file__}: not a folder; prepare the data"),
@@ -233,6 +243,24 @@ def test_settings_that_only_the_machine_can_refuse():
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="^training.device: cuda is not available here"):
             setup(TrainingConfig(device="cuda"), 0)
+
+
+@pytest.mark.parametrize("given", [{"WORLD_SIZE": "2"}, {"WORLD_SIZE": "1", "RANK": "x"}])
+def test_half_of_what_torchrun_says_is_refused(monkeypatch, given):
+    for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="^WORLD_SIZE is set, but not as torchrun does .*; use torchrun, or unset it$"):
+        setup(TrainingConfig(device="cpu"), 0)
+
+
+def test_more_processes_than_cuda_devices_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(UserError, match="^LOCAL_RANK 1: there are 1 CUDA devices here; start one process for each$"):
+        setup(TrainingConfig(device="cuda"), 0)
 
 
 def test_a_program_ends_with_one_line_and_status_2(tmp_path):

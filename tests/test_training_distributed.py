@@ -21,7 +21,7 @@ from toy_task import ToyTask, toy_config, train
 from seqssgd import processes
 from seqssgd.errors import UserError
 from seqssgd.runs import checkpoints
-from seqssgd.training import cleanup
+from seqssgd.training import cleanup, distributed
 
 METHODS = {
     "none": ({"method": "none"}, {}),
@@ -126,6 +126,10 @@ def worker(folder: Path) -> None:
     run("parts", DROPOUT, again=True)
     run("stopped", DROPOUT, StoppedTask)
     run("stopped", DROPOUT, again=True)
+    try:
+        run("whole", settings(), again=True)
+    except UserError as error:
+        report["refusal"] = str(error)
     report["attempts"] = attempts
     torch.save(report, folder / f"rank{processes.rank()}.pt")
     cleanup()
@@ -184,7 +188,7 @@ def test_gradients_are_exchanged_once_per_step(runs, name):
 
 def test_all_processes_have_the_same_bits(runs):
     first, second = runs[1]
-    for name in set(first) - {"attempts"}:
+    for name in set(first) - {"attempts", "refusal"}:
         assert_same_bits(first[name]["weights"], second[name]["weights"])
         for key in ("best", "steps", "nonfinite", "exit_code", "finished"):
             assert first[name]["result"][key] == second[name]["result"][key]
@@ -218,10 +222,27 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(runs):
         assert (result["exit_code"], result["finished"], result["steps"]) == (143, False, 3)
 
 
+def test_what_the_main_process_refuses_all_refuse(runs):
+    first, second = (report["refusal"] for report in runs[1])
+    assert first == second and "whole: a run of another configuration" in first
+
+
+@pytest.mark.parametrize("words", ["Connection closed by peer [::1]:1", "Read error [::1]:1: Connection reset by peer"])
+def test_the_end_of_another_process_is_one_line(monkeypatch, words):
+    def main():
+        raise RuntimeError(f"[gloo/transport/tcp/pair.cc:537] {words}. GLHF!")
+
+    with pytest.raises(RuntimeError, match="GLHF"):
+        distributed.with_others(main)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    with pytest.raises(UserError, match="^another process of this training has ended, or cannot be reached; "):
+        distributed.with_others(main)
+
+
 def test_only_the_main_process_writes_and_speaks(runs):
     folder, (main, other) = runs
     assert other["attempts"] == [] and len(main["attempts"]) > 50  # the main one's show that the audit works
-    names = set(main) - {"attempts"}
+    names = set(main) - {"attempts", "refusal"}
     assert all("step 3" in main[name]["printed"] and other[name]["printed"] == "" for name in names)
     assert json.loads((folder / "whole/environment.json").read_text())["processes"] == 2
 

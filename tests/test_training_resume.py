@@ -19,6 +19,7 @@ from toy_task import ToyTask, toy_config, train
 from seqssgd.errors import UserError
 from seqssgd.runs import checkpoints
 from seqssgd.training import RunDirectory
+from seqssgd.training.signals import StopSignals
 
 TIMES = ("seconds", "units_per_second")
 
@@ -188,6 +189,34 @@ def test_signals_stop_after_a_checkpoint(tmp_path, number, code):
     train(tmp_path / "whole", config, max_steps=limit)
     assert_same(newest(tmp_path / "stopped")["model"], newest(tmp_path / "whole")["model"])
     assert metrics(tmp_path / "stopped") == metrics(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_comes_twice_is_one(number):
+    with StopSignals() as signals:
+        for _ in range(2):  # as Slurm and torchrun, or timeout, send it
+            os.kill(os.getpid(), number)
+        assert signals.number == number
+
+
+def test_only_ctrl_c_interrupts_a_training_that_stops(monkeypatch):
+    with StopSignals() as signals, pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGTERM)
+        now = time.monotonic() + StopSignals.AGAIN
+        monkeypatch.setattr(time, "monotonic", lambda: now)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.number == signal.SIGTERM
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_folder_that_is_moved_away_under_a_training_is_one_line(tmp_path):
+    process = launch(tmp_path / "run", {"training": {"epochs": 10_000, "log_every": 1}})
+    wait_for(tmp_path / "run", "checkpoints/step-*.pt")
+    (tmp_path / "run").rename(tmp_path / "elsewhere")
+    process.join(60)
+    said = (tmp_path / "run.log").read_text()
+    assert process.exitcode == 2 and said.splitlines()[-1].startswith(f"error: {tmp_path / 'run'}"), said
+    assert "No such file or directory" in said and "Traceback" not in said
 
 
 def test_max_minutes_stops_and_the_same_command_goes_on(tmp_path):

@@ -18,7 +18,7 @@ from ..errors import FULL, UserError
 from ..files import atomic_path, is_leftover, make_folder, naming, sync_folder
 from ..locks import take_lock, try_lock
 from ..notes import warn
-from ..processes import is_main
+from ..processes import is_main, refused_together
 from . import layout
 from .checkpoints import checksums
 from .environment import environment, read_environment, warn_of_changes
@@ -64,17 +64,19 @@ class RunDirectory:
         self._like = None if isinstance(config, Mapping) else config
         settings = plain(config if isinstance(config, Mapping) else dataclasses.asdict(config))
         self.config = {**settings, **self._noted}
-        if is_main():
-            try:
+        with refused_together():
+            if is_main():
                 self._open()
-            except OSError as error:
-                if error.errno in FULL:
-                    raise
-                raise UserError(
-                    f"{self.path}: cannot write there ({error.strerror}); choose another directory"
-                ) from error
 
     def _open(self) -> None:
+        try:
+            self._make()
+        except OSError as error:
+            if error.errno in FULL:
+                raise
+            raise UserError(f"{self.path}: cannot write there ({error.strerror}); choose another directory") from error
+
+    def _make(self) -> None:
         make_folder(self.path)
         known = self.path / layout.CONFIG
         if known.is_file():

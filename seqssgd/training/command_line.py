@@ -63,7 +63,8 @@ def parse_recipe(config_class: type, argv: Sequence[str] | None = None, descript
     files, options = _split_off_files(argv)
     paths = [word.removeprefix("--config=") for word in files if word != "--config"]
     require(all(paths), "--config", "", "the name of a file; give one")
-    for name in filter(lambda name: Path(name).is_file(), paths):
+    for name in paths:  # each is read several times
+        require(Path(name).is_file(), "--config", name, "a file (a pipe can be read only once); give the name of one")
         try:  # before jsonargparse reads it, which takes a key twice, and as many values as it holds
             check_places(parse_yaml(Path(name).read_bytes()))
         except ValueError as error:
@@ -86,6 +87,7 @@ def parse_recipe(config_class: type, argv: Sequence[str] | None = None, descript
         check_used(config.optim, paths, options)
     for key in ("data", "out"):
         require(bool(settings[key]), f"--{key}", settings[key], "the name of a folder; give one")
+        require(_is_unicode(settings[key]), f"--{key}", settings[key], "a name in UTF-8; rename the folder")
     for key in ("max_steps", "max_minutes"):
         require(is_positive(settings[key]), f"--{key.replace('_', '-')}", settings[key], "a number > 0")
     data = Path(settings.data)
@@ -93,6 +95,14 @@ def parse_recipe(config_class: type, argv: Sequence[str] | None = None, descript
         state = "an empty folder" if data.is_dir() else "not a folder"
         raise UserError(f"--data {data}: {state}; prepare the data with the recipe's program in data_prep/")
     return Command(config, data, Path(settings.out), settings.max_steps, settings.max_minutes)
+
+
+def _is_unicode(name: str) -> bool:
+    """Whether a file's name is text in UTF-8: TensorBoard takes no other."""
+    try:
+        return bool(name.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _check_values(options: Sequence[str]) -> None:
@@ -197,7 +207,7 @@ def _keys(config_class: type, prefix: str = "") -> list[str]:
 
 def _one_line(message: str, keys: list[str], files: list[str]) -> str:
     """jsonargparse's message, which may run over many lines, as one that starts with the key, or names the file."""
-    text = " ".join(message.split())
+    text = re.sub("(got|[Vv]alue:)$", r"\1 ''", " ".join(message.split()))  # --optim.lr "$UNSET"
     if unreadable := re.match(r"(Problems parsing|Unexpected) config: ?|(?='utf-8' codec)", text):
         names = ", ".join(word.removeprefix("--config=") for word in files if word != "--config")
         return f"--config {names}: no settings in YAML ({text[unreadable.end() :] or 'nothing at all'})"
@@ -208,7 +218,7 @@ def _one_line(message: str, keys: list[str], files: list[str]) -> str:
     )
     if unknown:
         key = ".".join(filter(None, (unknown["group"], unknown["key"])))
-        close = difflib.get_close_matches(key, keys, n=1)
+        close = difflib.get_close_matches(key, [*keys, "max-steps", "max-minutes"], n=1)
         return f"{key}: no such setting{f'; did you mean {close[0]}?' if close else '; --help lists them all'}"
     text = re.sub(r'^Parser key "(.+?)": ', r"\1: ", text)
     if group := re.match(r"(\S+): Unable to load config ('(.*?)') - (.*)", text):

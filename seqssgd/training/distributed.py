@@ -5,6 +5,9 @@ See :mod:`seqssgd.processes`; in a process that torchrun did not start there is 
 
 import os
 import random
+import re
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,8 +26,8 @@ def setup(config: TrainingConfig, seed: int) -> torch.device:
         the device for model and batches.
 
     Raises:
-        UserError: CUDA or graphs are asked for and there is no such device; more threads than cores; the seed is
-            negative or too large.
+        UserError: CUDA or graphs are asked for and there is no such device; more processes than CUDA devices, or more
+            threads than cores; the seed is negative or too large; there is no torchrun, though WORLD_SIZE is set.
     """
     check_seed("seed", seed)
     cores = os.cpu_count() or 1
@@ -41,9 +44,16 @@ def setup(config: TrainingConfig, seed: int) -> torch.device:
         keep_freed_memory()
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if kind == "cuda":
+        if local_rank >= (count := torch.cuda.device_count()):
+            raise UserError(f"LOCAL_RANK {local_rank}: there are {count} CUDA devices here; start one process for each")
         torch.cuda.set_device(local_rank)
     if "WORLD_SIZE" in os.environ and not dist.is_initialized():
-        dist.init_process_group("nccl" if kind == "cuda" else "gloo")
+        try:
+            dist.init_process_group("nccl" if kind == "cuda" else "gloo")
+        except ValueError as error:  # a variable is missing, or no number
+            raise UserError(
+                f"WORLD_SIZE is set, but not as torchrun does ({error}); use torchrun, or unset it"
+            ) from None
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it CUDA matrix products are not deterministic
     torch.use_deterministic_algorithms(config.deterministic)
     random.seed(seed)
@@ -56,6 +66,23 @@ def cleanup() -> None:
     """Leaves the group of processes."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def with_others(main: Callable[[], Any]) -> Any:
+    """What ``main`` returns.
+
+    Raises:
+        UserError: another process has ended, or cannot be reached: its own words are those that say why.
+    """
+    try:
+        return main()
+    except RuntimeError as error:
+        if world_size() == 1 or not re.search("Connection (closed|reset) by peer|Broken pipe", str(error)):
+            raise
+        raise UserError(
+            "another process of this training has ended, or cannot be reached; see what it said, and run the same "
+            "command again to resume"
+        ) from None
 
 
 def data_share(optim: OptimConfig) -> tuple[int, int]:

@@ -64,7 +64,9 @@ def fit(
         raise ValueError("precision 'auto' depends on the model: see seqssgd.training.precision.settle_precision")
     loop = _Loop(task, optimizer, schedulers, config, run, max_steps, max_minutes)
     try:
-        result = processes.from_main(run.result())
+        with processes.refused_together():
+            result = run.result()
+        result = processes.from_main(result)
         if result and (result["stopped_early"] or result.get("diverged") or result["steps"] >= loop.limit):
             loop.say(f"{run.path}: already finished at step {result['steps']}; nothing to do")
             return {**result, "finished": True, "exit_code": outcome.exit_code(result, run.path)}
@@ -303,7 +305,8 @@ class _Loop:
 
     def resume(self) -> None:
         """Goes to the newest checkpoint; at the very start only gives every process a dropout of its own."""
-        newest = checkpoints.load_newest(self.run.checkpoints) if processes.is_main() else None
+        with processes.refused_together():
+            newest = checkpoints.load_newest(self.run.checkpoints) if processes.is_main() else None
         path = processes.from_main(newest and newest[0])
         if path is not None:
             snapshot.give_back(self, newest[1] if newest else checkpoints.load(path), path)
@@ -311,7 +314,7 @@ class _Loop:
                 checkpoints.delete_earlier(self.run.checkpoints, newest[1], self.progress.step, self.config.keep)
         elif processes.rank():
             torch.manual_seed(torch.initial_seed() + processes.rank())
-        with _rng_untouched():
+        with _rng_untouched(), processes.refused_together():
             self.run.start_metrics(self.metrics_length, self.progress.step)
         if path is not None:
             self.say(f"resuming at step {self.progress.step} from {path}")

@@ -98,7 +98,7 @@ def build(program: Callable[[], int]) -> tuple[Task, MultiPassOptimizer, Any]:
 def run_program(main: Callable[[], int | None]) -> NoReturn:
     """Runs ``main`` as :func:`seqssgd.errors.run_cli` does, leaves the group of processes and ends the program."""
     try:
-        status = run_cli(main)
+        status = run_cli(lambda: distributed.with_others(main))
     finally:
         distributed.cleanup()
     sys.exit(status)
