@@ -9,8 +9,9 @@ from programs import ROOT, load
 from torch.func import functional_call
 
 from seqssgd.errors import UserError
+from seqssgd.speech import task as speech_task
 from seqssgd.speech.config import AugmentConfig, CorpusConfig, TokensConfig
-from seqssgd.training import OptimConfig, TrainingConfig, build_optimizer, parse_recipe
+from seqssgd.training import OptimConfig, TrainingConfig, build_optimizer, distributed, parse_recipe
 
 datasets = pytest.importorskip("datasets")
 import tones  # noqa: E402
@@ -50,6 +51,27 @@ def task_of(data, augment=None, model=MODEL, batch_seconds=3.0, speech_sets=None
     recognizer = Recognizer(config.model, tokenizer.vocab_size)
     task = TRAIN.SpeechTask(recognizer, tokenizer, sets, config, torch.device("cpu"))
     return task, build_optimizer(recognizer, config.optim)
+
+
+def test_two_processes_that_share_a_minibatch_see_it_augmented_alike(data, monkeypatch):
+    monkeypatch.setitem(globals(), "build_optimizer", lambda *_: None)  # it wants the processes
+    for module in (distributed, speech_task):
+        monkeypatch.setattr(module, "world_size", lambda: 4)
+
+    def features(rank, signs="pairs", start=0):
+        monkeypatch.setattr(distributed, "rank", lambda: rank)
+        task, _ = task_of(data, {"speeds": [0.9, 1.0, 1.1]}, batch_seconds=12.0, **SSGD, signs=signs)
+        torch.manual_seed(rank)
+        before = torch.get_rng_state()
+        found = [batch[0] for batch in task.batches(1, start)]
+        assert torch.equal(before, torch.get_rng_state()) == (signs == "pairs")
+        return found
+
+    first, second, third = (features(rank) for rank in range(3))
+    assert len(first) > 1 and all(map(torch.equal, first, second))
+    assert all(map(torch.equal, first[1:], features(0, start=1)))  # as a training that goes on has them
+    assert not any(a.shape == b.shape and torch.equal(a, b) for a, b in zip(first, third, strict=True))
+    features(1, "ranks")
 
 
 def ctc_by_hand(logits, labels):

@@ -194,7 +194,7 @@ class BucketBatches:
         """The indices in each minibatch of this process, from number ``start`` on."""
         batches = self._all(epoch)
         steps = [batches[i : i + self.world_size] for i in range(0, len(batches), self.world_size)]
-        order = torch.randperm(len(steps), generator=self._generator(epoch, "order")).tolist()
+        order = torch.randperm(len(steps), generator=self.generator(epoch, "order")).tolist()
         return [steps[i][self.rank] for i in order[start:]]
 
     def padding(self) -> float:
@@ -204,7 +204,7 @@ class BucketBatches:
         return 1 - sum(self.lengths[i] for batch in batches for i in batch) / max(full, 1)
 
     def _all(self, epoch: int) -> list[list[int]]:
-        generator, batches = self._generator(epoch, "batches"), []
+        generator, batches = self.generator(epoch, "batches"), []
         for bucket in self.buckets:
             shuffled = [bucket.indices[i] for i in torch.randperm(len(bucket.indices), generator=generator).tolist()]
             units = len(shuffled) // self.unit
@@ -212,7 +212,8 @@ class BucketBatches:
             batches += [shuffled[a:b] for a, b in zip(ends, ends[1:], strict=False)]
         return batches
 
-    def _generator(self, epoch: int, purpose: str) -> torch.Generator:
+    def generator(self, epoch: int, purpose: str) -> torch.Generator:
+        """One that is seeded with the seed, the epoch and the purpose alone."""
         digest = hashlib.sha256(f"{self.seed} {epoch} {purpose}".encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:7]))
 

@@ -1,5 +1,6 @@
 """The training of a speech recogniser: its data, its loss, its evaluation."""
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from ..data.prefetching import prefetch
 from ..data.speech import SpeechSet, load_speech
 from ..errors import UserError
 from ..optim import Pass
+from ..processes import world_size
 from ..training import Task, distributed
 from .batching import BucketBatches, collate, padded, select
 from .config import Config, TokensConfig
@@ -23,7 +25,8 @@ from .tokens import CharacterTokenizer, LabelTokenizer, PieceTokenizer, check_la
 class SpeechTask(Task):
     """Connectionist temporal classification: labels from audio, without an alignment.
 
-    Front end and augmentation run once for every minibatch: the passes of a step see the same features.
+    Front end and augmentation run once for every minibatch: the passes of a step see the same features, those of two
+    processes that share a minibatch too.
     """
 
     model: Recognizer
@@ -69,14 +72,29 @@ class SpeechTask(Task):
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
         """Augmented features (B, T, F), their lengths (B,), labels (B, U), their lengths (B,), and seconds (B,)."""
         batches = self.minibatches.epoch(epoch, start)
-        for batch in prefetch(batches, lambda i: collate(self.train, self.targets, i), self.config.corpus.prefetch):
+        loaded = prefetch(batches, lambda i: collate(self.train, self.targets, i), self.config.corpus.prefetch)
+        for number, batch in enumerate(loaded, start):
             batch = batch.to(self.device)
-            with torch.no_grad():
+            with torch.no_grad(), self.alike(epoch, number):
                 waves, lengths = self.speed(batch.waves, batch.wave_lengths)
                 features, frames = self.model.features(waves, lengths)
                 features = self.mask(features, frames)
             seconds = batch.wave_lengths / self.train.rate
             yield features, frames, batch.targets, batch.target_lengths, seconds
+
+    @contextlib.contextmanager
+    def alike(self, epoch: int, number: int) -> Iterator[None]:
+        """Draws in this block are those of torch's global generators, which every process has of its own. Where two
+        share a minibatch (signs "pairs"), they are seeded alike: else w+n and w-n would be given other features.
+        """
+        share, shares = distributed.data_share(self.config.optim)
+        if shares == world_size():
+            yield
+            return
+        seed = self.minibatches.generator(epoch, f"augmentation {number} {share}").initial_seed()
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            yield
 
     def loss(self, batch: tuple[Tensor, ...], part: Pass) -> tuple[Tensor, float]:
         """Loss per label, averaged over the utterances; the units are seconds of audio."""
