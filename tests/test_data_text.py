@@ -9,6 +9,7 @@ import pytest
 import torch
 from programs import generated_lines
 
+from seqssgd.data.preparing import write_folder
 from seqssgd.data.text import Windows, columns, load_text, read_lines, summary, write_text_dataset
 from seqssgd.data.tokenizers import CharacterTokenizer, SentencePieceTokenizer, WordTokenizer, load_tokenizer
 from seqssgd.errors import UserError
@@ -222,6 +223,17 @@ def test_a_failure_while_writing_leaves_nothing_behind(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         write_text_dataset(tmp_path / "out", SPLITS, "text")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_another_process_writes_meanwhile_is_left_to_it(tmp_path):
+    def fill(folder):
+        (folder / "mine").touch()
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out/theirs").touch()
+
+    with pytest.raises(UserError, match="out: another process has written it meanwhile; run the same command again$"):
+        write_folder(tmp_path / "out", {}, fill)
+    assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == ["out", "out/theirs"]
 
 
 def test_a_split_without_text_is_refused(tmp_path):

@@ -7,6 +7,7 @@ those that are older than their source.
 """
 
 import argparse
+import errno
 import hashlib
 import itertools
 import json
@@ -178,7 +179,7 @@ def write_folder(out: Path, info: Mapping[str, Any], fill: Callable[[Path], None
         fill: writes the files into the folder it is given.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: it cannot be written, or another process has written it meanwhile.
     """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -197,7 +198,12 @@ def write_folder(out: Path, info: Mapping[str, Any], fill: Callable[[Path], None
         mask = os.umask(0)
         os.umask(mask)
         temporary.chmod(0o777 & ~mask)  # mkdtemp makes folders private; data are ordinary files
-        os.replace(temporary, out)  # replaces an empty folder, never a full one
+        try:
+            os.replace(temporary, out)  # replaces an empty folder, never a full one
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            raise UserError(f"{out}: another process has written it meanwhile; run the same command again") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
