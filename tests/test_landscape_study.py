@@ -1,7 +1,10 @@
 """``seqssgd landscape`` on tiny runs: what it writes, how it goes on, and what it refuses."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,9 +18,9 @@ from programs import coloured_images, places, replaced
 from seqssgd import cli
 from seqssgd.errors import UserError
 from seqssgd.landscape.figures import draw
-from seqssgd.landscape.section import barrier_table, section
-from seqssgd.landscape.stages import STAGES, TERMS
-from seqssgd.landscape.study import FILE, _barriers, read
+from seqssgd.landscape.section import barrier_table, notes, section
+from seqssgd.landscape.stages import STAGES, TERMS, run_stage
+from seqssgd.landscape.study import FILE, Spec, Study, _barriers, read
 from seqssgd.landscape.subjects import open_run
 from seqssgd.landscape.surface import read_surface
 
@@ -185,6 +188,39 @@ def test_checkpoints_of_one_run_part_by_part(language, tmp_path, capsys, monkeyp
     capsys.readouterr()
     assert run_program(*words, "--only", "line") == 2
     assert "--only line: it is none of errors, traces" in capsys.readouterr().err
+
+
+def test_an_interrupted_call_for_more_is_not_complete(language, tmp_path, monkeypatch):
+    words = [language[0], "--out", tmp_path / "out", *SMALL, "--only", "errors"]
+    assert run_program(*words) == 0 and read(tmp_path / "out" / FILE)["complete"]
+
+    def interrupted(subject, stage, settings):
+        if stage == "sharpness":
+            raise KeyboardInterrupt
+        return run_stage(subject, stage, settings)
+
+    monkeypatch.setattr("seqssgd.landscape.study.run_stage", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        spec = Spec(str(language[0]), None, "best", "cpu")
+        parts = ("errors", "traces", "sharpness")
+        Study([spec], tmp_path / "out", terms=60, points=5, side=3, levels=(0.2,), parts=parts).run()
+    found = read(tmp_path / "out" / FILE)
+    assert "traces" in found["runs"]["run0"] and not found["complete"]
+    assert any("Not all is measured yet" in note for note in notes(found))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs fcntl")
+def test_a_folder_that_another_process_measures_into_is_left_to_it(language, tmp_path, refuse):
+    """Each would write its own figures over those of the other."""
+    code = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path / ".lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        other.stdout.readline()  # it has the lock
+        said = refuse(language[0], "--only", "errors", out=tmp_path)
+        other.communicate("\n")
+    assert f"{tmp_path}: another process is measuring there" in said
+    assert run_program(language[0], "--out", tmp_path, *SMALL, "--only", "errors") == 0
 
 
 def test_two_processes_find_the_same(measured, language, tmp_path, monkeypatch):

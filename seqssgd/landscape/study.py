@@ -19,6 +19,7 @@ from torch import nn
 from ..documents import read_json
 from ..errors import UserError
 from ..files import atomic_path
+from ..locks import alone
 from ..runs.settings import comparable, flatten
 from .form import Landscape
 from .stages import STAGES, TERMS, StageSettings, run_stage
@@ -74,8 +75,8 @@ class Study:
         """Measures what is not known yet, until the deadline; returns the contents of landscape.json.
 
         Raises:
-            UserError: runs that do not fit together, three that span no plane, a folder with another study, or lines
-                on which the runs themselves are no points.
+            UserError: runs that do not fit together, three that span no plane, a folder with another study or another
+                process, or lines on which the runs themselves are no points.
         """
         if self.points < 5 or self.points % 4 != 1:
             below = max(5, (self.points - 1) // 4 * 4 + 1)
@@ -97,6 +98,11 @@ class Study:
             self.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{self.out}: cannot write there ({error.strerror}); choose another folder") from None
+        busy = f"{self.out}: another process is measuring there; wait for it, or choose another folder"
+        with alone(self.out / ".lock", busy):  # or each would write its own figures over those of the other
+            return self._measured(subjects, shapes)
+
+    def _measured(self, subjects: Mapping[str, Subject], shapes: Mapping[str, tuple]) -> dict[str, Any]:
         found = self._begun(subjects)
         for name, stage, result in self._stages(found):
             found["runs"][name][stage] = result
@@ -223,7 +229,7 @@ class Study:
         )
         if not same:
             raise UserError(f"{path}: of other runs, checkpoints or settings; choose another folder, or delete it")
-        return known
+        return {**known, "complete": False}  # which an earlier call with fewer parts may have been
 
     def _write(self, found: Mapping[str, Any]) -> None:
         with atomic_path(self.out / FILE) as temporary:
