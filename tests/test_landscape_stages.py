@@ -140,6 +140,14 @@ def test_errors_are_those_of_the_whole_split_no_example_twice(language, images):
     assert error == pytest.approx(100 * (logits.argmax(1) != labels).float().mean().item(), abs=1e-4)
 
 
+def test_a_split_of_a_single_example_has_it_once(speech):
+    subject = open_run(speech)
+    load = subject.load
+    subject.load = lambda split, choose: load(split, lambda count: choose(1))
+    loss, error, count = subject.loss_and_error(subject.spread("test", 1000))
+    assert count == 1 and math.isfinite(loss) and math.isfinite(error)
+
+
 # ---- what a stage says of what it cannot measure ---------------------------------------------------------------------
 
 

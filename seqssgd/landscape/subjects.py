@@ -160,7 +160,7 @@ def open_run(
 
 def _evenly(count: int, wanted: int, half: int | None) -> list[int]:
     """``wanted`` indices out of ``count``, or all, evenly spaced; or every second of these, from number ``half`` on."""
-    wanted = max(2, min(count, wanted))
+    wanted = min(count, max(2, wanted))
     chosen = [index * count // wanted for index in range(wanted)]
     return chosen if half is None else chosen[half::2]
 
