@@ -155,6 +155,15 @@ def test_a_layers_block_is_a_block_of_the_whole():
     torch.testing.assert_close(CurvatureOperator(objective, layer).matvec(vector), block @ vector)
 
 
+def test_the_weights_may_be_in_any_order():
+    objective = classification(nn.Sequential(nn.Linear(5, 5, bias=False), nn.Tanh(), nn.Linear(5, 5, bias=False)), (9,),
+                               rows)  # fmt: skip
+    matrix, vector = dense(objective), torch.randn(50, dtype=torch.double)
+    for method in ("exact", "differences"):
+        operator = CurvatureOperator(objective, objective.params[::-1], method=method)
+        torch.testing.assert_close(operator.matvec(vector.roll(25)), (matrix @ vector).roll(25), atol=1e-6, rtol=1e-6)
+
+
 # ---- differences, and networks that cannot be differentiated twice ---------------------------------------------------
 
 

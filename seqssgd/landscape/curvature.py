@@ -157,15 +157,14 @@ class CurvatureOperator:
         if norm == 0:
             return
         step = (STEP.get(self.dtype, STEP[torch.float32]) * weights / norm).item()
-        chosen = {id(p) for p in self.params}
         with weights_restored(self.params) as saved:
             for sign in (1, -1):
                 for p, w, piece in zip(self.params, saved, pieces, strict=True):
                     torch.add(w, piece, alpha=sign * step, out=p)
                 with torch.enable_grad():
                     gradients = self.objective.gradient()
-                mine = [g for p, g in zip(self.objective.params, gradients, strict=True) if id(p) in chosen]
-                self._add(mine, total, sign / (2 * step))
+                known = {id(p): g for p, g in zip(self.objective.params, gradients, strict=True)}
+                self._add([known[id(p)] for p in self.params], total, sign / (2 * step))
 
     # ---- whether it can be done ------------------------------------------------------------------------------------
 
