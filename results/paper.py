@@ -36,7 +36,8 @@ of [paper.yaml](paper.yaml) and the files of the runs; what will be run next is 
 - **ours**: mean ± standard deviation over n seeds, of each run's best checkpoint on validation.
 - **c**: root mean square of the noise over that of the weights.
 - **scale**: *full*, the paper's network, data and length; *reduced*; or *not run*.
-- **hours**: of one run, on one core of a 2-core AMD EPYC virtual machine that had other work to do.
+- **hours**: of one run, on one core of a 2-core virtual machine (AMD EPYC; speechocean762: Intel Xeon) that had other
+  work to do.
 - **difference**: from the baseline that is named, with the 95 % interval: Welch's where both have several seeds, else
   ("~") that of the standard deviation pooled over all methods beside it. p is Welch's, corrected by Holm's method for
   the number of tests in the part.
