@@ -86,9 +86,11 @@ def run_cli(main: Callable[[], int | None]) -> int:
             "make the model or what is read at a time smaller"
         )
     except OSError as error:
-        name = f"{error.filename}: " if error.filename else ""
+        path = error.filename
+        path = os.fsdecode(path) if isinstance(path, bytes) else path
+        name = f"{path}: " if path else ""
         if error.errno in FULL:
-            disk = f" at {_disk(error.filename)}" if error.filename else ""
+            disk = f" at {_disk(path)}" if path else ""
             return _refuse(f"{name}the disk{disk} is full ({error.strerror}); make room and run the same command again")
         if error.errno not in _MENDABLE:
             raise

@@ -76,16 +76,17 @@ def test_a_disk_that_is_full_at_a_checkpoint_is_named_with_the_file(tmp_path, mo
     assert [path.name for path in tmp_path.iterdir()] == ["step.pt"] and (tmp_path / "step.pt").read_bytes() == before
 
 
-def test_a_program_on_a_full_disk_says_one_line(capsys, tmp_path):
+@pytest.mark.parametrize("name", [str, os.fsencode])  # TensorBoard opens its files by bytes
+def test_a_program_on_a_full_disk_says_one_line(capsys, tmp_path, name):
     from seqssgd.errors import run_cli
 
     def fails():
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "x.pt"))
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name(tmp_path / "x.pt"))
 
     assert run_cli(fails) == 2
     said = capsys.readouterr().err
     assert re.fullmatch(
-        r"error: \S+x\.pt: the disk at /\S* is full \(.*\); make room and run the same command .*\n", said
+        r"error: /\S+x\.pt: the disk at /\S* is full \(.*\); make room and run the same command .*\n", said
     )
 
 

@@ -252,6 +252,7 @@ CHANGES = {
     "ssgd": {"method": "ssgd", "noise": 0.3},
     "halves": {"method": "ssgd", "noise": 0.3, "signs": "halves"},
 }
+LEVELS = {"ocean": 0.1}  # of those that have their own
 
 
 CONFORMER = {"width": 144, "layers": 4, "heads": 4, "kernel": 15, "reach": None, "subsampling": 3, "dropout": 0.1}
@@ -278,7 +279,8 @@ def test_a_shipped_conformer_is_an4s_but_for_network_and_optimizer(name):
 def test_a_shipped_configuration_says_what_its_name_promises(name):
     config, (base, _, variant) = parsed(name), name.rpartition("_")
     if variant in CHANGES:
-        optim = dataclasses.replace(parsed(base).optim, **CHANGES[variant])
+        noise = LEVELS.get(base, CHANGES[variant]["noise"])
+        optim = dataclasses.replace(parsed(base).optim, **CHANGES[variant] | {"noise": noise})
         assert config == dataclasses.replace(parsed(base), optim=optim)
     else:
         base = name
