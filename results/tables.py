@@ -47,6 +47,8 @@ RUNS = {
     "demo_newton": "docs/family.md",
     "demo_memory": "docs/family.md",
     "demo_transformer": "docs/should_i.md",
+    "demo_large": "docs/should_i.md",
+    "demo_large_rate": "docs/should_i.md",
     "transformer_small": "docs/should_i.md",
     "transformer_baseline": "recipes/ptb_lstm/README.md",
     "conformer_baseline": "recipes/wsj_sgcn/README.md",
