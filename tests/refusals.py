@@ -2,10 +2,17 @@
 
 import pytest
 import torch
-from peer_methods import METHODS, X, Y, bits, losses_of, network, same_bits
+from peer_methods import HALVES, METHODS, X, Y, bits, losses_of, network, same_bits
 from regression import loss_of
 
 every_method = pytest.mark.parametrize("name", METHODS)
+# Some make one pass a step: what it leaves are the gradients of the step, and nothing is there yet to be lost.
+SEVERAL_PASSES = [name for name in METHODS if METHODS[name][2] > 1]
+methods_of_several_passes = pytest.mark.parametrize("name", SEVERAL_PASSES)
+# Some ask for what is missing while the loop runs, before there is a step to be refused.
+methods_that_ask_at_the_step = pytest.mark.parametrize(
+    "name", [name for name in METHODS if not (name in HALVES or "covariance" in name or "sam" in name)]
+)
 
 
 def make(name, dtype=torch.float32, **options):

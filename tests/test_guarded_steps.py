@@ -2,15 +2,16 @@
 
 import pytest
 import torch
-from peer_methods import HALVES, METHODS, bits, same_bits
+from peer_methods import bits, same_bits
 from refusals import (
     by_hand,
     by_the_model,
     by_the_optimizer,
-    every_method,
     is_refused_and_then_as_good_as_new,
     loss_in,
     make,
+    methods_of_several_passes,
+    methods_that_ask_at_the_step,
     one_step,
     one_step_of,
 )
@@ -92,11 +93,8 @@ def test_noise_that_comes_after_the_optimizer_asks_for_passes_at_once(how):
     assert equal(weights_of(model), clean)
 
 
-@every_method
+@methods_that_ask_at_the_step
 def test_a_step_after_passes_without_any_backward_is_refused(name):
-    if name in HALVES or "covariance" in name or "sam" in name:
-        return  # they ask for what is missing in the loop themselves
-
     def wrong(model, optimizer):
         for _ in optimizer.passes():
             pass
@@ -184,7 +182,7 @@ def test_a_loop_that_is_left_with_its_iterator_in_a_variable_says_how_to_end_it(
     assert equal(weights_of(model), weights_of(other))
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name][2] > 1])
+@methods_of_several_passes
 def test_a_weight_that_is_frozen_inside_a_loop_is_moved_and_brought_back_in_it_all_the_same(name):
     model, optimizer = make(name)
     clean = bits(model)

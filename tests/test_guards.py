@@ -6,8 +6,9 @@ working in ``test_guards_permit.py``.
 
 import pytest
 import torch
-from peer_methods import HALVES, METHODS, bits, losses_of, network
+from peer_methods import METHODS, bits, losses_of, network
 from refusals import (
+    SEVERAL_PASSES,
     by_hand,
     by_the_model,
     by_the_model_in_place,
@@ -16,6 +17,8 @@ from refusals import (
     is_refused_and_then_as_good_as_new,
     loss_in,
     make,
+    methods_of_several_passes,
+    methods_that_ask_at_the_step,
 )
 from regression import equal, gradients, loss_of, regression, weights_of
 from torch import nn
@@ -25,12 +28,16 @@ from seqssgd.optim import LambdaNoise, SymmetricNoise, noise_groups, schedules
 # ---- gradients that are lost inside a pass ---------------------------------------------------------------------------
 
 
-@every_method
-@pytest.mark.parametrize("clear", [by_the_optimizer, by_the_model, by_the_model_in_place, by_hand])
-@pytest.mark.parametrize("when", ["before", "after"])
+CLEARINGS = (by_the_optimizer, by_the_model, by_the_model_in_place, by_hand)
+
+
+@pytest.mark.parametrize(
+    ("name", "clear", "when"),
+    [(name, clear, "after") for name in METHODS for clear in CLEARINGS]
+    + [(name, by_the_optimizer, "before") for name in METHODS]
+    + [(name, clear, "before") for name in SEVERAL_PASSES for clear in CLEARINGS[1:]],
+)
 def test_clearing_gradients_inside_a_pass_is_refused(name, clear, when):
-    if METHODS[name][2] == 1 and when == "before" and clear is not by_the_optimizer:
-        return  # nothing is there yet to be lost
     if "sam" in name and when == "after" and clear in (by_the_model, by_hand):
         words = "inside a pass|found no gradient"
     else:
@@ -48,11 +55,8 @@ def test_clearing_gradients_inside_a_pass_is_refused(name, clear, when):
     is_refused_and_then_as_good_as_new(name, wrong, words)
 
 
-@every_method
+@methods_of_several_passes
 def test_gradients_that_are_set_by_hand_in_a_pass_are_refused(name):
-    if METHODS[name][2] == 1:
-        return  # there they are the gradients of the step
-
     def wrong(model, optimizer):
         for part in optimizer.passes():
             loss = loss_in(part, model)
@@ -63,12 +67,9 @@ def test_gradients_that_are_set_by_hand_in_a_pass_are_refused(name):
     is_refused_and_then_as_good_as_new(name, wrong, "cleared, replaced or changed inside a pass")
 
 
-@every_method
+@methods_of_several_passes
 @pytest.mark.parametrize("skipped", ["first", "last"])
 def test_a_pass_without_backward_is_refused(name, skipped):
-    if METHODS[name][2] == 1:
-        return
-
     def wrong(model, optimizer):
         for part in optimizer.passes():
             loss = loss_in(part, model)
@@ -120,11 +121,8 @@ def test_gradients_from_outside_a_pass_loop_are_refused(name, where):
     is_refused_and_then_as_good_as_new(name, wrong, "did not come through passes|inside a pass")
 
 
-@every_method
+@methods_that_ask_at_the_step
 def test_passes_made_into_a_list_are_refused(name):
-    if name in HALVES or "covariance" in name or "sam" in name:
-        return  # they ask for what is missing in the loop themselves
-
     def wrong(model, optimizer):
         for part in list(optimizer.passes()):
             loss_in(part, model).backward()
