@@ -1,6 +1,7 @@
 """A recording is read to its end or refused: whatever its container says of its length is held against the file."""
 
 import io
+import itertools
 import os
 import struct
 
@@ -157,12 +158,14 @@ def test_streams_that_follow_on_each_other_keep_their_scale_and_need_one_rate():
     assert "2 blocks of sound" in refusal(header + body + body + b"\0")
 
 
-@pytest.mark.parametrize("second", ["WAV", "AIFF", "FLAC", "Vorbis", "MP3", "SPHERE", "CAF", "AU", "VOC", "W64"])
-@pytest.mark.parametrize("first", ["WAV", "RF64", "W64", "AIFF", "AU", "CAF", "VOC", "Vorbis", "MP3", "FLAC"])
+FIRST = ("WAV", "RF64", "W64", "AIFF", "AU", "CAF", "VOC", "Vorbis", "MP3", "FLAC")
+SECOND = ("WAV", "AIFF", "FLAC", "Vorbis", "MP3", "SPHERE", "CAF", "AU", "VOC", "W64")
+UNLIKE = [pair for pair in itertools.product(FIRST, SECOND) if pair[0] != pair[1] and pair != ("FLAC", "MP3")]
+
+
+@pytest.mark.parametrize(("first", "second"), UNLIKE)
 def test_a_recording_of_another_form_that_follows_is_read_or_refused(first, second):
     """As of ``cat a.wav b.mp3``; an MP3 in a FLAC alone cannot be seen."""
-    if first == second or (first, second) == ("FLAC", "MP3"):
-        return
     try:
         assert len(decode(FORMS[first] + FORMS[second]).samples) == 48_000
     except AudioError as error:
