@@ -53,6 +53,15 @@ def test_a_run_that_a_limit_ended_says_so_as_compare_does(tmp_path, capsys):
         compare([read_run(tmp_path / "run")])
 
 
+@pytest.mark.parametrize("kind", ["min", "max"])
+def test_a_finished_run_says_which_values_of_its_metric_are_better(tmp_path, kind):
+    class Judged(Scripted):
+        best = ("score", kind)
+
+    train(tmp_path / "run", toy_config(training={"epochs": 2}), Judged, {"values": dict.fromkeys(range(11), 1.0)})
+    assert compare([read_run(tmp_path / "run")], metric="score").lower_is_better == (kind == "min")
+
+
 # ---- divergence ------------------------------------------------------------------------------------------------------
 
 

@@ -204,8 +204,12 @@ def test_a_missing_file_or_folder_is_refused_and_named(parse, tmp_path):
     os.mkfifo(tmp_path / "pipe")  # what <(…) gives; it would be read once more, and waited for
     for options, wanted in (
         *(
-            ([f"--config={name}"], f"--config: {name!r} is not a file (a pipe can be read only once)")
-            for name in (str(tmp_path / "none.yaml"), str(tmp_path), str(tmp_path / "pipe"), "-")
+            ([f"--config={name}"], f"--config: {name!r} is not a file{why}; give the name of one")
+            for why, names in {
+                "": (str(tmp_path / "none.yaml"), str(tmp_path)),
+                " (a pipe can be read only once)": (str(tmp_path / "pipe"), "-"),
+            }.items()
+            for name in names
         ),
         (["--out", os.fsdecode(b"gr\xf6\xdfe")], "--out: 'gr\\udcf6\\udcdfe' is not a name in UTF-8"),
         (["--data", str(tmp_path / "none")], f"--data {tmp_path / 'none'}: not a folder; prepare the data"),

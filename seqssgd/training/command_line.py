@@ -64,7 +64,8 @@ def parse_recipe(config_class: type, argv: Sequence[str] | None = None, descript
     paths = [word.removeprefix("--config=") for word in files if word != "--config"]
     require(all(paths), "--config", "", "the name of a file; give one")
     for name in paths:  # each is read several times
-        require(Path(name).is_file(), "--config", name, "a file (a pipe can be read only once); give the name of one")
+        once = " (a pipe can be read only once)" if name == "-" or Path(name).is_fifo() else ""
+        require(Path(name).is_file(), "--config", name, f"a file{once}; give the name of one")
         try:  # before jsonargparse reads it, which takes a key twice, and as many values as it holds
             check_places(parse_yaml(Path(name).read_bytes()))
         except ValueError as error:
