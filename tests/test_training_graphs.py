@@ -1,9 +1,13 @@
 """Recorded networks against the same networks called as ever; what records here computes anew at each replay."""
 
+import json
+
 import pytest
 import torch
+from programs import ROOT, generated_lines, load
 from torch import nn
 
+from seqssgd.data.text import write_text_dataset
 from seqssgd.errors import UserError
 from seqssgd.models.lstm import LSTMLanguageModel
 from seqssgd.models.transformer import TransformerLanguageModel
@@ -56,7 +60,7 @@ def twins(device, build=lambda: LSTMLanguageModel(30, 8)):
     "build",
     [
         lambda: LSTMLanguageModel(30, 8),
-        lambda: LSTMLanguageModel(30, 8, dropout=0.3),
+        lambda: LSTMLanguageModel(30, 8, num_layers=1, dropout=0.3),  # between layers: see below
         lambda: TransformerLanguageModel(30, width=8, num_layers=1, heads=2, context=8),
     ],
     ids=["lstm", "dropout", "transformer"],
@@ -86,6 +90,7 @@ def test_training_is_the_same(device, build, signs):
                         logits, state = call(inputs, kept.get(part.index))
                         kept[part.index] = tuple(s.detach() for s in state)
                         part.mean(logits.logsumexp(-1).mean(0)).backward()
+                        del logits, state
             random[who] = module.get_rng_state()
             torch.random.set_rng_state(before)
             optimizer.step()
@@ -248,3 +253,25 @@ def test_it_takes_a_gpu(tmp_path):
     optimizer = SinglePass(torch.optim.SGD(task.model.parameters(), lr=0.1))
     with pytest.raises(UserError, match="training.graphs: it takes one process with a CUDA device"):
         fit(task, optimizer, [], TrainingConfig(graphs=True), RunDirectory(tmp_path / "run", {}))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("options", [
+    [], ["--optim.method", "ssgd", "--optim.noise", "0.2"],
+    ["--optim.method", "ssgd", "--optim.noise", "0.2", "--optim.signs", "halves"],
+], ids=["sgd", "pair", "halves"])  # fmt: skip
+def test_dropout_between_layers_goes_on_over_evaluations(tmp_path, options):
+    """Its states stay where the recordings have them; the last window of an epoch is shorter and recorded later."""
+    train = load("recipes/ptb_lstm/train.py")
+    splits = {name: generated_lines(lines, 9, 0) for name, lines in {"train": 60, "valid": 12, "test": 12}.items()}
+    write_text_dataset(tmp_path / "data", splits, "generated")
+    common = [
+        *("--config", str(ROOT / "recipes/ptb_lstm/small_cpu.yaml"), "--data", str(tmp_path / "data")),
+        *("--training.epochs", "12", "--batch_size", "4", "--sequence_length", "8", "--model.dropout", "0.3"),
+    ]
+    found = {}
+    for graphs in ("true", "false"):
+        run = tmp_path / graphs
+        assert not train.main([*common, *options, "--training.graphs", graphs, "--out", str(run)])
+        found[graphs] = json.loads((run / "result.json").read_text())["best"]["valid_loss"]
+    assert found["true"] == pytest.approx(found["false"], rel=0.05)  # other masks, the same training

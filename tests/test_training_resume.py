@@ -329,6 +329,17 @@ def test_all_global_generators_are_restored():
     assert expected == (python_random.random(), np.random.rand(), np.random.randn(), torch.rand(1).item())
 
 
+def test_a_generator_is_left_alone_where_nothing_was_drawn(monkeypatch):
+    states, setter = [], torch.set_rng_state
+    monkeypatch.setattr(torch, "set_rng_state", lambda state: (states.append(state), setter(state)))
+    state = checkpoints.rng_state()
+    checkpoints.set_rng_state(state, where_drawn=True)
+    assert not states
+    expected = torch.rand(1).item()
+    checkpoints.set_rng_state(state, where_drawn=True)
+    assert len(states) == 1 and torch.rand(1).item() == expected
+
+
 # ---- the run directory -----------------------------------------------------------------------------------------------
 
 

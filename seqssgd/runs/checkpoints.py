@@ -6,13 +6,13 @@ import itertools
 import json
 import random
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import UserError
 from ..files import atomic_path
@@ -146,10 +146,18 @@ def rng_state() -> dict[str, Any]:
     }
 
 
-def set_rng_state(state: Mapping[str, Any]) -> None:
-    """Sets all global random generators to what :func:`rng_state` gave."""
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] is not None and torch.cuda.is_available():
+def set_rng_state(state: Mapping[str, Any], where_drawn: bool = False) -> None:
+    """Sets all global random generators to what :func:`rng_state` gave.
+
+    ``where_drawn``: none of torch's that is in that state already.
+    """
+
+    def differs(name: str, now: Callable[[], Tensor]) -> bool:
+        return not (where_drawn and torch.equal(state[name], now()))
+
+    if differs("torch", torch.get_rng_state):
+        torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available() and differs("cuda", torch.cuda.get_rng_state):
         torch.cuda.set_rng_state(state["cuda"])
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))

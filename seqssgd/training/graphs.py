@@ -37,6 +37,11 @@ class Graphed:
     next call overwrites neither. Inputs that require a gradient, evaluation, and shapes beyond the first ``most`` are
     computed as ever.
 
+    Two things a loop has to see to. A call that records must find nothing alive of earlier calls, neither loss nor
+    output: what autograd keeps for them belongs to the ordinary stream, which a recording must not touch. And once
+    something is recorded, the state of CUDA's generator must not be set: cuDNN's dropout between the layers of an LSTM
+    would take other memory.
+
     Args:
         model: whose forward does the same for every input of one shape, whatever its values.
         autocast: the type of its matrix products; None: as the weights are.

@@ -145,6 +145,7 @@ class _Loop:
                                 loss, seen = self.task.loss(batch, part)
                             self.scaler.scale(loss / len(micros)).backward()
                         total += loss.detach()
+                        del loss  # what is computed next may be recorded, which nothing older may be alive for
                         units, count, passes = units + seen, count + 1, passes + part.cost
         finally:
             self.task.model = self.model
@@ -185,7 +186,8 @@ class _Loop:
         p, model = self.progress, self.evaluated()
         self.task.model = model.eval()
         try:
-            with torch.no_grad(), _rng_untouched():  # so that an additional evaluation changes nothing
+            # so that an additional evaluation changes nothing
+            with torch.no_grad(), _rng_untouched(where_drawn=self.config.graphs):
                 metrics = processes.from_main({key: float(value) for key, value in self.task.evaluate().items()})
         finally:
             self.task.model = self.model
@@ -321,12 +323,17 @@ class _Loop:
 
 
 @contextlib.contextmanager
-def _rng_untouched() -> Iterator[None]:
+def _rng_untouched(where_drawn: bool = False) -> Iterator[None]:
+    """Leaves all global random generators as they were.
+
+    ``where_drawn``: sets none that nothing was drawn from. Once CUDA's has been set, cuDNN's dropout between the layers
+    of an LSTM takes other memory, and graphs that were recorded before go on with the old.
+    """
     state = checkpoints.rng_state()
     try:
         yield
     finally:
-        checkpoints.set_rng_state(state)
+        checkpoints.set_rng_state(state, where_drawn)
 
 
 def _mean(sums: Sequence[float]) -> float | None:
