@@ -245,6 +245,15 @@ def test_finished_runs_of_other_settings_are_refused(run, capsys):
     assert "none/seed0: a run of another configuration (optim.lr = 1.0, now 0.5); choose another directory" in said
 
 
+def test_finished_runs_are_left_alone_whatever_computed_them(run, capsys):
+    """A study begun on one machine goes on on another."""
+    assert run("pair", "--", "--training.threads", 1) == 0
+    capsys.readouterr()
+    assert run("pair", "--", "--training.threads", 2, "--training.log_every", 7) == 0
+    said = capsys.readouterr().out
+    assert "2 of 2 runs finished" in said and "\n==" not in said
+
+
 def test_studies_that_cannot_be_made_are_refused_before_anything_is_written(run, tmp_path, capsys):
     def refuse(*options: object) -> str:
         message = refused(capsys, lambda words: run(*words), *options)

@@ -30,6 +30,7 @@ from seqssgd import documents, notes
 from seqssgd.commands.runs import evaluate
 from seqssgd.errors import UserError, run_cli
 from seqssgd.report import compare, read_run, summary
+from seqssgd.report.grouping import BOOKKEEPING
 from seqssgd.report.metrics import best_evaluation, lower_is_better, shared_metric
 from seqssgd.runs import layout
 from seqssgd.runs.directory import in_use
@@ -77,6 +78,7 @@ class Cell:
         settings = {key: value for key, value in run.settings.items() if key.split(".")[0] in self.config}
         if asked[PRECISION] == "auto":  # a run keeps what its machine made of that
             asked[PRECISION] = settings[PRECISION]
+        asked |= {key: settings[key] for key in BOOKKEEPING if key in asked and key in settings}  # of another machine
         check_same(self.run, settings, asked)
         return run.finished or bool(run.diverged)
 
