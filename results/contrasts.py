@@ -28,6 +28,9 @@ class Contrast(NamedTuple):
 CONTRASTS = {
     "demo_regularised": (Contrast(BEST_NOISE, "none", later=True), Contrast("phases", "two_draws"),
                          Contrast("halves", "weight_noise")),
+    "ptb_regularised": (Contrast(BEST_NOISE, "none", later=True), Contrast("phases", "two_draws"),
+                        Contrast("halves", "weight_noise")),
+    "rnn300": (Contrast("ssgd", "none"),),
     "demo_pair": (Contrast("ivon_halves", "ivon"), Contrast("shaped_halves", "halves"), Contrast("balanced", "ssgd")),
     "demo_newton": (Contrast("newton", "none"), Contrast("newton", "halves")),
     "demo_large": (Contrast("batch", "weight_noise"), Contrast("batch", "none")),

@@ -37,7 +37,7 @@ of [paper.yaml](paper.yaml) and the files of the runs; what will be run next is 
 - **c**: root mean square of the noise over that of the weights.
 - **scale**: *full*, the paper's network, data and length; *reduced*; or *not run*.
 - **hours**: of one run, on one core of a 2-core virtual machine (AMD EPYC; speechocean762: Intel Xeon) that had other
-  work to do.
+  work to do; of the small RNN, among some twenty on one NVIDIA H200.
 - **difference**: from the baseline that is named, with the 95 % interval: Welch's where both have several seeds, else
   ("~") that of the standard deviation pooled over all methods beside it. p is Welch's, corrected by Holm's method for
   the number of tests in the part.

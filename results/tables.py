@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from contrasts import CONTRASTS, contrasts, first_trials, kept
+from contrasts import CONTRASTS, contrasts, first_trials, kept, trials
 from contrasts import table as contrast_table
 
 from seqssgd.documents import read_yaml
@@ -39,6 +39,10 @@ RESULTS = Path(__file__).resolve().parent
 RUNS = {
     "an4": "recipes/wsj_sgcn/README.md",
     "an4_levels": "recipes/wsj_sgcn/README.md",
+    "ptb_dropout": "recipes/ptb_lstm/README.md",
+    "ptb_regularised": "recipes/ptb_lstm/README.md",
+    "rnn300_baseline": "recipes/ptb_lstm/README.md",
+    "rnn300": "recipes/ptb_lstm/README.md",
     "ptb_rivals": "recipes/ptb_lstm/README.md",
     "ptb_small_cpu": "recipes/ptb_lstm/README.md",
     "demo_dropout": "docs/should_i.md",
@@ -92,7 +96,9 @@ def comparisons() -> dict[str, Comparison]:
     """
     runs = {name: kept(RESULTS / name) if name in CONTRASTS else all_runs(RESULTS / name) for name in RUNS}
     for name in CONTRASTS:
-        runs[f"{name}_trials"] = first_trials(RESULTS / name)
+        arms = [alternative.partition("-")[0] for alternative in trials(RESULTS / name)]
+        if len(set(arms)) < len(arms):
+            runs[f"{name}_trials"] = first_trials(RESULTS / name)
     return {name: compare(found) for name, found in runs.items() if found}
 
 

@@ -173,6 +173,8 @@ class _Replayed(torch.autograd.Function):
 def cuda_recorder() -> Record:
     """What records computations as CUDA graphs that share their memory."""
     pool = torch.cuda.graph_pool_handle()
+    # a weight's gradient is accumulated on the stream of the recording from now on, which torch would warn of
+    torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
 
     def record(compute: Callable[[], Any]) -> tuple[Any, Replay]:
         graph = torch.cuda.CUDAGraph()
