@@ -171,9 +171,37 @@ def test_a_run_that_another_process_is_at_is_left_to_it(run, tmp_path, capsys):
 
 def test_no_trial_is_the_best_while_another_process_is_at_one(run, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(STUDY, "in_use", lambda path: path.parent.name == "ema-0.001")
+    assert run("tuned", "--seeds", 0, 1, "--max-minutes", 0.1) == 0
+    said = capsys.readouterr().out
+    assert said.count("ema-0.001/seed0: another process is training it") == 1 and "/seed1" not in said
+
+
+def test_further_seeds_wait_for_the_trials_of_other_processes(run, tmp_path, capsys, monkeypatch):
+    """The other one is stopped at its trial, which is then made here, and decides."""
+    looks = iter(range(12))
+    monkeypatch.setattr(STUDY, "in_use", lambda path: path.parent.name == "ema-0.001" and next(looks, None) is not None)
+    monkeypatch.setattr(STUDY, "PAUSE", 0.01)
     assert run("tuned", "--seeds", 0, 1) == 0
     said = capsys.readouterr().out
-    assert "ema-0.001/seed0: another process is training it" in said and "/seed1" not in said
+    assert said.count("ema-0.001/seed0: another process is training it") == 1
+    assert said.count("waiting for the trials of other processes") == 1
+    assert 0 < said.index("== ema-0.001/seed0") < said.index("/seed1") and " 0 left" in said
+
+
+def test_a_trial_that_failed_is_not_tried_again_while_others_are_waited_for(run, tmp_path, capsys, monkeypatch):
+    whole, tried = STUDY.call, []
+
+    def failing(program, options):
+        tried.append(str(options))
+        return 1 if "ema-1" in str(options) else whole(program, options)
+
+    looks = iter(range(12))
+    monkeypatch.setattr(STUDY, "call", failing)
+    monkeypatch.setattr(STUDY, "in_use", lambda path: path.parent.name == "ema-0.001" and next(looks, None) is not None)
+    monkeypatch.setattr(STUDY, "PAUSE", 0.01)
+    assert run("tuned", "--seeds", 0, 1) == 1
+    assert sum("ema-1/seed0" in options for options in tried) == 1
+    assert "error: failed: ema-1/seed0" in capsys.readouterr().err
 
 
 def test_a_run_that_fails_is_named_and_does_not_stop_the_others(run, tmp_path, capsys, monkeypatch):

@@ -42,6 +42,7 @@ from seqssgd.training.recipe import as_options, load_program
 HERE = Path(__file__).resolve().parent
 RECIPES = HERE.parent
 PRECISION = "training.precision"
+PAUSE = 2.0  # seconds between looks at the trials of other processes
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -104,13 +105,19 @@ class Study:
     tuned: bool
     cells: list[Cell]
 
-    def due(self) -> Iterator[Cell]:
-        """The runs to make. In a tuned study the trials, made in between, decide on those with further seeds."""
+    def due(self, wait: Callable[[], bool] = lambda: False) -> Iterator[Cell]:
+        """The runs to make. In a tuned study the trials, made in between, decide on those with further seeds.
+
+        ``wait`` is called while another process is at one of the trials. They are gone through again, since that process
+        may have been stopped; if it says no, there is no more to make now.
+        """
         first = self.cells[0].seed
         trials = [cell for cell in self.cells if cell.seed == first]
         yield from trials
-        if self.tuned and any(in_use(cell.run) for cell in trials):
-            return
+        while self.tuned and any(in_use(cell.run) for cell in trials):
+            if not wait():
+                return
+            yield from trials
         kept = self.kept()
         yield from (cell for cell in self.cells if cell.seed != first and cell.alternative in kept)
 
@@ -276,15 +283,26 @@ def train_all(study: Study, deadline: float) -> tuple[list[str], int]:
     Returns:
         the names of the runs that failed, and the exit status if a signal ended one.
     """
-    failed = []
-    for cell in study.due():
-        if cell.finished:
+    failed: list[str] = []
+    others: set[str | None] = set()  # the runs that other processes are at; None: they are waited for
+
+    def wait() -> bool:
+        if None not in others:
+            print("\nwaiting for the trials of other processes", flush=True)
+        others.add(None)
+        time.sleep(max(0, min(PAUSE, deadline - time.monotonic())))
+        return time.monotonic() < deadline
+
+    for cell in study.due(wait):
+        if cell.name in failed or cell.finished:
             continue
         minutes = (deadline - time.monotonic()) / 60
         if minutes <= 0:
             break
         if in_use(cell.run):
-            print(f"\n{cell.name}: another process is training it", flush=True)
+            if cell.name not in others:
+                print(f"\n{cell.name}: another process is training it", flush=True)
+            others.add(cell.name)
             continue
         print(f"\n== {cell.name}", flush=True)
         limit = [] if math.isinf(minutes) else ["--max-minutes", str(minutes)]
