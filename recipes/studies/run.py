@@ -108,8 +108,8 @@ class Study:
     def due(self, wait: Callable[[], bool] = lambda: False) -> Iterator[Cell]:
         """The runs to make. In a tuned study the trials, made in between, decide on those with further seeds.
 
-        ``wait`` is called while another process is at one of the trials. They are gone through again, since that process
-        may have been stopped; if it says no, there is no more to make now.
+        ``wait`` is called while another process is at one of the trials. They are gone through again, since that
+        process may have been stopped; if it says no, there is no more to make now.
         """
         first = self.cells[0].seed
         trials = [cell for cell in self.cells if cell.seed == first]
