@@ -90,6 +90,14 @@ def test_a_comparison_has_the_interval_over_the_speakers(tmp_path):
     assert rows["Adam"]["equal_passes_paired_low"] == ""
 
 
+def test_intervals_over_a_single_seed_are_told_from_those_over_several(tmp_path):
+    one = evaluated(tmp_path / "w", HALVES[0], 0, **{**SSGD, "method": "weight_noise"})
+    said = [line for line in summary(compared([*recognisers(tmp_path), one])).splitlines() if "over the same" in line]
+    passes = [line for line in said if line.startswith("- Equal passes")]
+    assert sorted("but not over seeds" in line for line in passes) == [False, True]
+    assert all(("weight noise" in line) == ("but not over seeds" in line) for line in passes)
+
+
 def test_utterances_are_drawn_where_the_speakers_are_not_known(tmp_path):
     runs = recognisers(tmp_path, speakers=False)
     found = by_label(compared([runs[0], *runs[2:]]))["S-Adam 0.2, halves"].against["equal passes"]

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections import defaultdict
 from dataclasses import dataclass
 
 from ..runs.reading import Run
@@ -206,8 +207,11 @@ def _verdict(comparison: Comparison, criterion: str) -> list[str]:
 
 
 def _paired(comparison: Comparison, criterion: str) -> list[str]:
-    """The intervals over the same speakers or utterances, and what has none; nothing if no method has one."""
-    intervals, without, over = [], [], {}
+    """The intervals over the same speakers or utterances, and what has none; nothing if no method has one.
+
+    Those over seeds too are apart from those of a single one.
+    """
+    intervals, without = defaultdict(list), []
     for row in comparison.rows:
         found = row.against[criterion]
         if found is None or found.delta is None:
@@ -216,16 +220,13 @@ def _paired(comparison: Comparison, criterion: str) -> list[str]:
             without.append(row.group.label)
             continue
         delta, *ends = (_signed(value, _digits(comparison)) for value in (found.delta, *found.paired[:2]))
-        intervals.append(f"{row.group.label} {delta} ({' to '.join(ends)})")
-        over[found.paired.over] = True
-    if not intervals:
-        return []
-    drawn = f"the same {' or '.join(over)} (paired bootstrap)"
-    lacking = "None, as runs lack the errors of the same utterances, which seqssgd evaluate --save keeps: "
-    return [
-        f"{criterion.capitalize()}, 95 % intervals over {drawn}: {_list(intervals)}."
-        + (f" {lacking}{_list(without)}." if without else "")
-    ]
+        intervals[found.paired.over].append(f"{row.group.label} {delta} ({' to '.join(ends)})")
+    start = f"{criterion.capitalize()}, 95 % intervals over the same"
+    lines = [f"{start} {over} (paired bootstrap): {_list(found)}." for over, found in intervals.items()]
+    if lines and without:
+        lacking = "None, as runs lack the errors of the same utterances, which seqssgd evaluate --save keeps"
+        lines[-1] += f" {lacking}: {_list(without)}."
+    return lines
 
 
 def words(name: str) -> str:
