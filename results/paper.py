@@ -13,6 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from contrasts import CONTRASTS, kept
+
 from seqssgd.documents import parse_json, read_yaml
 from seqssgd.errors import UserError, run_cli
 from seqssgd.files import atomic_path
@@ -35,9 +37,10 @@ of [paper.yaml](paper.yaml) and the files of the runs; what will be run next is 
 - **paper**: its figure where it is on record here ("–" where not), and the noise levels that it gives.
 - **ours**: mean ± standard deviation over n seeds, of each run's best checkpoint on validation.
 - **c**: root mean square of the noise over that of the weights.
-- **scale**: *full*, the paper's network, data and length; *reduced*; or *not run*.
+- **scale**: *full*, the paper's network and data, and its length where that is known; *reduced*; or *not run*.
 - **hours**: of one run, on one core of a 2-core virtual machine (AMD EPYC; speechocean762: Intel Xeon) that had other
-  work to do; of the small RNN, among some twenty on one NVIDIA H200.
+  work to do; of the small RNN and of the LSTM with dropout and
+  16 epochs, one of some twenty at a time on one NVIDIA H200.
 - **difference**: from the baseline that is named, with the 95 % interval: Welch's where both have several seeds, else
   ("~") that of the standard deviation pooled over all methods beside it. p is Welch's, corrected by Holm's method for
   the number of tests in the part.
@@ -139,7 +142,9 @@ def method(pattern: str, figure: str) -> tuple[Comparison, Row]:
 
 @cache
 def folder(name: str) -> Comparison:
-    """All runs of a folder side by side."""
+    """All runs of a folder side by side; of a tuned study those that were chosen, since the others are not tested."""
+    if name in CONTRASTS:
+        return compare(kept(RESULTS / name))
     paths = sorted((RESULTS / name).glob(f"*/{layout.CONFIG}"))
     return compare([read_run(path.parent) for path in paths])
 

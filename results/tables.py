@@ -92,7 +92,7 @@ BENCHMARKS = {
 def comparisons() -> dict[str, Comparison]:
     """The comparisons of which there are runs here, by name; the runs in the order of their names.
 
-    Of a tuned study there are two: of what was chosen, and of what it was chosen from.
+    Of one with several trials of an arm there are two: of what was chosen, and of what it was chosen from.
     """
     runs = {name: kept(RESULTS / name) if name in CONTRASTS else all_runs(RESULTS / name) for name in RUNS}
     for name in CONTRASTS:

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -55,6 +56,9 @@ def take_lock(file: Path, refusal: str) -> int:
     """
     handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
     answer = try_lock(handle)
+    if answer == "held":
+        time.sleep(0.05)  # another process may only be asking whether it is held, for which it takes it
+        answer = try_lock(handle)
     if answer == "held":
         os.close(handle)
         raise UserError(refusal)

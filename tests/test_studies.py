@@ -169,23 +169,49 @@ def test_a_run_that_another_process_is_at_is_left_to_it(run, tmp_path, capsys):
     assert "2 runs finished, 0 left" in capsys.readouterr().out
 
 
+class Others:
+    """Other processes at a trial for so many looks, and a clock that moves with every sleep alone."""
+
+    def __init__(self, monkeypatch, looks, name="ema-0.001"):
+        self.now, self.looks, self.sleeps = 0.0, looks, []
+        monkeypatch.setattr(STUDY, "time", self)
+        monkeypatch.setattr(STUDY, "in_use", lambda path: path.parent.name == name and self.look())
+
+    def look(self):
+        self.looks -= 1
+        return self.looks >= 0
+
+    def monotonic(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.sleeps.append(seconds)
+        self.now += seconds
+
+
 def test_no_trial_is_the_best_while_another_process_is_at_one(run, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(STUDY, "in_use", lambda path: path.parent.name == "ema-0.001")
+    others = Others(monkeypatch, 10**9)
     assert run("tuned", "--seeds", 0, 1, "--max-minutes", 0.1) == 0
     said = capsys.readouterr().out
     assert said.count("ema-0.001/seed0: another process is training it") == 1 and "/seed1" not in said
+    assert others.sleeps == [2, 2, 2] and said.count("waiting for the trials of other processes") == 1
 
 
-def test_further_seeds_wait_for_the_trials_of_other_processes(run, tmp_path, capsys, monkeypatch):
-    """The other one is stopped at its trial, which is then made here, and decides."""
-    looks = iter(range(12))
-    monkeypatch.setattr(STUDY, "in_use", lambda path: path.parent.name == "ema-0.001" and next(looks, None) is not None)
-    monkeypatch.setattr(STUDY, "PAUSE", 0.01)
+@pytest.mark.parametrize("looks", [1, 2, 3, 10, 11])
+def test_further_seeds_wait_for_the_trials_of_other_processes(run, tmp_path, capsys, monkeypatch, looks):
+    """One is stopped at its trial, while another trial is made here or while it is waited for: it is made here."""
+    others = Others(monkeypatch, looks)
     assert run("tuned", "--seeds", 0, 1) == 0
     said = capsys.readouterr().out
     assert said.count("ema-0.001/seed0: another process is training it") == 1
-    assert said.count("waiting for the trials of other processes") == 1
     assert 0 < said.index("== ema-0.001/seed0") < said.index("/seed1") and " 0 left" in said
+    assert len(others.sleeps) == max(0, looks - 2)  # it is passed over, and told of
+
+
+def test_without_further_seeds_nothing_is_waited_for(run, tmp_path, capsys, monkeypatch):
+    others = Others(monkeypatch, 10**9)
+    assert run("tuned") == 0
+    assert not others.sleeps and "3 runs finished, 1 left" in capsys.readouterr().out
 
 
 def test_a_trial_that_failed_is_not_tried_again_while_others_are_waited_for(run, tmp_path, capsys, monkeypatch):
@@ -195,13 +221,23 @@ def test_a_trial_that_failed_is_not_tried_again_while_others_are_waited_for(run,
         tried.append(str(options))
         return 1 if "ema-1" in str(options) else whole(program, options)
 
-    looks = iter(range(12))
     monkeypatch.setattr(STUDY, "call", failing)
-    monkeypatch.setattr(STUDY, "in_use", lambda path: path.parent.name == "ema-0.001" and next(looks, None) is not None)
-    monkeypatch.setattr(STUDY, "PAUSE", 0.01)
+    Others(monkeypatch, 12)
     assert run("tuned", "--seeds", 0, 1) == 1
     assert sum("ema-1/seed0" in options for options in tried) == 1
     assert "error: failed: ema-1/seed0" in capsys.readouterr().err
+
+
+def test_a_run_that_failed_here_and_was_made_by_another_process_is_no_failure(run, tmp_path, capsys, monkeypatch):
+    whole = STUDY.call
+
+    def failing(program, options):
+        status = whole(program, options)
+        return 1 if "ema-1/seed0" in str(options) and "--split" not in options else status
+
+    monkeypatch.setattr(STUDY, "call", failing)
+    assert run("tuned") == 0
+    assert "4 runs finished, 0 left" in capsys.readouterr().out
 
 
 def test_a_run_that_fails_is_named_and_does_not_stop_the_others(run, tmp_path, capsys, monkeypatch):
@@ -277,9 +313,11 @@ def test_finished_runs_are_left_alone_whatever_computed_them(run, capsys):
     """A study begun on one machine goes on on another."""
     assert run("pair", "--", "--training.threads", 1) == 0
     capsys.readouterr()
-    assert run("pair", "--", "--training.threads", 2, "--training.log_every", 7) == 0
+    assert run("pair", "--", "--training.threads", 2) == 0
     said = capsys.readouterr().out
     assert "2 of 2 runs finished" in said and "\n==" not in said
+    said = refused(capsys, lambda words: run(*words), "pair", "--", "--training.log_every", 7)
+    assert "training.log_every" in said
 
 
 def test_studies_that_cannot_be_made_are_refused_before_anything_is_written(run, tmp_path, capsys):

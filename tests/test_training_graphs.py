@@ -1,6 +1,7 @@
 """Recorded networks against the same networks called as ever; what records here computes anew at each replay."""
 
 import json
+import weakref
 
 import pytest
 import torch
@@ -11,7 +12,10 @@ from seqssgd.data.text import write_text_dataset
 from seqssgd.errors import UserError
 from seqssgd.models.lstm import LSTMLanguageModel
 from seqssgd.models.transformer import TransformerLanguageModel
-from seqssgd.optim import SymmetricNoise, noise_groups
+from seqssgd.optim import SinglePass, SymmetricNoise, noise_groups
+from seqssgd.runs import checkpoints
+from seqssgd.runs.directory import RunDirectory
+from seqssgd.training import Task, TrainingConfig, fit
 from seqssgd.training.graphs import Graphed, cuda_recorder
 
 DEVICES = [
@@ -60,7 +64,8 @@ def twins(device, build=lambda: LSTMLanguageModel(30, 8)):
     "build",
     [
         lambda: LSTMLanguageModel(30, 8),
-        lambda: LSTMLanguageModel(30, 8, num_layers=1, dropout=0.3),  # between layers: see below
+        # on CUDA dropout between layers has states of its own: see below
+        lambda: LSTMLanguageModel(30, 8, num_layers=1 if torch.cuda.is_available() else 2, dropout=0.3),
         lambda: TransformerLanguageModel(30, width=8, num_layers=1, heads=2, context=8),
     ],
     ids=["lstm", "dropout", "transformer"],
@@ -245,10 +250,6 @@ class _Plain:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_it_takes_a_gpu(tmp_path):
-    from seqssgd.optim import SinglePass
-    from seqssgd.runs.directory import RunDirectory
-    from seqssgd.training import TrainingConfig, fit
-
     task = _Plain()
     optimizer = SinglePass(torch.optim.SGD(task.model.parameters(), lr=0.1))
     with pytest.raises(UserError, match="training.graphs: it takes one process with a CUDA device"):
@@ -261,7 +262,7 @@ def test_it_takes_a_gpu(tmp_path):
     ["--optim.method", "ssgd", "--optim.noise", "0.2", "--optim.signs", "halves"],
 ], ids=["sgd", "pair", "halves"])  # fmt: skip
 def test_dropout_between_layers_goes_on_over_evaluations(tmp_path, options):
-    """Its states stay where the recordings have them; the last window of an epoch is shorter and recorded later."""
+    """The last window of an epoch is shorter and recorded after some evaluations."""
     train = load("recipes/ptb_lstm/train.py")
     splits = {name: generated_lines(lines, 9, 0) for name, lines in {"train": 60, "valid": 12, "test": 12}.items()}
     write_text_dataset(tmp_path / "data", splits, "generated")
@@ -273,5 +274,66 @@ def test_dropout_between_layers_goes_on_over_evaluations(tmp_path, options):
     for graphs in ("true", "false"):
         run = tmp_path / graphs
         assert not train.main([*common, *options, "--training.graphs", graphs, "--out", str(run)])
-        found[graphs] = json.loads((run / "result.json").read_text())["best"]["valid_loss"]
+        found[graphs] = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["train_loss"]
     assert found["true"] == pytest.approx(found["false"], rel=0.05)  # other masks, the same training
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_every_replay_draws_masks_of_its_own():
+    network = graphed(LSTMLanguageModel(30, 8, dropout=0.5).cuda(), "cuda")
+    tokens = torch.zeros(5, 4, dtype=torch.long, device="cuda")
+    for _ in range(4):
+        network(tokens, None)
+    assert network._recorded
+    first, second = (network(tokens, None)[0].detach() for _ in range(2))
+    assert not torch.equal(first, second)
+
+
+class _Halves(Task):
+    """A network in two shapes, of which each is recorded at its own time; what became of its losses."""
+
+    steps_per_epoch, best, replayable = 3, None, True
+
+    def __init__(self, draws=False):
+        self.model, self.losses, self.draws = nn.Linear(4, 2), [], draws
+
+    def batches(self, epoch, start=0):
+        return (torch.randn(6 if i < 2 else 4, 4) for i in range(start, 3))
+
+    def loss(self, batch, part):
+        loss = part.mean(self.model(part.take(batch)).square().sum(1))
+        self.losses.append(weakref.ref(loss))
+        return loss, len(batch)
+
+    def evaluate(self):
+        return {"valid_loss": torch.rand(()).item() if self.draws else 0.0}
+
+
+@pytest.mark.parametrize("draws", [False, True])
+def test_a_loop_keeps_to_what_recordings_ask_for(tmp_path, monkeypatch, draws):
+    """No loss is alive while one is made; generators that were not drawn from are not set, or all is recorded anew."""
+    task, alive, made, setting = _Halves(draws), [], [], []
+
+    def recorder():
+        alive.append(sum(loss() is not None for loss in task.losses))
+        return computing()
+
+    def recorded(loop):
+        made.append(Graphed(loop.model, recorder=recorder))
+        return made[-1]
+
+    whole = checkpoints.set_rng_state
+
+    def as_cuda(state, only_changed=False):
+        changed = not torch.equal(state["torch"], torch.get_rng_state())
+        whole(state, only_changed)
+        setting.extend([changed] * only_changed)  # after an evaluation
+        return changed and only_changed
+
+    monkeypatch.setattr("seqssgd.training.loop._Loop.graphed", recorded)
+    optimizer = SymmetricNoise(torch.optim.SGD(noise_groups(task.model, 0.3), lr=0.1), signs="halves")
+    run = RunDirectory(tmp_path / "run", {})
+    monkeypatch.setattr("seqssgd.runs.checkpoints.set_rng_state", as_cuda)
+    fit(task, optimizer, [], TrainingConfig(epochs=8, graphs=True), run)
+    assert setting and all(changed == draws for changed in setting)
+    assert len(made) == (9 if draws else 1) and (draws or (len(made[0]._recorded) == 2 and alive == [0, 0]))

@@ -333,10 +333,10 @@ def test_a_generator_is_left_alone_where_nothing_was_drawn(monkeypatch):
     states, setter = [], torch.set_rng_state
     monkeypatch.setattr(torch, "set_rng_state", lambda state: (states.append(state), setter(state)))
     state = checkpoints.rng_state()
-    checkpoints.set_rng_state(state, where_drawn=True)
+    assert not checkpoints.set_rng_state(state, only_changed=True)
     assert not states
     expected = torch.rand(1).item()
-    checkpoints.set_rng_state(state, where_drawn=True)
+    checkpoints.set_rng_state(state, only_changed=True)
     assert len(states) == 1 and torch.rand(1).item() == expected
 
 

@@ -30,7 +30,6 @@ from seqssgd import documents, notes
 from seqssgd.commands.runs import evaluate
 from seqssgd.errors import UserError, run_cli
 from seqssgd.report import compare, read_run, summary
-from seqssgd.report.grouping import BOOKKEEPING
 from seqssgd.report.metrics import best_evaluation, lower_is_better, shared_metric
 from seqssgd.runs import layout
 from seqssgd.runs.directory import in_use
@@ -42,6 +41,7 @@ from seqssgd.training.recipe import as_options, load_program
 HERE = Path(__file__).resolve().parent
 RECIPES = HERE.parent
 PRECISION = "training.precision"
+MACHINE = ("training.threads", "training.device", "training.graphs")
 PAUSE = 2.0  # seconds between looks at the trials of other processes
 
 
@@ -79,7 +79,7 @@ class Cell:
         settings = {key: value for key, value in run.settings.items() if key.split(".")[0] in self.config}
         if asked[PRECISION] == "auto":  # a run keeps what its machine made of that
             asked[PRECISION] = settings[PRECISION]
-        asked |= {key: settings[key] for key in BOOKKEEPING if key in asked and key in settings}  # of another machine
+        asked |= {key: settings[key] for key in MACHINE if key in settings}  # it may have been another one
         check_same(self.run, settings, asked)
         return run.finished or bool(run.diverged)
 
@@ -105,19 +105,20 @@ class Study:
     tuned: bool
     cells: list[Cell]
 
-    def due(self, wait: Callable[[], bool] = lambda: False) -> Iterator[Cell]:
+    def due(self, again: Callable[[], list[Cell]] = list) -> Iterator[Cell]:
         """The runs to make. In a tuned study the trials, made in between, decide on those with further seeds.
 
-        ``wait`` is called while another process is at one of the trials. They are gone through again, since that
-        process may have been stopped; if it says no, there is no more to make now.
+        ``again`` is called after the trials: it gives those that were left to another process, which may have been
+        stopped at them, until there are none.
         """
         first = self.cells[0].seed
         trials = [cell for cell in self.cells if cell.seed == first]
         yield from trials
-        while self.tuned and any(in_use(cell.run) for cell in trials):
-            if not wait():
+        if self.tuned and len(trials) < len(self.cells):
+            while left := again():
+                yield from left
+            if any(in_use(cell.run) for cell in trials):
                 return
-            yield from trials
         kept = self.kept()
         yield from (cell for cell in self.cells if cell.seed != first and cell.alternative in kept)
 
@@ -278,40 +279,49 @@ def alternatives(
 def train_all(study: Study, deadline: float) -> tuple[list[str], int]:
     """Trains what is left, in this process, so that whatever ends the study ends the run that it is at.
 
-    Runs that another process is at, which was given the same command, are left to it.
+    Runs that another process is at, which was given the same command, are left to it. Further seeds of a tuned study
+    wait for its trials.
 
     Returns:
         the names of the runs that failed, and the exit status if a signal ended one.
     """
-    failed: list[str] = []
-    others: set[str | None] = set()  # the runs that other processes are at; None: they are waited for
+    failed: list[Cell] = []
+    told: set[Cell] = set()
+    passed_over: list[Cell] = []
 
-    def wait() -> bool:
-        if None not in others:
+    def again() -> list[Cell]:
+        """The trials that were left to other processes, once one of them is free; none after the time limit."""
+        others = passed_over.copy()
+        passed_over.clear()
+        if others and all(in_use(cell.run) for cell in others):
             print("\nwaiting for the trials of other processes", flush=True)
-        others.add(None)
-        time.sleep(max(0, min(PAUSE, deadline - time.monotonic())))
-        return time.monotonic() < deadline
+        while others and all(in_use(cell.run) for cell in others) and time.monotonic() < deadline:
+            time.sleep(max(0.0, min(PAUSE, deadline - time.monotonic())))
+        return others if time.monotonic() < deadline else []
 
-    for cell in study.due(wait):
-        if cell.name in failed or cell.finished:
+    for cell in study.due(again):
+        if cell.finished:
             continue
         minutes = (deadline - time.monotonic()) / 60
         if minutes <= 0:
             break
         if in_use(cell.run):
-            if cell.name not in others:
+            if cell not in told:
                 print(f"\n{cell.name}: another process is training it", flush=True)
-            others.add(cell.name)
+            told.add(cell)
+            passed_over.append(cell)
             continue
         print(f"\n== {cell.name}", flush=True)
         limit = [] if math.isinf(minutes) else ["--max-minutes", str(minutes)]
         status = call(study.train.main, [*cell.options, *limit])
         if status > 128:
-            return failed, status
-        if status and not cell.finished and not in_use(cell.run):  # one that diverged is finished, with a status
-            failed.append(cell.name)
-    return failed, 0
+            return [cell.name for cell in failed], status
+        if status and not cell.finished:  # one that diverged is finished, with a status
+            if in_use(cell.run):
+                passed_over.append(cell)
+            else:
+                failed.append(cell)
+    return [cell.name for cell in failed if not cell.finished], 0  # another process may have made it since
 
 
 def call(program: Callable[[list[str]], int | None], options: list[str]) -> int:

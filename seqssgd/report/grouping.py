@@ -12,7 +12,8 @@ from ..errors import UserError
 from ..runs.reading import Run
 
 SEEDS = ("seed", "optim.noise_seed")
-# How a run was watched and kept, and what computed it: settings that its figures do not depend on, up to rounding.
+# How a run was watched and kept, and what computed it: settings that its figures do not depend on, up to rounding and,
+# with graphs, to the masks of dropout between LSTM layers.
 BOOKKEEPING = (
     "training.log_every",
     "training.log_curvature",

@@ -104,7 +104,8 @@ def paired(runs: Sequence[Run], others: Sequence[Run], figure: str) -> Paired | 
     except ValueError:
         return None
     ((kind, _), *_), count = mine[0], len(mine[0])
-    seeds = "and over seeds" if min(len(mine), len(its)) > 1 else "but not over seeds"
+    several = (len(mine) > 1) + (len(its) > 1)
+    seeds = ("but not over seeds", "and over the seeds of the side that has several", "and over seeds")[several]
     return Paired(low, high, f"{count:,} {kind}s {seeds}")
 
 

@@ -209,7 +209,7 @@ def _verdict(comparison: Comparison, criterion: str) -> list[str]:
 def _paired(comparison: Comparison, criterion: str) -> list[str]:
     """The intervals over the same speakers or utterances, and what has none; nothing if no method has one.
 
-    Those over seeds too are apart from those of a single one.
+    Those over the seeds of both sides are apart from others.
     """
     intervals, without = defaultdict(list), []
     for row in comparison.rows:

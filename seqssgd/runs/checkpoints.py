@@ -146,23 +146,25 @@ def rng_state() -> dict[str, Any]:
     }
 
 
-def set_rng_state(state: Mapping[str, Any], where_drawn: bool = False) -> None:
-    """Sets all global random generators to what :func:`rng_state` gave.
+def set_rng_state(state: Mapping[str, Any], only_changed: bool = False) -> bool:
+    """Sets all global random generators to what :func:`rng_state` gave; whether CUDA's was set.
 
-    ``where_drawn``: none of torch's that is in that state already.
+    ``only_changed``: those of torch that are in that state already are left alone.
     """
 
-    def differs(name: str, now: Callable[[], Tensor]) -> bool:
-        return not (where_drawn and torch.equal(state[name], now()))
+    def due(name: str, now: Callable[[], Tensor]) -> bool:
+        return not (only_changed and torch.equal(state[name], now()))
 
-    if differs("torch", torch.get_rng_state):
+    if due("torch", torch.get_rng_state):
         torch.set_rng_state(state["torch"])
-    if state["cuda"] is not None and torch.cuda.is_available() and differs("cuda", torch.cuda.get_rng_state):
+    cuda = state["cuda"] is not None and torch.cuda.is_available() and due("cuda", torch.cuda.get_rng_state)
+    if cuda:
         torch.cuda.set_rng_state(state["cuda"])
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    return cuda
 
 
 def _check_sizes(archive: zipfile.ZipFile, size: int) -> None:

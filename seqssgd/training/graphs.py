@@ -20,6 +20,16 @@ Replay = Callable[[], None]
 Record = Callable[[Callable[[], Any]], tuple[Any, Replay]]  # of what computes a list or tuple of tensors and Nones
 
 
+@contextlib.contextmanager
+def unwarned() -> Iterator[None]:
+    """Without torch's warning of gradients that are accumulated on the stream of the recordings, as these are."""
+    torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
+    try:
+        yield
+    finally:
+        torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(True)
+
+
 def check_replayable(task: Any) -> None:
     """Makes sure that the network of ``task`` can be recorded.
 
@@ -37,10 +47,10 @@ class Graphed:
     next call overwrites neither. Inputs that require a gradient, evaluation, and shapes beyond the first ``most`` are
     computed as ever.
 
-    Two things a loop has to see to. A call that records must find nothing alive of earlier calls, neither loss nor
-    output: what autograd keeps for them belongs to the ordinary stream, which a recording must not touch. And once
-    something is recorded, the state of CUDA's generator must not be set: cuDNN's dropout between the layers of an LSTM
-    would take other memory.
+    Two things a loop has to see to, beside :func:`unwarned`. A call that records must find nothing alive of earlier
+    calls, neither loss nor output: what autograd keeps for them belongs to the ordinary stream, which a recording must
+    not touch. And once something is recorded, the state of CUDA's generator must not be set: cuDNN's dropout between
+    the layers of an LSTM would take other memory.
 
     Args:
         model: whose forward does the same for every input of one shape, whatever its values.
@@ -173,8 +183,6 @@ class _Replayed(torch.autograd.Function):
 def cuda_recorder() -> Record:
     """What records computations as CUDA graphs that share their memory."""
     pool = torch.cuda.graph_pool_handle()
-    # a weight's gradient is accumulated on the stream of the recording from now on, which torch would warn of
-    torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
 
     def record(compute: Callable[[], Any]) -> tuple[Any, Replay]:
         graph = torch.cuda.CUDAGraph()

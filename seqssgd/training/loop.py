@@ -6,7 +6,7 @@ import math
 import signal
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from ..runs.directory import RunDirectory
 from . import outcome, snapshot
 from .config import TrainingConfig
 from .curvature import CurvatureLog
-from .graphs import Graphed, check_replayable
+from .graphs import Graphed, check_replayable, unwarned
 from .logs import Console
 from .noise_size import relative_noise
 from .progress import Progress
@@ -72,7 +72,11 @@ def fit(
             return {**result, "finished": True, "exit_code": outcome.exit_code(result, run.path)}
         loop.resume()
         shown = getattr(task, "shown", "loss {:.4g}".format)
-        with loop.signals, Console(loop.limit, loop.progress.step, config.epochs, shown) as loop.console:
+        with (
+            loop.signals,
+            Console(loop.limit, loop.progress.step, config.epochs, shown) as loop.console,
+            unwarned() if config.graphs else contextlib.nullcontext(),
+        ):
             return loop.train()
     finally:
         run.close()
@@ -145,7 +149,7 @@ class _Loop:
                                 loss, seen = self.task.loss(batch, part)
                             self.scaler.scale(loss / len(micros)).backward()
                         total += loss.detach()
-                        del loss  # what is computed next may be recorded, which nothing older may be alive for
+                        del loss  # the next pass may be recorded, and no graph of an earlier one may be alive then
                         units, count, passes = units + seen, count + 1, passes + part.cost
         finally:
             self.task.model = self.model
@@ -187,7 +191,7 @@ class _Loop:
         self.task.model = model.eval()
         try:
             # so that an additional evaluation changes nothing
-            with torch.no_grad(), _rng_untouched(where_drawn=self.config.graphs):
+            with torch.no_grad(), _rng_untouched(self.record_anew if self.config.graphs else None):
                 metrics = processes.from_main({key: float(value) for key, value in self.task.evaluate().items()})
         finally:
             self.task.model = self.model
@@ -234,6 +238,9 @@ class _Loop:
             raise UserError("training.graphs: it takes one process with a CUDA device; leave it out")
         check_replayable(self.task)
         return Graphed(self.model, self.half())
+
+    def record_anew(self) -> None:
+        self.wrapped = self.graphed()
 
     def step_schedulers(self, when: str) -> None:
         with warnings.catch_warnings():  # a skipped first step looks to torch like a scheduler called too early
@@ -323,17 +330,19 @@ class _Loop:
 
 
 @contextlib.contextmanager
-def _rng_untouched(where_drawn: bool = False) -> Iterator[None]:
+def _rng_untouched(moved: Callable[[], None] | None = None) -> Iterator[None]:
     """Leaves all global random generators as they were.
 
-    ``where_drawn``: sets none that nothing was drawn from. Once CUDA's has been set, cuDNN's dropout between the layers
-    of an LSTM takes other memory, and graphs that were recorded before go on with the old.
+    Once CUDA's has been set, cuDNN's dropout between the layers of an LSTM takes other memory, and graphs that were
+    recorded before would go on with the old. So where there are some, with ``moved``, it is set only if something was
+    drawn from it, and ``moved`` is called then.
     """
     state = checkpoints.rng_state()
     try:
         yield
     finally:
-        checkpoints.set_rng_state(state, where_drawn)
+        if checkpoints.set_rng_state(state, only_changed=moved is not None) and moved is not None:
+            moved()
 
 
 def _mean(sums: Sequence[float]) -> float | None:
