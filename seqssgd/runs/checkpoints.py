@@ -157,14 +157,15 @@ def set_rng_state(state: Mapping[str, Any], only_changed: bool = False) -> bool:
 
     if due("torch", torch.get_rng_state):
         torch.set_rng_state(state["torch"])
-    cuda = state["cuda"] is not None and torch.cuda.is_available() and due("cuda", torch.cuda.get_rng_state)
-    if cuda:
-        torch.cuda.set_rng_state(state["cuda"])
+    cuda: Tensor | None = state["cuda"] if torch.cuda.is_available() else None
+    set_cuda = cuda is not None and due("cuda", torch.cuda.get_rng_state)
+    if cuda is not None and set_cuda:
+        torch.cuda.set_rng_state(cuda)
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    return cuda
+    return set_cuda
 
 
 def _check_sizes(archive: zipfile.ZipFile, size: int) -> None:
