@@ -63,8 +63,9 @@ RUNS = {
 # What the overview shows of them, and the methods in it, each a row: (optim.method, its form) -> name.
 OVERVIEW = {
     "demo_regularised": ("docstrings, LSTM with dropout", "perplexity"),
+    "ptb_regularised": ("Penn Treebank, LSTM with dropout", "perplexity"),
     "ocean": ("speechocean762, gated ConvNet with dropout", "WER in %"),
-    "ptb_rivals": ("Penn Treebank, LSTM", "perplexity"),
+    "ptb_rivals": ("Penn Treebank, LSTM without dropout", "perplexity"),
     "an4": ("AN4, gated ConvNet", "WER in %"),
     "cifar10_cpu": ("CIFAR-10, ResNet-20", "accuracy in %"),
 }
