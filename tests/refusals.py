@@ -31,7 +31,7 @@ def one_step(model, optimizer):
     optimizer.zero_grad()
 
 
-def is_refused_and_then_as_good_as_new(name, wrong, words):
+def assert_refused_and_then_as_good_as_new(name, wrong, words):
     """``wrong(model, optimizer)`` is an error with the weights untouched; what follows is as if it had not been."""
     model, optimizer = make(name)
     clean = bits(model)

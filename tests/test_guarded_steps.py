@@ -7,7 +7,7 @@ from refusals import (
     by_hand,
     by_the_model,
     by_the_optimizer,
-    is_refused_and_then_as_good_as_new,
+    assert_refused_and_then_as_good_as_new,
     loss_in,
     make,
     methods_of_several_passes,
@@ -100,7 +100,7 @@ def test_a_step_after_passes_without_any_backward_is_refused(name):
             pass
         optimizer.step()
 
-    is_refused_and_then_as_good_as_new(name, wrong, "no pass had a backward")
+    assert_refused_and_then_as_good_as_new(name, wrong, "no pass had a backward")
 
 
 @pytest.mark.parametrize("gradients_of", ["zeros", "none"])

@@ -14,7 +14,7 @@ from refusals import (
     by_the_model_in_place,
     by_the_optimizer,
     every_method,
-    is_refused_and_then_as_good_as_new,
+    assert_refused_and_then_as_good_as_new,
     loss_in,
     make,
     methods_of_several_passes,
@@ -52,7 +52,7 @@ def test_clearing_gradients_inside_a_pass_is_refused(name, clear, when):
                 clear(model, optimizer)
         optimizer.step()
 
-    is_refused_and_then_as_good_as_new(name, wrong, words)
+    assert_refused_and_then_as_good_as_new(name, wrong, words)
 
 
 @methods_of_several_passes
@@ -64,7 +64,7 @@ def test_gradients_that_are_set_by_hand_in_a_pass_are_refused(name):
                 p.grad = g
         optimizer.step()
 
-    is_refused_and_then_as_good_as_new(name, wrong, "cleared, replaced or changed inside a pass")
+    assert_refused_and_then_as_good_as_new(name, wrong, "cleared, replaced or changed inside a pass")
 
 
 @methods_of_several_passes
@@ -78,7 +78,7 @@ def test_a_pass_without_backward_is_refused(name, skipped):
             loss.backward()
         optimizer.step()
 
-    is_refused_and_then_as_good_as_new(name, wrong, "no backward|found no gradient")
+    assert_refused_and_then_as_good_as_new(name, wrong, "no backward|found no gradient")
 
 
 @every_method
@@ -89,7 +89,7 @@ def test_clipping_inside_the_passes_is_refused(name):
             nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
         optimizer.step()
 
-    is_refused_and_then_as_good_as_new(name, wrong, "clipping between the loop and step")
+    assert_refused_and_then_as_good_as_new(name, wrong, "clipping between the loop and step")
 
 
 # ---- gradients from elsewhere ----------------------------------------------------------------------------------------
@@ -118,7 +118,7 @@ def test_gradients_from_outside_a_pass_loop_are_refused(name, where):
             plain()
         optimizer.step()
 
-    is_refused_and_then_as_good_as_new(name, wrong, "did not come through passes|inside a pass")
+    assert_refused_and_then_as_good_as_new(name, wrong, "did not come through passes|inside a pass")
 
 
 @methods_that_ask_at_the_step
@@ -128,7 +128,7 @@ def test_passes_made_into_a_list_are_refused(name):
             loss_in(part, model).backward()
         optimizer.step()
 
-    is_refused_and_then_as_good_as_new(name, wrong, "list")
+    assert_refused_and_then_as_good_as_new(name, wrong, "list")
 
 
 @pytest.mark.parametrize("clear", [by_the_optimizer, by_the_model, by_the_model_in_place, by_hand])
