@@ -4,10 +4,10 @@ import pytest
 import torch
 from peer_methods import bits, same_bits
 from refusals import (
+    assert_refused_and_then_as_good_as_new,
     by_hand,
     by_the_model,
     by_the_optimizer,
-    assert_refused_and_then_as_good_as_new,
     loss_in,
     make,
     methods_of_several_passes,

@@ -9,12 +9,12 @@ import torch
 from peer_methods import METHODS, bits, losses_of, network
 from refusals import (
     SEVERAL_PASSES,
+    assert_refused_and_then_as_good_as_new,
     by_hand,
     by_the_model,
     by_the_model_in_place,
     by_the_optimizer,
     every_method,
-    assert_refused_and_then_as_good_as_new,
     loss_in,
     make,
     methods_of_several_passes,
