@@ -170,16 +170,16 @@ def test_a_run_that_another_process_is_at_is_left_to_it(run, tmp_path, capsys):
 
 
 class Others:
-    """Other processes at a trial for so many looks, and a clock that moves with every sleep alone."""
+    """Other processes at trials, each for so many looks, and a clock that moves with every sleep alone."""
 
-    def __init__(self, monkeypatch, looks, name="ema-0.001"):
+    def __init__(self, monkeypatch, looks):
         self.now, self.looks, self.sleeps = 0.0, looks, []
         monkeypatch.setattr(STUDY, "time", self)
-        monkeypatch.setattr(STUDY, "in_use", lambda path: path.parent.name == name and self.look())
+        monkeypatch.setattr(STUDY, "in_use", lambda path: self.look(path.parent.name) and path.name == "seed0")
 
-    def look(self):
-        self.looks -= 1
-        return self.looks >= 0
+    def look(self, name):
+        self.looks[name] = self.looks.get(name, 0) - 1
+        return self.looks[name] >= 0
 
     def monotonic(self):
         return self.now
@@ -191,17 +191,18 @@ class Others:
 
 
 def test_no_trial_is_the_best_while_another_process_is_at_one(run, tmp_path, capsys, monkeypatch):
-    others = Others(monkeypatch, 10**9)
+    others = Others(monkeypatch, {"ema-0.001": 10**9})
     assert run("tuned", "--seeds", 0, 1, "--max-minutes", 0.1) == 0
     said = capsys.readouterr().out
     assert said.count("ema-0.001/seed0: another process is training it") == 1 and "/seed1" not in said
+    assert "3 runs finished, 1 left" in said  # what further seeds there will be is not known
     assert others.sleeps == [2, 2, 2] and said.count("waiting for the trials of other processes") == 1
 
 
 @pytest.mark.parametrize("looks", [1, 2, 3, 10, 11])
 def test_further_seeds_wait_for_the_trials_of_other_processes(run, tmp_path, capsys, monkeypatch, looks):
     """One is stopped at its trial, while another trial is made here or while it is waited for: it is made here."""
-    others = Others(monkeypatch, looks)
+    others = Others(monkeypatch, {"ema-0.001": looks})
     assert run("tuned", "--seeds", 0, 1) == 0
     said = capsys.readouterr().out
     assert said.count("ema-0.001/seed0: another process is training it") == 1
@@ -209,8 +210,17 @@ def test_further_seeds_wait_for_the_trials_of_other_processes(run, tmp_path, cap
     assert len(others.sleeps) == max(0, looks - 2)  # it is passed over, and told of
 
 
+def test_a_run_of_another_process_is_told_of_once(run, tmp_path, capsys, monkeypatch):
+    """One of two that others are at is free long before the other."""
+    Others(monkeypatch, {"ema-0.001": 3, "none-0.001": 20})
+    assert run("tuned", "--seeds", 0, 1) == 0
+    said = capsys.readouterr().out
+    assert said.count("ema-0.001/seed0: another") == said.count("none-0.001/seed0: another") == 1
+    assert said.index("== ema-0.001/seed0") < said.index("== none-0.001/seed0") < said.index("/seed1")
+
+
 def test_without_further_seeds_nothing_is_waited_for(run, tmp_path, capsys, monkeypatch):
-    others = Others(monkeypatch, 10**9)
+    others = Others(monkeypatch, {"ema-0.001": 10**9})
     assert run("tuned") == 0
     assert not others.sleeps and "3 runs finished, 1 left" in capsys.readouterr().out
 
@@ -223,22 +233,26 @@ def test_a_trial_that_failed_is_not_tried_again_while_others_are_waited_for(run,
         return 1 if "ema-1" in str(options) else whole(program, options)
 
     monkeypatch.setattr(STUDY, "call", failing)
-    Others(monkeypatch, 12)
+    Others(monkeypatch, {"ema-0.001": 12})
     assert run("tuned", "--seeds", 0, 1) == 1
     assert sum("ema-1/seed0" in options for options in tried) == 1
     assert "error: failed: ema-1/seed0" in capsys.readouterr().err
 
 
 def test_a_run_that_failed_here_and_was_made_by_another_process_is_no_failure(run, tmp_path, capsys, monkeypatch):
-    whole = STUDY.call
+    whole, failed = STUDY.call, []
 
     def failing(program, options):
-        status = whole(program, options)
-        return 1 if "ema-1/seed0" in str(options) and "--split" not in options else status
+        if "ema-1/seed0" in str(options) and not failed:
+            failed.append((program, options))
+            return 1
+        if len(failed) == 1:
+            failed.append(whole(*failed[0]))  # the other process, meanwhile
+        return whole(program, options)
 
     monkeypatch.setattr(STUDY, "call", failing)
     assert run("tuned") == 0
-    assert "4 runs finished, 0 left" in capsys.readouterr().out
+    assert len(failed) == 2 and "4 runs finished, 0 left" in capsys.readouterr().out
 
 
 def test_a_run_that_fails_is_named_and_does_not_stop_the_others(run, tmp_path, capsys, monkeypatch):

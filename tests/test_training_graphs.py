@@ -334,6 +334,9 @@ def test_a_loop_keeps_to_what_recordings_ask_for(tmp_path, monkeypatch, draws):
     optimizer = SymmetricNoise(torch.optim.SGD(noise_groups(task.model, 0.3), lr=0.1), signs="halves")
     run = RunDirectory(tmp_path / "run", {})
     monkeypatch.setattr("seqssgd.runs.checkpoints.set_rng_state", as_cuda)
+    warned = []
+    monkeypatch.setattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch", warned.append)
     fit(task, optimizer, [], TrainingConfig(epochs=8, graphs=True), run)
+    assert warned == [False, True]
     assert setting and all(changed == draws for changed in setting)
     assert len(made) == (9 if draws else 1) and (draws or (len(made[0]._recorded) == 2 and alive == [0, 0]))
