@@ -4,7 +4,6 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import asdict
@@ -18,7 +17,6 @@ import toy_task
 from toy_task import ToyTask, toy_config, train
 
 from seqssgd.errors import UserError
-from seqssgd.locks import take_lock
 from seqssgd.runs import checkpoints
 from seqssgd.training import RunDirectory
 from seqssgd.training.signals import StopSignals
@@ -370,18 +368,6 @@ def test_an_unwritable_folder_is_refused(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(UserError, match="cannot write there"):
         RunDirectory(tmp_path / "run", {})
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="another kind of lock")
-def test_a_process_that_only_asks_whether_a_run_is_in_use_does_not_refuse_it(tmp_path, monkeypatch):
-    """It has the lock for as long as it asks, which here ends while it is waited for."""
-    code = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(); input()"
-    with subprocess.Popen(
-        [sys.executable, "-c", code, tmp_path / "lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as other:
-        other.stdout.readline()  # it has the lock
-        monkeypatch.setattr("seqssgd.locks.time.sleep", lambda seconds: other.communicate("\n"))
-        os.close(take_lock(tmp_path / "lock", "in use"))
 
 
 def test_two_processes_cannot_train_in_one_folder(tmp_path):
