@@ -124,3 +124,12 @@ def test_figures_that_are_not_finite_are_left_out_and_counted():
     assert found.nonfinite == 2 and found.increase.value == pytest.approx(np.mean([3.5, 5.5]))
     (none,) = under_noise(lambda: {"loss": math.nan}, WeightNoise(model), [0.5], draws=2)["loss"]
     assert none.nonfinite == 2 and math.isnan(none.increase.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_too_coarse_for_the_box_are_refused(dtype):
+    model = Known().to(dtype)
+    with pytest.raises(ValueError, match=rf"{str(dtype).removeprefix('torch.')}.*give model\.float\(\)"):
+        Objective(model, [0], model, lambda w, _: w.sum()[None])
+    model.float()
+    assert Objective(model, [0], model, lambda w, _: w.square().sum()[None]).loss > 0

@@ -146,6 +146,20 @@ def test_validation_reads_the_columns_of_training_through_once(dataset):
     assert metrics["valid_perplexity"] == pytest.approx(math.exp(mean), rel=1e-6)
 
 
+def test_training_is_logged_in_the_unit_of_validation(dataset):
+    """Where nothing is learned or dropped, the loss over training's windows is a perplexity as validation's."""
+    task, optimizer = task_of(dataset, lr=1e-300)
+    task.valid = task.windows
+    task.start_epoch(0)
+    losses = [task.loss(batch, part)[0].item() for batch in task.batches(0) for part in optimizer.passes()]
+    task.model.eval()
+    with torch.no_grad():
+        validated = task.evaluate()
+    logged = task.train_metrics(sum(losses) / len(losses))
+    assert logged == {"train_perplexity": pytest.approx(validated["valid_perplexity"])}
+    assert task.train_metrics(1e6) == {"train_perplexity": math.inf}
+
+
 def test_carried_states_survive_a_checkpoint(dataset):
     task, optimizer = task_of(dataset, **SSGD)
     batches = list(task.batches(0))

@@ -259,6 +259,15 @@ def test_half_of_what_torchrun_says_is_refused(monkeypatch, given):
         setup(TrainingConfig(device="cpu"), 0)
 
 
+def test_what_torchrun_would_not_set_is_refused_and_an_empty_variable_is_none(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv("LOCAL_RANK", "")
+    assert setup(TrainingConfig(device="cpu"), 0) == torch.device("cpu")
+    monkeypatch.setenv("LOCAL_RANK", "one")
+    with pytest.raises(UserError, match="^LOCAL_RANK is 'one', and no number; use torchrun, or unset it$"):
+        setup(TrainingConfig(device="cpu"), 0)
+
+
 def test_more_processes_than_cuda_devices_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)

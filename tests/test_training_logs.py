@@ -11,6 +11,8 @@ import pytest
 from toy_task import ToyTask, toy_config, train
 
 from seqssgd import processes
+from seqssgd.report.metrics import shared_metric
+from seqssgd.runs.reading import read_run
 from seqssgd.training import RunDirectory, loop
 from seqssgd.training.logs import Console
 
@@ -82,6 +84,17 @@ def test_times_add_up_over_interruptions(tmp_path, monkeypatch):
     assert second["units_per_second"] == pytest.approx(24 / 0.25)  # one tick from a step's beginning to its end
 
 
+def test_what_a_task_makes_of_its_training_loss_is_logged_beside_validation(tmp_path):
+    class Doubled(ListeningTask):
+        def train_metrics(self, loss):
+            return {"train_double": 2 * loss}
+
+    train(tmp_path, settings(), Doubled)
+    valid_rows = rows(tmp_path, "valid")
+    assert [row["train_double"] for row in valid_rows] == [2 * row["train_loss"] for row in valid_rows]
+    assert shared_metric([read_run(tmp_path)]) == "valid_loss"  # what was learned is no result
+
+
 # ---- lines and bar ---------------------------------------------------------------------------------------------------
 
 
@@ -117,7 +130,7 @@ def test_on_a_terminal_there_is_a_bar_with_the_evaluations_above_it(tmp_path, ca
 
 def test_the_progress_line_has_a_running_loss_in_the_unit_of_validation_and_fits_80_columns(monkeypatch):
     monkeypatch.setattr("sys.stderr", terminal := Terminal())
-    with Console(37_168, 37_160, 20, lambda loss: f"ppl {math.exp(loss / 20):.4g}") as console:
+    with Console(37_168, 37_160, 20, lambda loss: {"train_perplexity": math.exp(loss / 20)}) as console:
         losses = [100.0, math.nan, *[90.0] * 6]
         for loss in losses:
             console.advance(loss, 20, 74_336)
@@ -126,7 +139,7 @@ def test_the_progress_line_has_a_running_loss_in_the_unit_of_validation_and_fits
     for loss in losses[2:]:
         mean += (loss - mean) / Console.MEMORY
     last = terminal.getvalue().split("\r")[-1].rstrip()
-    assert last.endswith(f"epoch 20/20 passes 74336 ppl {math.exp(mean / 20):.4g}") and len(last) <= 80
+    assert last.endswith(f"epoch 20/20 passes 74336 perplexity {math.exp(mean / 20):.4g}") and len(last) <= 80
     assert "37168/37168 [" in last and "<" in last
 
 

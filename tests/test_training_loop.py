@@ -12,6 +12,7 @@ from toy_task import toy_config, train
 
 from seqssgd.optim.reference import unit_noise
 from seqssgd.runs import checkpoints
+from seqssgd.training import Task
 
 MINIBATCHES, SIZE = 7, 5  # an odd number of examples: the halves are unequal
 
@@ -20,7 +21,7 @@ def settings(optim=None, training=None):
     return toy_config(optim, {"checkpoint_every": None, **(training or {})})  # to write files is what takes the time
 
 
-class SmallTask:
+class SmallTask(Task):
     """Regression; nothing is carried from step to step and nothing is random."""
 
     best = ("error", "min")
@@ -50,12 +51,6 @@ class SmallTask:
     def evaluate(self):
         x, y = self.data(100)[0]
         return {"error": mse_loss(self.model(x), y)}
-
-    def state_dict(self):
-        return {}
-
-    def load_state_dict(self, state):
-        pass
 
     def grouped(self, epochs):
         """The minibatches of every step."""

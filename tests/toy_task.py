@@ -15,6 +15,7 @@ from seqssgd.errors import run_cli
 from seqssgd.training import (
     OptimConfig,
     RunDirectory,
+    Task,
     TrainingConfig,
     build_optimizer,
     build_schedulers,
@@ -50,7 +51,7 @@ class ToyModel(nn.Module):
         return self.out(self.dropout(hidden)), state
 
 
-class ToyTask:
+class ToyTask(Task):
     """Classifies the steps of random sequences; the state is carried from minibatch to minibatch, one per pass."""
 
     best = ("valid_loss", "min")

@@ -21,7 +21,7 @@ class Objective:
             weight.
 
     Raises:
-        ValueError: there are no loss terms.
+        ValueError: there are no loss terms; a weight has less than single precision, in which what is small is lost.
     """
 
     def __init__(
@@ -33,6 +33,9 @@ class Objective:
     ) -> None:
         self.model, self.batches, self.outputs, self.losses = model, list(batches), outputs, losses
         self.params = [p for p in model.parameters() if p.requires_grad]
+        if coarse := {p.dtype for p in self.params} & {torch.bfloat16, torch.float16}:
+            kind = str(coarse.pop()).removeprefix("torch.")
+            raise ValueError(f"the weights are in {kind}: too coarse for curvature and sharpness; give model.float()")
         self.loss, self.terms = self._measure()
         if not self.terms:
             raise ValueError("there are no loss terms: the batches are empty")

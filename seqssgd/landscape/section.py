@@ -221,8 +221,8 @@ def _on_what_data(found: Mapping[str, Any]) -> list[str]:
     said = []
     if any(value is not None for run in runs.values() for value in flatness(run).values()):
         said.append(
-            f"Curvature and sharpness on about {settings['terms']:,} {first['terms_are']} of the training data, "
-            "without augmentation and dropout."
+            f"Curvature and sharpness on about {settings['terms']:,} {first['terms_are']} of the training data, or all "
+            "where it has fewer, without augmentation and dropout."
         )
     stages = [run.get(stage, {}) for run in runs.values() for stage in ("errors", "rounding")]
     counts = {stage["terms"] for stage in stages if "terms" in stage}
@@ -239,7 +239,7 @@ def _on_what_data(found: Mapping[str, Any]) -> list[str]:
     if measured_on_both:
         said.append(
             f"{', '.join(measured_on_both).capitalize()}: losses and error rates ({first['errors_are']}) on about "
-            f"{settings['figure_terms']:,} {first['terms_are']} of each split."
+            f"{settings['figure_terms']:,} {first['terms_are']} of each split, or all where it has fewer."
         )
     return said
 

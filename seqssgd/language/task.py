@@ -66,10 +66,9 @@ class LanguageModelTask(Task):
         losses = cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none").view_as(targets)
         return part.mean(losses.sum(0)), targets.numel()
 
-    def shown(self, loss: float) -> str:
-        """The training perplexity that a loss over a window is."""
-        mean = loss / self.windows.length
-        return f"ppl {math.exp(mean) if mean < 700 else math.inf:.4g}"
+    def train_metrics(self, loss: float) -> dict[str, float]:
+        """The perplexity that a loss over a window is: of the network that is trained, with its dropout and noise."""
+        return {"train_perplexity": _perplexity(loss / self.windows.length)}
 
     def evaluate(self) -> dict[str, float]:
         """Validation perplexity with the columns and windows of training, as Zaremba et al. report it."""
@@ -79,7 +78,7 @@ class LanguageModelTask(Task):
             total += cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum").item()
             count += targets.numel()
         loss = total / count
-        return {"valid_loss": loss, "valid_perplexity": math.exp(loss) if loss < 700 else math.inf}
+        return {"valid_loss": loss, "valid_perplexity": _perplexity(loss)}
 
     def state_dict(self) -> dict[str, Any]:
         """The carried states."""
@@ -108,3 +107,8 @@ def build_model(settings: NetworkSettings, vocab_size: int) -> nn.Module:
     if settings.elsewhere:
         check_network(settings.name, model, vocab_size)
     return model
+
+
+def _perplexity(loss: float) -> float:
+    """Of a mean loss a token; infinite where it would be no float."""
+    return math.exp(loss) if loss < 700 else math.inf

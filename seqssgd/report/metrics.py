@@ -9,9 +9,7 @@ from ..runs.reading import Run
 
 # splits that the training has seen: evaluated again, however decoded, they are no result
 SEEN = ("train", "valid", "train_beam", "valid_beam")
-_NOT_METRICS = {
-    *("kind", "step", "epoch", "passes", "lr", "noise", "relative_noise", "seconds", "units_per_second", "train_loss"),
-}
+_NOT_METRICS = {"kind", "step", "epoch", "passes", "lr", "noise", "relative_noise", "seconds", "units_per_second"}
 
 
 def shared_metric(runs: Sequence[Run], metric: str | None = None) -> str:
@@ -38,7 +36,8 @@ def _metrics(run: Run) -> set[str]:
     """What a run was validated by; if its task has no validation data, what its last model was evaluated by."""
     figures = [pair for split, found in run.evaluations.items() if split not in SEEN for pair in found.items()]
     evaluated = {f"valid_{name}" for name, value in figures if isinstance(value, float)}
-    return set(run.rows[-1]) - _NOT_METRICS or evaluated
+    validated = {name for name in run.rows[-1] if not name.startswith("train_")} - _NOT_METRICS
+    return validated or evaluated
 
 
 def best_evaluation(run: Run, metric: str) -> dict[str, Any] | None:

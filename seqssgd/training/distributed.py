@@ -38,11 +38,11 @@ def setup(config: TrainingConfig, seed: int) -> torch.device:
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("training.device: cuda is not available here; use cpu or auto")
     kind = "cpu" if config.device == "cpu" or not torch.cuda.is_available() else "cuda"
-    if config.graphs and (kind == "cpu" or int(os.environ.get("WORLD_SIZE", 1)) > 1):  # before there is a run directory
+    if config.graphs and (kind == "cpu" or _from_torchrun("WORLD_SIZE", 1) > 1):  # before there is a run directory
         raise UserError("training.graphs: it takes one process with a CUDA device; leave it out")
     if kind == "cpu":
         keep_freed_memory()
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    local_rank = _from_torchrun("LOCAL_RANK", 0)
     if kind == "cuda":
         if local_rank >= (count := torch.cuda.device_count()):
             raise UserError(f"LOCAL_RANK {local_rank}: there are {count} CUDA devices here; start one process for each")
@@ -60,6 +60,14 @@ def setup(config: TrainingConfig, seed: int) -> torch.device:
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
     return torch.device(kind, local_rank) if kind == "cuda" else torch.device(kind)
+
+
+def _from_torchrun(name: str, otherwise: int) -> int:
+    """A number that torchrun sets in the environment."""
+    said = os.environ.get(name) or str(otherwise)
+    if not said.isdecimal():
+        raise UserError(f"{name} is {said!r}, and no number; use torchrun, or unset it")
+    return int(said)
 
 
 def cleanup() -> None:

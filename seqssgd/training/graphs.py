@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..errors import UserError
+from .task import Task
 
 Replay = Callable[[], None]
 Record = Callable[[Callable[[], Any]], tuple[Any, Replay]]  # of what computes a list or tuple of tensors and Nones
@@ -30,13 +31,13 @@ def unwarned() -> Iterator[None]:
         torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(True)
 
 
-def check_replayable(task: Any) -> None:
+def check_replayable(task: Task) -> None:
     """Makes sure that the network of ``task`` can be recorded.
 
     Raises:
         UserError: it cannot.
     """
-    if not getattr(task, "replayable", False):  # a task may be of any class
+    if not task.replayable:
         raise UserError("training.graphs: this task's network does not do the same at every step; leave it out")
 
 

@@ -27,7 +27,7 @@ class Console:
         total: steps of the whole training.
         step: those made before.
         epochs: of the whole training.
-        shown: the running loss as text; see :meth:`Task.shown`.
+        metrics: of a training loss; see :meth:`Task.train_metrics`.
     """
 
     MEMORY = 50  # steps that the running loss is about the mean of
@@ -37,10 +37,10 @@ class Console:
         total: float | None = None,
         step: int = 0,
         epochs: int = 1,
-        shown: Callable[[float], str] = str,
+        metrics: Callable[[float], dict[str, float]] = lambda loss: {},
     ):
         self._bar: tqdm | None = None
-        self._epochs, self._shown, self._loss = epochs, shown, math.nan
+        self._epochs, self._metrics, self._loss = epochs, metrics, math.nan
         if total is not None and processes.is_main() and sys.stderr.isatty() and not notes.is_silent():
             self._bar = tqdm(total=total, initial=step, ncols=WIDTH, smoothing=0.1, bar_format=BAR)
 
@@ -58,7 +58,9 @@ class Console:
         if math.isfinite(loss):
             share = 1 / self.MEMORY if math.isfinite(self._loss) else 1
             self._loss = (1 - share) * (self._loss if share < 1 else 0.0) + share * loss
-        text = f"epoch {epoch}/{self._epochs} passes {passes:g} {self._shown(self._loss)}"
+        found = self._metrics(self._loss) or {"loss": self._loss}
+        figures = " ".join(f"{name.removeprefix('train_')} {_number(value)}" for name, value in found.items())
+        text = f"epoch {epoch}/{self._epochs} passes {passes:g} {figures}"
         self._bar.set_postfix_str(text, refresh=False)
         self._bar.update()
 

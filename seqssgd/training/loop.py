@@ -71,10 +71,9 @@ def fit(
             loop.say(f"{run.path}: already finished at step {result['steps']}; nothing to do")
             return {**result, "finished": True, "exit_code": outcome.exit_code(result, run.path)}
         loop.resume()
-        shown = getattr(task, "shown", "loss {:.4g}".format)
         with (
             loop.signals,
-            Console(loop.limit, loop.progress.step, config.epochs, shown) as loop.console,
+            Console(loop.limit, loop.progress.step, config.epochs, task.train_metrics) as loop.console,
             unwarned() if config.graphs else contextlib.nullcontext(),
         ):
             return loop.train()
@@ -201,7 +200,9 @@ class _Loop:
             checkpoints.save(self.run.checkpoints / layout.BEST, {**best, "files": self.run.checksums()})
         noise = relative_noise(self.optimizer)
         size = {"relative_noise": noise} if noise else {}
-        row = {**self.row("valid"), **size, **metrics, "train_loss": _mean(p.epoch_losses), **self.times()}
+        loss = _mean(p.epoch_losses)
+        training = {"train_loss": loss, **({} if loss is None else self.task.train_metrics(loss))}
+        row = {**self.row("valid"), **size, **metrics, **training, **self.times()}
         self.run.write_metrics(row)
         self.console.valid(row)
 

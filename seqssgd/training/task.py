@@ -12,7 +12,7 @@ class Task:
     """What a recipe gives to :func:`fit`: a model, its data, its loss and its evaluation.
 
     A task of one's own must have ``model``, ``steps_per_epoch``, ``batches`` and ``loss``. The rest has defaults:
-    nothing is evaluated or carried from step to step, and the loss is shown as it is.
+    nothing is evaluated or carried from step to step, and the training loss is logged as it is.
 
     Attributes:
         model: the module to train, on its device. Under torchrun it is replaced by its data-parallel wrapper while
@@ -54,9 +54,10 @@ class Task:
         the clean weights."""
         return {}
 
-    def shown(self, loss: float) -> str:
-        """A training loss for the progress line, in the unit of validation where that can be had from it."""
-        return f"loss {loss:.4g}"
+    def train_metrics(self, loss: float) -> dict[str, float]:
+        """What a mean training loss is in the units of ``evaluate``, under names that begin with "train_", to be logged
+        beside validation; nothing where the loss has those units, or does not give the others."""
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """What is carried from step to step (LSTM states): tensors and plain values."""
