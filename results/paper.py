@@ -25,6 +25,7 @@ from seqssgd.report.tables import LEVEL, mean_and_sd, p_value, words
 from seqssgd.runs import layout
 
 RESULTS = Path(__file__).resolve().parent
+LIMIT = "--max-minutes"
 KEYS = {"row", "paper", "noise", "runs", "scale", "data", "against", "command"}
 SCALES = ("full", "reduced")
 HEAD = ["row", "paper", "ours", "n", "c", "scale and data", "hours", "difference (95 %; Holm's p)", "verdict"]
@@ -234,19 +235,30 @@ def interval(found: Difference) -> str:
 
 
 def commands(lines: list[Line]) -> list[str]:
-    """A line for each row: what made its runs, at which commit; of those not run what would."""
+    """A line for each row: the runs of each commit and what made the first of them; of those not run what would."""
     found = []
     for line in lines:
         if line.of is None:
             found.append(f"- {line.entry['row']}: `{line.entry['command']}`")
             continue
-        runs = sorted(line.of.group.runs, key=lambda run: run.path)
-        made = [environment(run) for run in runs]
-        commits = ", ".join(dict.fromkeys(one["commit"][:7] for one in made))
-        folders = ", ".join(f"[{run.path.name}]({run.path.relative_to(RESULTS).as_posix()})" for run in runs)
-        command = shlex.join(["python", *made[0]["command"]])
-        found.append(f"- {line.entry['row']}: {folders}, commit {commits}: `{command}`")
+        made: dict[str, list[tuple[Run, list[str]]]] = {}
+        for run in sorted(line.of.group.runs, key=lambda run: run.path):
+            its = environment(run)
+            made.setdefault(its["commit"][:7], []).append((run, its["command"]))
+        parts = []
+        for commit, those in made.items():
+            folders = ", ".join(f"[{run.path.name}]({run.path.relative_to(RESULTS).as_posix()})" for run, _ in those)
+            parts.append(f"{folders}, commit {commit}: `{shlex.join(['python', *without_limit(those[0][1])])}`")
+        found.append(f"- {line.entry['row']}: {'; '.join(parts)}")
     return found
+
+
+def without_limit(command: list[str]) -> list[str]:
+    """A command without the time after which it was to stop, which says nothing of what it made."""
+    if LIMIT not in command:
+        return command
+    place = command.index(LIMIT)
+    return [*command[:place], *command[place + 2 :]]
 
 
 def environment(run: Run) -> dict[str, Any]:

@@ -57,6 +57,16 @@ def test_no_folder_of_the_machine_that_made_the_runs_is_on_the_page():
     assert not re.search(r"/(work|home|tmp|root)/", (ROOT / "results/README.md").read_text(encoding="utf-8"))
 
 
+def test_runs_of_two_commits_have_each_its_command_without_the_time_it_was_to_stop_after(build, tmp_path):
+    build(row("adam"))
+    other = {"commit": "9876543210", "command": ["study.py", "--max-minutes", "9.4", "--", "--optim.lr", "2"]}
+    (tmp_path / "an4/adam_2/environment.json").write_text(json.dumps(other))
+    assert build(row("adam")).splitlines()[-1] == (
+        "- adam: [adam_0](an4/adam_0), [adam_1](an4/adam_1), commit 0123456: `python train.py --out 'my runs'`; "
+        "[adam_2](an4/adam_2), commit 9876543: `python study.py -- --optim.lr 2`"
+    )
+
+
 def test_verdicts_are_those_of_the_corrected_p_values(build):
     text = build(row("adam"), row("low"), row("same"), row("high"), row("one"), {"row": "WSJ", "command": "train.py"})
     assert verdicts(text) == {
