@@ -45,7 +45,7 @@ of [paper.yaml](paper.yaml) and the files of the runs; what will be run next is 
 - **difference**: from the baseline that is named, with the 95 % interval: Welch's where both have several seeds, else
   ("~") that of the standard deviation pooled over all methods beside it. p is Welch's, corrected by Holm's method for
   the number of tests in the part.
-- **verdict**: *better* or *worse* where the corrected p is below {LEVEL}, else *not told apart*; *not tested* where a
+- **verdict**: *better* or *worse* where the corrected p is below {LEVEL}, else *no significant difference*; *not tested* where a
   side has one seed. Of full rows also whether the paper's figure lies within the 95 % interval of the mean of ours.
 """
 
@@ -184,7 +184,7 @@ def word(found: Difference, lower_is_better: bool) -> str:
     if found.delta is None or found.holm is None:
         return "not tested"
     if found.holm >= LEVEL:
-        return "not told apart"
+        return "no significant difference"
     return "better" if (found.delta < 0) == lower_is_better else "worse"
 
 

@@ -117,7 +117,7 @@ def test_the_words_say_who_wins_and_against_whom(report):
     assert "Equal passes, p <" not in text  # a side with one seed
 
 
-@pytest.mark.parametrize("worse, verdict", [([22.0, 22.1], "Worse"), ([20.5, 21.5], "Not told apart")])
+@pytest.mark.parametrize("worse, verdict", [([22.0, 22.1], "Worse"), ([20.5, 21.5], "No significant difference")])
 def test_a_method_that_loses_is_called_worse(tmp_path, capsys, worse, verdict):
     runs = seeds(tmp_path, "a", [20.0, 20.1]) + seeds(tmp_path, "b", worse, **SSGD)
     assert main(["compare", *map(str, runs)]) == 0

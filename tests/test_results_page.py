@@ -73,7 +73,7 @@ def test_verdicts_are_those_of_the_corrected_p_values(build):
         "row": "verdict",
         "adam": "baseline",
         "low": "at equal epochs: better",
-        "same": "at equal epochs: not told apart",
+        "same": "at equal epochs: no significant difference",
         "high": "at equal epochs: worse",
         "one": "at equal epochs: not tested",
         "WSJ": "not run",
@@ -88,7 +88,7 @@ def test_a_small_p_value_among_many_is_corrected(build, monkeypatch):
     monkeypatch.setattr(PAPER, "holm", lambda values: asked.extend(values) or [0.5] * len(values))
     text = build(row("low"), {**row("low"), "row": "twin"}, row("same"))
     assert len(asked) == 2  # the twin's is the same test
-    assert set(verdicts(text).values()) == {"verdict", "at equal epochs: not told apart"}
+    assert set(verdicts(text).values()) == {"verdict", "at equal epochs: no significant difference"}
 
 
 def test_full_rows_are_held_against_the_papers_figure(build):

@@ -195,12 +195,12 @@ def _before_their_method(comparison: Comparison) -> list[Run]:
 
 def _verdict(comparison: Comparison, criterion: str) -> list[str]:
     """Which methods a test tells from their baselines; nothing if there was no test."""
-    verdicts: dict[str, list[str]] = {"better": [], "worse": [], "not told apart": []}
+    verdicts: dict[str, list[str]] = {"better": [], "worse": [], "no significant difference": []}
     for row in comparison.rows:
         found = row.against[criterion]
         if found is not None and found.delta is not None and found.holm is not None:
             better = (found.delta < 0) == comparison.lower_is_better
-            kind = "not told apart" if found.holm >= LEVEL else "better" if better else "worse"
+            kind = "no significant difference" if found.holm >= LEVEL else "better" if better else "worse"
             verdicts[kind].append(row.group.label)
     said = ". ".join(f"{kind.capitalize()}: {_list(labels)}" for kind, labels in verdicts.items() if labels)
     return [f"{criterion.capitalize()}, p < {LEVEL} after Holm's correction: {said}."] if said else []
