@@ -35,18 +35,18 @@ INTRODUCTION = f"""\
 What Sung et al. (2020, arXiv 2009.02479) report, and what the runs in this folder found. `make results` makes this page
 of [paper.yaml](paper.yaml) and the files of the runs; what will be run next is in [plan.md](plan.md).
 
-- **paper**: its figure where it is on record here ("–" where not), and the noise levels that it gives.
+- **paper**: its figure where it is on record here ("–": see the paper), and the noise levels that it gives.
 - **ours**: mean ± standard deviation over n seeds, of each run's best checkpoint on validation.
 - **c**: root mean square of the noise over that of the weights.
 - **scale**: *full*, the paper's network and data, and its length where that is known; *reduced*; or *not run*.
 - **hours**: of one run, on one core of a 2-core virtual machine (AMD EPYC; speechocean762: Intel Xeon) that had other
-  work to do; of the small RNN and of the LSTM with dropout and
-  16 epochs, one of some twenty at a time on one NVIDIA H200.
+  work to do. The small RNN: one of some twenty runs at a time on one NVIDIA H200; the LSTM with dropout: the first seed
+  there, the others on one core of an Intel Xeon, and the hours are the mean of both.
 - **difference**: from the baseline that is named, with the 95 % interval: Welch's where both have several seeds, else
   ("~") that of the standard deviation pooled over all methods beside it. p is Welch's, corrected by Holm's method for
-  the number of tests in the part.
-- **verdict**: *better* or *worse* where the corrected p is below {LEVEL}, else *no significant difference*; *not tested* where a
-  side has one seed. Of full rows also whether the paper's figure lies within the 95 % interval of the mean of ours.
+  all tests in the part. A recipe's table corrects for its own methods alone, so that its p can be smaller.
+- **verdict**: *better* or *worse* where the corrected p is below {LEVEL}, else *no significant difference*; *not tested*
+  where a side has one seed. Of full rows also whether the paper's figure lies within the 95 % interval of the mean of ours.
 """
 
 

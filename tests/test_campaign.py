@@ -172,7 +172,7 @@ def test_figures_add_up_over_trials_and_commits(tmp_path, monkeypatch):
     assert figures.totals(figures.read(tmp_path / "twice.json"))["kills"]["kills"] == 18
     page = figures.page(found)
     assert "ptb_lstm 9. By method: ssgd 9." in page and "- `two`, soak: &lt;b>" in page
-    assert "<i>" not in page and "1 kinds of failure are mended" in page
+    assert "<i>" not in page and "Earlier trials found 1 kinds of failure; all are fixed." in page
 
 
 def test_the_page_is_the_one_that_the_figures_give():
