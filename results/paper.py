@@ -45,8 +45,9 @@ of [paper.yaml](paper.yaml) and the files of the runs; what will be run next is 
 - **difference**: from the baseline that is named, with the 95 % interval: Welch's where both have several seeds, else
   ("~") that of the standard deviation pooled over all methods beside it. p is Welch's, corrected by Holm's method for
   all tests in the part. A recipe's table corrects for its own methods alone, so that its p can be smaller.
-- **verdict**: *better* or *worse* where the corrected p is below {LEVEL}, else *no significant difference*; *not tested*
-  where a side has one seed. Of full rows also whether the paper's figure lies within the 95 % interval of the mean of ours.
+- **verdict**: *better* or *worse* where the corrected p is below {LEVEL}, else *no significant difference*;
+  *not tested* where a side has one seed. Of full rows also whether the paper's figure lies within the 95 % interval of
+  the mean of ours.
 """
 
 

@@ -129,7 +129,7 @@ def page(figures: dict[str, Any]) -> str:
         "call the rest is lost, in whole or in part (`tests/campaign/powercut.py`). Disks that lie about `fsync` are "
         "another matter.",
         "## What is open\n\n" + ("\n".join(still) or "Nothing."),
-        f"Earlier trials found {mended} kinds of failure; all are fixed. At most {NOTES} kinds are recorded for each commit "
-        "and kind of trial. [reliability.json](reliability.json) has what each was.",
+        f"Earlier trials found {mended} kinds of failure; all are fixed. At most {NOTES} kinds are recorded for each "
+        "commit and kind of trial. [reliability.json](reliability.json) has what each was.",
     ]
     return "\n\n".join(parts) + "\n"
