@@ -74,7 +74,7 @@ def chosen(found: Mapping[str, Mapping[int, Run]], arms: Iterable[str]) -> str:
     """
 
     arms = set(arms)
-    names = [name for name in found if name.partition("-")[0] in arms]
+    names = [name for name, runs in found.items() if name.partition("-")[0] in arms and not runs[min(runs)].diverged]
     if not names:
         raise KeyError(f"no runs of {', '.join(sorted(arms))}")
     metric = _metric(found)

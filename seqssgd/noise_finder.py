@@ -73,11 +73,14 @@ class NoiseFinder:
         method = "ssgd" if optim.method == "none" else optim.method
         if "noise" not in find_method(method).settings:
             raise UserError(f"optim.method: {method} has no noise level; give one that has, such as ssgd")
+        if 1.0 not in find_method(method).kind.levels:
+            raise UserError(f"optim.method: the level of {method} is a probability; try some of them directly")
         common = {
             "optim.noise_schedule": None,
             "training.log_every": self._log_every,
             "training.evaluate_every": 10**6,  # validation is of no interest here
             "training.max_nonfinite": 10**6,
+            "training.log_curvature": False,
         }
         highest = self.highest or 3 * optim.noise or 1.5
         level = self._level() or highest / self.steps * _LENGTH

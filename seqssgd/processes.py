@@ -12,16 +12,7 @@ import torch.distributed as dist
 from torch import nn
 
 from .errors import UserError
-
-
-def rank() -> int:
-    """This process's number among all: 0, 1, …"""
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def world_size() -> int:
-    """The number of processes."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+from .optim.processes import rank, world_size
 
 
 def is_main() -> bool:

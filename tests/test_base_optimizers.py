@@ -222,6 +222,9 @@ def test_muon_with_adamw_steps_matrices_as_muon_does_and_the_rest_as_adamw(tmp_p
     assert [(group["noise"], group["names"]) for group in groups] == [
         (0.3, ["0.weight", "1.weight"]), (0.0, ["0.bias", "1.bias"]),
     ]  # fmt: skip
+    betas = [0.8, 0.9]  # two values, for each of two parameters
+    groups = MuonAdamW([{"params": list(network()[0].parameters()), "betas": betas}]).param_groups
+    assert [group["betas"] for group in groups] == [betas, betas]
     with pytest.raises(ValueError, match="no parameter is a matrix"):
         MuonAdamW([torch.nn.Parameter(torch.ones(3))])
     optim = {"method": "ssgd", "noise": 0.2, "base": "seqssgd.optim:MuonAdamW", "lr": 0.01, "momentum": 0.0}

@@ -1,5 +1,7 @@
 """The primary contrasts of the plan: what is chosen on validation, and what is tested, against scipy."""
 
+import json
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -95,6 +97,12 @@ def test_the_best_accuracy_on_validation_is_the_highest(tmp_path):
     for name, accuracy in (("halves-0.2", 70.0), ("halves-0.4", 80.0)):
         make_run(tmp_path / f"{name}_s0", [{"valid_accuracy": accuracy}])
     assert program.chosen(program.trials(tmp_path), ["halves"]) == "halves-0.4"
+
+
+def test_a_trial_that_diverged_is_not_chosen_however_good_it_was_before(folder):
+    result = folder / "halves-0.4_s0/result.json"
+    result.write_text(json.dumps({**json.loads(result.read_text()), "diverged": "its weights are not finite"}))
+    assert program.chosen(program.trials(folder), ["halves"]) == "halves-0.7"
 
 
 def test_unfinished_runs_are_not_tested(folder):

@@ -92,3 +92,13 @@ def test_the_last_finite_weights_are_kept(tmp_path):
     assert names == ["step-00000008.pt", "step-00000019.pt", "step-00000020.pt"]
     assert checkpoints.is_finite(checkpoints.load(tmp_path / "checkpoints" / names[0])["model"].values())
     assert result["exit_code"] == 2 and result["diverged"] == "its weights are not finite"
+
+
+@pytest.mark.parametrize("best", [("valid_loss", "minimum"), ("valid_loss",)])
+def test_which_model_is_the_best_must_be_said_in_full(tmp_path, best):
+    class Unclear(ToyTask):
+        pass
+
+    Unclear.best = best
+    with pytest.raises(UserError, match='the task\'s best is .*; give the name of a metric and "min" or "max"'):
+        train(tmp_path / "run", toy_config(), Unclear)

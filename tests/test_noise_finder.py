@@ -204,8 +204,16 @@ def test_wrong_input_is_refused(data, tmp_path, capsys):
     assert "--highest -1: it must be a number > 0" in refusal("--highest", "-1")
     assert "--warmup 0 --steps 9: at least 0 and 10" in refusal("--warmup", "0", "--steps", "9")
     assert "optim.method: sam has no noise level" in refusal("--", "--optim.method", "sam", "--optim.noise", "0")
+    dropped = refusal("--", "--optim.method", "dropconnect", "--optim.noise", "0.1")
+    assert "optim.method: the level of dropconnect is a probability; try some of them directly" in dropped
     assert "optim.nois: no such setting; did you mean optim.noise?" in refusal("--", "--optim.nois", "1")
     assert not (tmp_path / "found").exists()
+
+
+def test_a_recipe_that_logs_curvature_is_searched_without(data, tmp_path, capsys):
+    command = ["noise-finder", "--config", CONFIG, "--data", data, "--out", tmp_path / "found", "--steps", 10]
+    options = ["--warmup", 0, "--", *TINY, "--training.epochs", 1000, "--training.log_curvature", "true"]
+    assert cli.main([str(word) for word in (*command, *options)]) == 0
 
 
 def test_a_training_that_ends_too_soon_is_refused(data, tmp_path, capsys):

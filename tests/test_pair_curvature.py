@@ -11,6 +11,8 @@ from toy_task import ToyTask, toy_config, train
 from seqssgd.errors import UserError
 from seqssgd.optim import SymmetricNoise, chunks, noise_groups
 from seqssgd.optim.reference import scaled_noise, unit_noise
+from seqssgd.report import compare, read_run
+from seqssgd.report.curvature import curvature_section
 
 INPUTS = torch.randn(20, 4, dtype=torch.double, generator=torch.Generator().manual_seed(0))
 TARGETS = torch.arange(20) % 3
@@ -246,6 +248,10 @@ def test_balanced_noise_has_no_one_level_to_relate_a_trace_to(tmp_path):
     logged = [row for row in rows(tmp_path) if row["kind"] == "train"]
     assert all("sharpness" in row and "relative_trace" not in row for row in logged)
     assert all(math.isfinite(row["trace/out"]) for row in logged)
+    run = read_run(tmp_path)
+    assert [row["sharpness"] for row in run.curvature] == [row["sharpness"] for row in logged]
+    section = curvature_section(compare([run]))
+    assert "curvature_whole" in section.pictures and "curvature_layers" in section.pictures
 
 
 def test_methods_without_a_pair_have_no_curvature_to_log(tmp_path):

@@ -102,7 +102,7 @@ def test_wrong_input_is_refused_in_one_line(data, tmp_path, capsys, small):
 
     assert "training.patience: there is nothing to judge by" in said("--training.patience", 2)
     assert "corpus.workers: 0 is not" in said("--corpus.workers", 0)
-    assert "smallest_area: 0.0 is not" in said("--corpus.smallest_area", 0)
+    assert "corpus.smallest_area: 0.0 is not" in said("--corpus.smallest_area", 0)
     assert "training.accumulate: 7 is not at most " in said("--training.accumulate", 7)
     assert "optim.lr_warmup: warmup(0)" in said("--optim.lr_warmup", 0)
     assert "colours holds a set of small images, where a set of images is wanted; choose another folder " in said(

@@ -216,12 +216,12 @@ def test_half_precision_that_the_machine_lacks_for_an_lstm_is_refused_before_a_r
 
 def test_texts_too_short_for_the_minibatch_are_refused(data, tmp_path, capsys):
     for option, value, reason in (
-        ("--batch_size", 5000, "is too short for batch size 5000"),
+        ("--batch_size", 5000, "train: a text of"),
         ("--sequence_length", 5000, "is too short for batch size 5 and windows of 5000"),
         ("--batch_size", 1, "batch_size: 1 cannot be halved"),
         ("--model.dropout", 1.5, "model.dropout must be in [0, 1)"),
-        ("--batch_size", 0, "batch size 0: it must be at least 1"),
-        ("--sequence_length", 0, "windows of 0 time steps"),
+        ("--batch_size", 0, "batch_size: 0 is not a whole number >= 1"),
+        ("--sequence_length", 0, "sequence_length: 0 is not a whole number >= 1"),
     ):
         options = [option, value, "--optim.signs", "halves"] if value != 0 else [option, value]
         assert reason in refused(capsys, TRAIN.main, *command(data, tmp_path / "run", *options))

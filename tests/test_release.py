@@ -20,7 +20,7 @@ from seqssgd.options import evaluation_arguments
 from seqssgd.runs import layout
 from seqssgd.runs.checkpoints import load as load_checkpoint
 from seqssgd.runs.recipes import LANGUAGE_MODEL, read_recipe
-from seqssgd.runs.release import export, save
+from seqssgd.runs.release import export, export_record, save
 
 pytest.importorskip("safetensors")
 
@@ -114,6 +114,17 @@ def test_nothing_in_it_names_a_folder_of_the_machine(run, given, tmp_path):
     }  # fmt: skip
 
 
+def test_folders_within_an_option_are_left_out_too(run, tmp_path):
+    own = tmp_path / "own"
+    shutil.copytree(run, own)
+    environment = json.loads((own / "environment.json").read_text())
+    command = ["train.py", f"--data={tmp_path}/secret/ptb", "--optim.lr=0.1", "--out", str(tmp_path / "x")]
+    (own / "environment.json").write_text(json.dumps({**environment, "command": command}))
+    export_record(own, tmp_path / "out")
+    found = json.loads((tmp_path / "out/environment.json").read_text())["command"]
+    assert found == ["train.py", "--data=ptb", "--optim.lr=0.1", "--out", "x"]
+
+
 def test_the_last_checkpoint_does_not_carry_the_figures_of_the_best(run, tmp_path):
     out = tmp_path / "in two\nlines"
     assert main(["export", str(run), "--out", str(out), "--checkpoint", "last"]) == 0
@@ -158,6 +169,13 @@ def test_what_cannot_be_exported_or_read_is_one_line(run, given, tmp_path, capsy
     torch.save(broken, run / "checkpoints/broken.pt")
     with pytest.raises(UserError, match="its weights are not finite"):
         export(run, tmp_path / "out", "broken.pt")
+    young = tmp_path / "young"  # stopped before it was evaluated
+    shutil.copytree(run, young)
+    (young / "result.json").unlink()
+    (young / "evaluation.json").unlink()
+    (young / "metrics.jsonl").write_text("")
+    with pytest.raises(UserError, match="young: it was never evaluated, so that there are no figures for its card"):
+        export(young, tmp_path / "out")
     whole = (given / layout.WEIGHTS).read_bytes()
     for content in (whole[:-10], whole[:4], b"", b"x" * 100):
         (tmp_path / "m.safetensors").write_bytes(content)

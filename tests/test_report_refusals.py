@@ -72,6 +72,16 @@ def test_a_diverged_seed_is_named_and_its_method_has_no_mean(tmp_path, capsys):
     assert "No best valid WER (not finite): bad." in capsys.readouterr().out
 
 
+def test_a_run_that_diverged_in_its_last_steps_counts_by_its_best_and_is_named(tmp_path, capsys):
+    runs = [make_run(tmp_path / "good", [30.0]), make_run(tmp_path / "late", [31.0], settings={"seed": 1})]
+    result = runs[1] / "result.json"
+    result.write_text(json.dumps({**json.loads(result.read_text()), "diverged": "its weights are not finite"}))
+    assert main(["compare", *map(str, runs)]) == 0
+    said = capsys.readouterr().out
+    assert "late diverged at its end (its weights are not finite); its best checkpoint counts." in said
+    assert "good diverged" not in said
+
+
 def test_unfinished_runs_are_left_out_and_named_or_taken_as_far_as_they_are(tmp_path, capsys):
     four = {"training": {"epochs": 4}}
     runs = [make_run(tmp_path / "done", [30.0] * 4)]

@@ -2,6 +2,8 @@
 
 import ast
 import shutil
+import subprocess
+import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -17,12 +19,13 @@ from seqssgd.optim import SinglePass
 from seqssgd.report.listing import list_runs
 from seqssgd.runs import checkpoints, layout
 from seqssgd.runs.comparing import differences
-from seqssgd.runs.directory import RunDirectory
+from seqssgd.runs.directory import RunDirectory, in_use
+from seqssgd.runs.reading import read_run
 from seqssgd.runs.settings import check_kinds, completed
 from seqssgd.training import OptimConfig, TrainingConfig, build_optimizer, build_schedulers, fit
 
 ROOT = Path(__file__).parents[1]
-NAMES = {value for key, value in vars(layout).items() if key.isupper()} - {layout.LOCK}
+NAMES = {value for key, value in vars(layout).items() if key.isupper()} - {layout.LOCK, layout.EVALUATION_LOCK}
 
 
 def strings(path: Path) -> set[str]:
@@ -206,10 +209,46 @@ def test_a_list_tells_how_far_the_runs_of_a_folder_are(tmp_path, capsys):
     best = checkpoints.load(tmp_path / "study/whole/checkpoints/best.pt")["metrics"]["valid_loss"]
     assert found["study/whole"] == ["finished", "4/4", "20", "valid_loss", f"{best:.4g}", "0.0"]
     assert found["study/limited"][:3] == ["limited", "1/4", "7"]
-    assert found["begun"][:3] == ["unfinished", "0/4", "1"] and found["held"][0] == "unfinished"
+    assert found["begun"][:3] == ["unfinished", "0/4", "1"] and found["held"][0] == "training"
     assert "damaged: metrics.jsonl: cannot be used (line 1" in lines[1]
     assert main(["runs", "list", str(tmp_path / "none")]) == 2 and "not a folder" in capsys.readouterr().err
     assert [entry.run for entry in list_runs(tmp_path / "begun")] == ["begun"]
+
+
+def test_a_run_that_goes_on_beyond_a_limit_of_steps_is_unfinished_again_and_not_damaged(tmp_path):
+    train(tmp_path / "run", toy_config(), max_steps=7)
+    assert read_run(tmp_path / "run").result["steps"] == 7
+    seen = []
+
+    class Looking(ToyTask):
+        def loss(self, batch, part):
+            seen.append(read_run(tmp_path / "run").result)
+            return super().loss(batch, part)
+
+    train(tmp_path / "run", toy_config(), Looking)
+    assert len(seen) > 13 and not any(seen) and read_run(tmp_path / "run").finished
+
+
+def test_a_run_with_several_draws_a_step_is_what_its_settings_say(tmp_path):
+    train(tmp_path / "run", toy_config({"method": "weight_noise", "signs": None, "copies": 3}))
+    assert read_run(tmp_path / "run").rows[-1]["passes"] == 3 * 20
+
+
+def test_asking_in_the_process_that_trains_does_not_let_others_in(tmp_path):
+    code = "import pathlib, sys; from seqssgd.runs.directory import in_use; print(in_use(pathlib.Path(sys.argv[1])))"
+    run = RunDirectory(tmp_path / "run", {"seed": 0})
+    for expected in (True, False):
+        assert in_use(run.path) is expected
+        other = subprocess.run([sys.executable, "-c", code, run.path], capture_output=True, text=True, check=True)
+        assert other.stdout.strip() == str(expected)
+        run.close()
+
+
+def test_a_training_that_is_refused_leaves_no_lock(tmp_path):
+    config = toy_config({"noise_schedule": "9-9S"})
+    with pytest.raises(ValueError, match="no noise"):
+        train(tmp_path / "run", config)
+    assert not in_use(tmp_path / "run")
 
 
 def test_runs_of_one_configuration_do_not_differ_and_others_part_where_they_part(tmp_path, capsys):

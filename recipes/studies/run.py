@@ -137,10 +137,11 @@ class Study:
             if not any(name.startswith("valid_") for name in run.rows[-1]):
                 raise UserError(f"{cell.run}: without validation data no trial is the best; hold some out")
         metric = shared_metric([run for _, run in trials]) if trials else ""
+        sign = 1 if lower_is_better(metric, [run for _, run in trials]) else -1
         best: dict[str, tuple[float, str]] = {}
         for cell, run in trials:
             if (row := best_evaluation(run, metric)) is not None:
-                value = row[metric] if lower_is_better(metric) else -row[metric]
+                value = sign * row[metric]
                 best[cell.arm] = min(best.get(cell.arm, (math.inf, "")), (value, cell.alternative))
         return {alternative for _, alternative in best.values()}
 

@@ -25,6 +25,10 @@ class CorpusConfig:
     pad: int = 4
     flip: bool = True
 
+    def __post_init__(self) -> None:
+        if self.pad < 0:
+            raise UserError(f"corpus.pad: {self.pad} is not a whole number >= 0")
+
 
 @dataclass
 class Config:
@@ -78,6 +82,10 @@ class EncodedCorpusConfig:
         for key in ("size", "workers"):
             if getattr(self, key) < 1:
                 raise UserError(f"corpus.{key}: {getattr(self, key)} is not a whole number >= 1")
+        if not 0 < self.smallest_area <= 1:
+            raise UserError(f"corpus.smallest_area: {self.smallest_area} is not a number > 0 and <= 1")
+        if self.ahead < 0:
+            raise UserError(f"corpus.ahead: {self.ahead} is not a whole number >= 0")
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from ..errors import UserError
 from ..networks import NetworkSettings
 from ..training.config import OptimConfig, TrainingConfig
 from .networks import NETWORKS
@@ -26,3 +27,8 @@ class Config:
     batch_size: int = 20
     sequence_length: int = 35
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for key in ("batch_size", "sequence_length"):
+            if getattr(self, key) < 1:
+                raise UserError(f"{key}: {getattr(self, key)} is not a whole number >= 1")

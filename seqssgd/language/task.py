@@ -1,5 +1,6 @@
 """The training of a language model: its data, its loss, its evaluation."""
 
+import contextlib
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -35,11 +36,13 @@ class LanguageModelTask(Task):
             raise UserError(f"batch_size: {config.batch_size} cannot be halved in every process, as optim asks for")
         self.model, self.device, self.accumulate = model, device, config.training.accumulate
         self.replayable = not config.model.elsewhere  # of whose forward nothing is known
-        data = columns(dataset.split("train"), config.batch_size).to(device)
-        mine = data.chunk(shares, dim=1)[share]
-        self.windows = Windows(mine.contiguous(), config.sequence_length)
-        valid = columns(dataset.split("valid"), config.batch_size).to(device)
-        self.valid = Windows(valid, min(config.sequence_length, len(valid) - 1))
+        with _naming("train"):
+            data = columns(dataset.split("train"), config.batch_size).to(device)
+            mine = data.chunk(shares, dim=1)[share]
+            self.windows = Windows(mine.contiguous(), config.sequence_length)
+        with _naming("valid"):
+            valid = columns(dataset.split("valid"), config.batch_size).to(device)
+            self.valid = Windows(valid, min(config.sequence_length, len(valid) - 1))
         config.training.check_accumulate(len(self.windows))
         self.steps_per_epoch = math.ceil(len(self.windows) / self.accumulate)
         self.states: dict[int, tuple[Tensor, ...]] = {}
@@ -107,6 +110,15 @@ def build_model(settings: NetworkSettings, vocab_size: int) -> nn.Module:
     if settings.elsewhere:
         check_network(settings.name, model, vocab_size)
     return model
+
+
+@contextlib.contextmanager
+def _naming(split: str) -> Iterator[None]:
+    """What is wrong with a split names it."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{split}: {error}") from None
 
 
 def _perplexity(loss: float) -> float:

@@ -9,6 +9,8 @@ from torch.optim import AdamW, Muon
 from .groups import params_of
 from .together import Together
 
+EACH = ("layers", "names", "roles", "param_names")  # the entries of a group that have a value for each parameter
+
 
 class MuonAdamW(Together):
     """Muon for the matrices, AdamW for all other parameters, as one optimizer.
@@ -53,12 +55,15 @@ class MuonAdamW(Together):
 
 
 def _of(groups: list[dict[str, Any]], wanted: Callable[[Tensor], bool]) -> list[dict[str, Any]]:
-    """The groups with those parameters alone that are wanted, and of the entries with one value each theirs."""
+    """The groups with those parameters alone that are wanted, and of the entries with one value each theirs.
+
+    Which entries those are is known by name: ``betas`` are two values, and no value for each of two parameters.
+    """
     found = []
     for group in groups:
         params = params_of(group)
         chosen = [index for index, p in enumerate(params) if wanted(p)]
-        each = {key: value for key, value in group.items() if isinstance(value, list) and len(value) == len(params)}
+        each = {key: group[key] for key in EACH if key in group}
         if chosen:
             found.append({**group, **{key: [value[i] for i in chosen] for key, value in each.items()},
                           "params": [params[i] for i in chosen]})  # fmt: skip

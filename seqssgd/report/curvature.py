@@ -32,7 +32,8 @@ def curvature_section(comparison: Comparison) -> Section | None:
         return None
     keys = dict.fromkeys(key for run in runs.values() for row in run.curvature for key in row)
     layers = [key for key in keys if key.startswith("trace/")]
-    figures = {"curvature_whole": list(_TITLES)} | ({"curvature_layers": layers} if layers else {})
+    whole = [key for key in _TITLES if key in keys]  # a run with balanced levels has no relative trace
+    figures = {"curvature_whole": whole} | ({"curvature_layers": layers} if layers else {})
     pictures = {name: picture_files(partial(_curves, runs, shown), name) for name, shown in figures.items()}
     shows = {
         "curvature_whole": "sharpness and relative trace over the epochs",
@@ -62,7 +63,7 @@ def _curves(runs: dict[str, Run], keys: Sequence[str]) -> "Figure":
     for axes in grid[max(0, len(keys) - columns) : len(keys)]:
         axes.tick_params(labelbottom=True)  # panels above an empty place have none otherwise
         axes.set_xlabel("epochs", fontsize=8)
-    handles, labels = grid[0].get_legend_handles_labels()
+    handles, labels = max((axes.get_legend_handles_labels() for axes in grid), key=lambda found: len(found[1]))
     figure.legend(handles, labels, loc="outside lower center", frameon=False, fontsize=8)
     return figure
 

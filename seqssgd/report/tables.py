@@ -148,6 +148,11 @@ def notes(comparison: Comparison) -> list[str]:
         if name != comparison.metric and len(ways := _ways(comparison, name)) > 1:
             groups = " | ".join(f"{way}: {_list(names)}" for way, names in ways.items())
             found.append(f"The {figure_title(comparison, name)} is not of one and the same evaluation: {groups}.")
+    for run in comparison.runs:
+        if run.diverged:
+            found.append(
+                f"{comparison.names[run.path]} diverged at its end ({run.diverged}); its best checkpoint counts."
+            )
     return found + [f"Left out: {name}: {reason}." for name, reason in comparison.left_out.items()]
 
 

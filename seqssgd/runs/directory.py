@@ -16,7 +16,7 @@ import yaml
 from ..documents import parse_json, read_yaml
 from ..errors import FULL, UserError
 from ..files import atomic_path, is_leftover, make_folder, naming, sync_folder
-from ..locks import take_lock, try_lock
+from ..locks import is_ours, release, take_lock, try_lock
 from ..notes import warn
 from ..processes import is_main, refused_together
 from . import layout
@@ -64,9 +64,13 @@ class RunDirectory:
         self._like = None if isinstance(config, Mapping) else config
         settings = plain(config if isinstance(config, Mapping) else dataclasses.asdict(config))
         self.config = {**settings, **self._noted}
-        with refused_together():
-            if is_main():
-                self._open()
+        try:
+            with refused_together():
+                if is_main():
+                    self._open()
+        except BaseException:
+            self.close()  # or the lock would be held for as long as this process lives
+            raise
 
     def _open(self) -> None:
         try:
@@ -192,7 +196,7 @@ class RunDirectory:
                     writer.close()
         finally:
             if lock is not None:
-                os.close(lock)
+                release(lock)
 
     # ---- the result ------------------------------------------------------------------------------------------------
 
@@ -213,6 +217,12 @@ class RunDirectory:
             ) from None
         return result
 
+    def drop_result(self) -> None:
+        """Removes result.json: the run goes on, and is not finished."""
+        if is_main():
+            (self.path / layout.RESULT).unlink(missing_ok=True)
+            sync_folder(self.path)
+
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Writes result.json."""
         if is_main():
@@ -220,7 +230,10 @@ class RunDirectory:
 
 
 def in_use(path: Path) -> bool:
-    """Whether another process is training in a run directory; never true on a file system without locks."""
+    """Whether a process is training in a run directory, be it this one; never true of another on a file system without
+    locks."""
+    if is_ours(path / layout.LOCK):
+        return True
     try:
         with open(path / layout.LOCK, "r+b") as file:
             return try_lock(file.fileno()) == "held"

@@ -16,6 +16,7 @@ from ..documents import printable, read_json
 from ..notes import warn
 from . import layout
 
+PROGRAMS = ("..", "../../recipes/*.py")  # of a checkout, seen from here: all that a training is made by
 PACKAGES = ("torch", "numpy", "datasets", "jsonargparse", "sentencepiece", "seqssgd")
 
 
@@ -29,7 +30,7 @@ def environment(seed: int | None) -> dict[str, Any]:
         "platform": platform.platform(),
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
         "commit": _git(source, "rev-parse", "HEAD") if tracked else None,
-        "modified": bool(tracked and _git(source, "status", "--porcelain", "--untracked-files=no", "--", "..")),
+        "modified": bool(tracked and _git(source, "status", "--porcelain", "--untracked-files=no", "--", *PROGRAMS)),
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),

@@ -14,6 +14,7 @@ CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
 TOKENIZER = "tokenizer"  # of text and transcripts, so that the model can be used without the data
 LOCK = ".lock"  # held by the process that trains
+EVALUATION_LOCK = ".evaluation.lock"  # held while evaluation.json is read and written
 
 BEST = "best.pt"  # the checkpoint that was the best in validation: weights alone
 WEIGHTS = "model.safetensors"  # in place of all checkpoints, of a run that was exported

@@ -113,7 +113,8 @@ def _of_method(settings: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -
             return f"optim.method: {name} with noise {noise:g}, where {layout.METRICS} has noise {level:g}"
     if settings.get("training.accumulate") != 1 or not steady:
         return None
-    cost = {"none": 1, "weight_noise": 1}.get(name) or (2 if (name, settings.get("optim.signs")) == PAIR else None)
+    copies = settings.get("optim.copies") or 1
+    cost = {"none": 1, "weight_noise": copies}.get(name) or (2 if (name, settings.get("optim.signs")) == PAIR else None)
     for row in rows if cost else ():
         if row.get("passes") is not None and row["passes"] != cost * row["step"]:
             return f"optim.method: {name}, where {layout.METRICS} has {row['passes']:g} passes at step {row['step']}"

@@ -11,6 +11,7 @@ from ..documents import parse_json, parse_yaml, printable, read_json
 from ..errors import UserError
 from ..files import atomic_path
 from ..kinds import misfit
+from ..locks import alone
 from ..options import options_in
 from . import layout, plausible
 from .environment import read_environment
@@ -87,7 +88,7 @@ def read_run(path: str | Path) -> Run:
         plausible.check_order(every)
     with _reading(config, plausible.MEND):
         plausible.check_settings(settings, every, str(settings.get("recipe")) in RECIPES, _command(path))
-    curvature = [row for row in every if row["kind"] == "train" and "relative_trace" in row]
+    curvature = [row for row in every if row["kind"] == "train" and "sharpness" in row]
     rows = [row for row in every if row["kind"] == "valid"]
     with _reading(path / layout.RESULT, ANEW):
         result = _json(path / layout.RESULT)
@@ -164,11 +165,13 @@ def record(run: str | Path, split: str, figures: dict[str, Any]) -> None:
         UserError: the run directory cannot be written to, or its evaluation.json is damaged.
     """
     path = Path(run) / layout.EVALUATION
-    known = read_json(path, AGAIN.format(run=run), dict[str, dict]) if path.is_file() else {}
-    text = json.dumps({**known, split: figures}, indent=2) + "\n"
+    busy = f"{path}: another evaluation has been writing there for a minute; try again"
     try:
-        with atomic_path(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        with alone(path.parent / layout.EVALUATION_LOCK, busy, wait=60):  # or of two at once one would be lost
+            known = read_json(path, AGAIN.format(run=run), dict[str, dict]) if path.is_file() else {}
+            text = json.dumps({**known, split: figures}, indent=2) + "\n"
+            with atomic_path(path) as temporary:
+                temporary.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error})") from None
 

@@ -155,6 +155,8 @@ def card(run: Path, name: str, kind: str, state: Mapping[str, Any], about: str, 
     from .reading import read_run
 
     of, environment, evaluations = read_run(run), _environment(run), _evaluations(run, checkpoint)
+    if not of.rows:
+        raise UserError(f"{run}: it was never evaluated, so that there are no figures for its card; train on")
     (group,) = group_runs([of])
     task, uses = USES.get(kind, ("other", []))
     count = of.result.get("parameters") or sum(tensor.numel() for tensor in state["model"].values())
@@ -213,5 +215,11 @@ def _environment(run: Path) -> dict[str, Any]:
     """environment.json without folders of the machine: of the data none, in the command their last names."""
     found = {key: value for key, value in read_environment(run).items() if key != "data"}
     if "command" in found:
-        found["command"] = [Path(word).name if Path(word).is_absolute() else word for word in found["command"]]
+        found["command"] = [_without_folders(word) for word in found["command"]]
     return found
+
+
+def _without_folders(word: str) -> str:
+    """A word of a command, an absolute path in it shortened to its last name."""
+    option, is_given, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return option + is_given + (Path(value).name if Path(value).is_absolute() else value)

@@ -240,19 +240,6 @@ def load_tokenizer(folder: str | Path) -> CharacterTokenizer | PieceTokenizer:
         return kind._restore(content, settings["case"], settings["drop"])
 
 
-def check_output_size(tokenizer: LabelTokenizer, output_size: int, model: str = "the model") -> None:
-    """Makes sure that a model has one output per label.
-
-    Raises:
-        UserError: it has more, or fewer: the tokenizer is that of another run.
-    """
-    if output_size != tokenizer.vocab_size:
-        raise UserError(
-            f"{model} has {output_size} outputs and the tokenizer {tokenizer.vocab_size} labels, the blank included; "
-            "use the tokenizer that the model was trained with"
-        )
-
-
 def check_labels(targets: Sequence[Tensor], output_size: int, names: Sequence[str]) -> None:
     """Makes sure that all labels lie in 1 … ``output_size`` - 1; ``ctc_loss`` on a CPU accepts any others in silence.
 

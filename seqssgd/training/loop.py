@@ -62,14 +62,15 @@ def fit(
     """
     if config.precision == "auto":
         raise ValueError("precision 'auto' depends on the model: see seqssgd.training.precision.settle_precision")
-    loop = _Loop(task, optimizer, schedulers, config, run, max_steps, max_minutes)
     try:
+        loop = _Loop(task, optimizer, schedulers, config, run, max_steps, max_minutes)
         with processes.refused_together():
             result = run.result()
         result = processes.from_main(result)
         if result and (result["stopped_early"] or result.get("diverged") or result["steps"] >= loop.limit):
             loop.say(f"{run.path}: already finished at step {result['steps']}; nothing to do")
             return {**result, "finished": True, "exit_code": outcome.exit_code(result, run.path)}
+        run.drop_result()  # of a lower limit of steps
         loop.resume()
         with (
             loop.signals,

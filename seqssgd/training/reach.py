@@ -52,11 +52,13 @@ def check_begins(optimizer: Any, schedulers: Sequence[tuple[Any, str]], epochs: 
 
 
 def check_judged(task: Any, training: TrainingConfig) -> None:
-    """Makes sure that patience has something to judge by.
+    """Makes sure that it is known which model is the best, and that patience has something to judge by.
 
     Raises:
-        UserError: the task has no metric for it.
+        UserError: the task has no metric for it, or does not say whether that is to be low or high.
     """
+    if task.best is not None and (len(task.best) != 2 or task.best[1] not in ("min", "max")):
+        raise UserError(f'the task\'s best is {task.best!r}; give the name of a metric and "min" or "max"')
     if training.patience is not None and task.best is None:
         raise UserError("training.patience: there is nothing to judge by, as the task's best is None; leave it out")
 

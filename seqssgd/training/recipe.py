@@ -1,5 +1,6 @@
 """What the program of every recipe ends with, and how other programs call it."""
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -58,18 +59,17 @@ def train(command: Command, task: Task, about: Mapping[str, Any], begin: Callabl
     if config.training.graphs:
         check_replayable(task)
     run = RunDirectory(command.out, config, {"recipe": None, **about}, command.data)
-    if is_main():
-        for by, unused in left_out(config.optim).items():
-            settings = ", ".join(f"{key} {value}" for key, value in unused.items())
-            say(f"{run.path}: {by} leaves out {settings}")
-        for text in [*not_reached, *idle(config, task.model)]:
-            notes.warn(f"{run.path}: {text}")
-        if begin is not None:
-            begin(run.path)
-    result = fit(
-        task, optimizer, schedulers, config.training, run, max_steps=command.max_steps, max_minutes=command.max_minutes
-    )
-    return result["exit_code"]
+    with contextlib.closing(run):
+        if is_main():
+            for by, unused in left_out(config.optim).items():
+                settings = ", ".join(f"{key} {value}" for key, value in unused.items())
+                say(f"{run.path}: {by} leaves out {settings}")
+            for text in [*not_reached, *idle(config, task.model)]:
+                notes.warn(f"{run.path}: {text}")
+            if begin is not None:
+                begin(run.path)
+        limits = {"max_steps": command.max_steps, "max_minutes": command.max_minutes}
+        return fit(task, optimizer, schedulers, config.training, run, **limits)["exit_code"]
 
 
 _built: ContextVar[list[tuple[Task, MultiPassOptimizer, Any]] | None] = ContextVar("built", default=None)
