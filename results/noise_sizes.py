@@ -13,7 +13,7 @@ from pathlib import Path
 
 from seqssgd.errors import run_cli
 from seqssgd.report import compare, read_run
-from seqssgd.report.noise_size import relative_noise as logged
+from seqssgd.report.noise_size import logged_noise
 from seqssgd.runs.recipes import read_recipe
 from seqssgd.training import OptimConfig, build_optimizer
 from seqssgd.training.noise_size import relative_noise
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> None:
     comparison = compare([read_run(path.parent) for path in sorted((RESULTS / args.name).glob("*/config.yaml"))])
     sizes = {}
     for row in comparison.rows:
-        if logged(row.group) is None:
+        if logged_noise(row.group) is None:
             own = {key.removeprefix("optim."): value for key, value in row.group.settings.items()}
             fields = {key: value for key, value in own.items() if key in OptimConfig.__dataclass_fields__}
             sizes[row.group.label] = relative_noise(build_optimizer(model, OptimConfig(**fields)))

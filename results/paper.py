@@ -20,7 +20,7 @@ from seqssgd.errors import UserError, run_cli
 from seqssgd.files import atomic_path
 from seqssgd.report import Comparison, Run, compare, read_run
 from seqssgd.report.comparison import Difference, Estimate, Row, difference, holm
-from seqssgd.report.noise_size import relative_noise
+from seqssgd.report.noise_size import logged_noise
 from seqssgd.report.tables import LEVEL, mean_and_sd, p_value, words
 from seqssgd.runs import layout
 
@@ -218,7 +218,7 @@ def cells(line: Line) -> list[str]:
     known = [entry["row"], f"{paper} ({noise})" if noise else paper]
     if line.of is None or line.comparison is None:
         return [*known, "", "", "", "*not run*", "", "", "not run"]
-    runs, estimate, c = line.of.group.runs, line.of.figure(line.comparison.decisive), relative_noise(line.of.group)
+    runs, estimate, c = line.of.group.runs, line.of.figure(line.comparison.decisive), logged_noise(line.of.group)
     assert estimate is not None
     hours = f"{line.of.group.mean('seconds') / 3600:.2f}"
     shown = [f"{found.baseline}, {equal}: {interval(found)}" for equal, found in line.differences.items()]

@@ -9,7 +9,7 @@ from ..runs.reading import Run
 from .grouping import Group
 
 
-def relative_noise(group: Group) -> float | None:
+def logged_noise(group: Group) -> float | None:
     """The c of a method, as its runs logged it when they last had noise, averaged over them.
 
     Runs that logged none have it by their settings, where these tell. 0 without noise, be it that there never was any

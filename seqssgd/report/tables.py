@@ -11,7 +11,7 @@ from .comparison import Comparison, Difference, Estimate
 from .escape import cell, markdown
 from .grouping import EPOCHS, SEEDS, differing_settings, show
 from .metrics import best_evaluation, is_best
-from .noise_size import has_begun, relative_noise
+from .noise_size import has_begun, logged_noise
 
 LEVEL = 0.05  # of significance
 
@@ -46,7 +46,7 @@ def results_table(comparison: Comparison) -> Table:
         cells = [
             group.label,
             str(len(group.runs)),
-            _size(relative_noise(group)),
+            _size(logged_noise(group)),
             f"{round(group.mean('epoch'), 1):g}",
             f"{group.mean('passes'):,.0f}",
         ]
@@ -85,7 +85,7 @@ def results_csv(comparison: Comparison) -> str:
     """
     rows = []
     for row in comparison.rows:
-        cells = {"method": row.group.label, "n": len(row.group.runs), "c": relative_noise(row.group)}
+        cells = {"method": row.group.label, "n": len(row.group.runs), "c": logged_noise(row.group)}
         cells |= {"epochs": row.group.mean("epoch")} | {key: row.group.mean(key) for key in ("passes", "seconds")}
         for name in comparison.figures:
             found = row.figure(name)
@@ -114,7 +114,7 @@ def notes(comparison: Comparison) -> list[str]:
         "are tested; –: no baseline, or fewer than two seeds on a side.",
         "c: root mean square of the noise over that of the weights it moves, in the last epoch with noise.",
     ]
-    unknown = [row.group.label for row in comparison.rows if relative_noise(row.group) is None]
+    unknown = [row.group.label for row in comparison.rows if logged_noise(row.group) is None]
     if unknown:
         found.append(f"c is not known where a run did not log it and its settings do not tell: {_list(unknown)}.")
     if plain := [comparison.names[run.path] for run in _before_their_method(comparison)]:
