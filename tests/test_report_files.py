@@ -374,7 +374,8 @@ def test_curvature_that_was_logged_is_drawn_layer_by_layer(tmp_path):
 def test_every_run_of_a_method_has_its_own_curve_of_curvature(tmp_path):
     runs = [make_run(tmp_path / str(seed), [20.0], **SSGD, noise_seed=seed) for seed in (0, 1)]
     for run in runs:
-        row = {"kind": "train", "step": 1, "epoch": 1, "passes": 2, "seconds": 1.0, "relative_trace": 5.0}
+        row = {"kind": "train", "step": 1, "epoch": 1, "passes": 2, "seconds": 1.0}
+        row |= {"sharpness": 1.0, "relative_trace": 5.0}
         file = run / "metrics.jsonl"
         file.write_text(json.dumps(row) + "\n" + file.read_text())
     picture = curvature_section(compare(list(map(read_run, runs)))).pictures["curvature_whole"]["svg"].decode()
