@@ -20,7 +20,7 @@ from seqssgd.report.listing import list_runs
 from seqssgd.runs import checkpoints, layout
 from seqssgd.runs.comparing import differences
 from seqssgd.runs.directory import RunDirectory, in_use
-from seqssgd.runs.reading import read_run
+from seqssgd.runs.reading import read_run, record
 from seqssgd.runs.settings import check_kinds, completed
 from seqssgd.training import OptimConfig, TrainingConfig, build_optimizer, build_schedulers, fit
 
@@ -232,6 +232,34 @@ def test_a_run_that_goes_on_beyond_a_limit_of_steps_is_unfinished_again_and_not_
 def test_a_run_with_several_draws_a_step_is_what_its_settings_say(tmp_path):
     train(tmp_path / "run", toy_config({"method": "weight_noise", "signs": None, "copies": 3}))
     assert read_run(tmp_path / "run").rows[-1]["passes"] == 3 * 20
+
+
+def test_a_run_without_its_checkpoints_is_not_trained_anew(tmp_path):
+    train(tmp_path / "run", toy_config(), max_steps=7)
+    rows = (tmp_path / "run/metrics.jsonl").read_bytes()
+    for path in layout.step_files(tmp_path / "run/checkpoints").values():
+        path.unlink()
+    with pytest.raises(UserError, match="no checkpoint of a step is left to go on from; choose another folder"):
+        train(tmp_path / "run", toy_config())
+    assert (tmp_path / "run/metrics.jsonl").read_bytes() == rows and (tmp_path / "run/result.json").exists()
+
+
+def test_a_run_that_cannot_go_on_keeps_its_result(tmp_path):
+    train(tmp_path / "run", toy_config(), max_steps=7)
+    for path in layout.step_files(tmp_path / "run/checkpoints").values():
+        path.write_bytes(b"damaged")
+    with pytest.raises(UserError, match="damaged"):
+        train(tmp_path / "run", toy_config())
+    assert read_run(tmp_path / "run").result["steps"] == 7
+
+
+def test_figures_of_a_best_model_go_when_it_is_replaced(tmp_path):
+    train(tmp_path / "run", toy_config(), max_steps=7)
+    record(tmp_path / "run", "test", {"loss": 1.0, "checkpoint": layout.BEST})
+    record(tmp_path / "run", "other", {"loss": 1.0, "checkpoint": "step-00000007.pt"})
+    train(tmp_path / "run", toy_config())
+    assert read_run(tmp_path / "run").result["best"]["step"] > 7
+    assert list(read_run(tmp_path / "run").evaluations) == ["other"]
 
 
 def test_asking_in_the_process_that_trains_does_not_let_others_in(tmp_path):

@@ -136,7 +136,8 @@ class NoiseSource:
         scale = level * _STANDARD_DEVIATION[self.distribution]
         if self.granularity == "absolute":
             return scale * math.sqrt(sum(p.numel() for p in weights))
-        return scale * math.sqrt(sum(p.numel() / max(len(p), 1) * norm_of([p]) ** 2 for p in weights))  # of one size
+        sizes = [p.numel() / max(p.shape[0] if p.ndim else 1, 1) for p in weights]  # of the filters of each
+        return scale * math.sqrt(sum(size * norm_of([p]) ** 2 for size, p in zip(sizes, weights, strict=True)))
 
     def _seed(self, tensors: Sequence[Tensor], draw: int, shard: int) -> None:
         # Devices count in order of appearance: rank 1's cuda:1 must draw what rank 0's cuda:0 draws.

@@ -68,4 +68,6 @@ class StepState:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        if self.phase == "complete":
+            self.phase, self.heard = "idle", False  # copies of parameters have no gradients to step on
         self.forget()

@@ -13,10 +13,10 @@ from typing import Any
 
 import yaml
 
-from ..documents import parse_json, read_yaml
+from ..documents import parse_json, read_json, read_yaml
 from ..errors import FULL, UserError
 from ..files import atomic_path, is_leftover, make_folder, naming, sync_folder
-from ..locks import is_ours, release, take_lock, try_lock
+from ..locks import alone, is_ours, release, take_lock, try_lock
 from ..notes import warn
 from ..processes import is_main, refused_together
 from . import layout
@@ -222,6 +222,21 @@ class RunDirectory:
         if is_main():
             (self.path / layout.RESULT).unlink(missing_ok=True)
             sync_folder(self.path)
+
+    def forget_evaluations(self, checkpoint: str) -> None:
+        """Takes the figures of a checkpoint that is about to be replaced out of evaluation.json."""
+        file = self.path / layout.EVALUATION
+        if not file.is_file():
+            return
+        busy = f"{file}: an evaluation has been writing there for a minute; delete it at the end of the training"
+        try:
+            with alone(self.path / layout.EVALUATION_LOCK, busy, wait=60):
+                known = read_json(file, "delete it, and evaluate again at the end", dict[str, dict])
+                kept = {split: figures for split, figures in known.items() if figures.get("checkpoint") != checkpoint}
+                if kept != known:
+                    _write(file, json.dumps(kept, indent=2))
+        except UserError as error:  # no reason to end a training
+            warn(str(error))
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Writes result.json."""

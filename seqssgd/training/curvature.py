@@ -7,6 +7,7 @@ import torch
 
 from ..errors import UserError
 from ..optim import SymmetricNoise
+from ..optim.noise import NORMS
 from .progress import Progress
 
 
@@ -48,12 +49,14 @@ class CurvatureLog:
             return
         scale = self.scaler.get_scale()
         layers = {name: [float(v) / scale for v in layer] for name, layer in self.optimizer.curvature().items()}
-        level = max(float(group.get("noise", 0)) for group in self.optimizer.param_groups)
+        levels = {float(group.get("noise", 0)) for group in self.optimizer.param_groups} - {0.0}
+        level = max(levels, default=0.0)
         along = sum(layer[0] for layer in layers.values())
         if not layers or not level or not math.isfinite(along):
             return
         found = {"sharpness": along / 2}
-        if not self.optimizer.balance:  # whose layers have levels of their own
+        # which is that of ‖n‖ = level · ‖w‖ with one level; balanced layers have levels of their own
+        if len(levels) == 1 and not self.optimizer.balance and self.optimizer.source.granularity in NORMS:
             found["relative_trace"] = along / level**2
         found |= {f"trace/{name}": layer[1] for name, layer in layers.items() if math.isfinite(layer[1])}
         for name, value in found.items():

@@ -70,8 +70,8 @@ def fit(
         if result and (result["stopped_early"] or result.get("diverged") or result["steps"] >= loop.limit):
             loop.say(f"{run.path}: already finished at step {result['steps']}; nothing to do")
             return {**result, "finished": True, "exit_code": outcome.exit_code(result, run.path)}
-        run.drop_result()  # of a lower limit of steps
         loop.resume()
+        run.drop_result()  # of a lower limit of steps
         with (
             loop.signals,
             Console(loop.limit, loop.progress.step, config.epochs, task.train_metrics) as loop.console,
@@ -197,6 +197,7 @@ class _Loop:
             self.task.model = self.model
         model.train()
         if p.evaluated(metrics, self.task.best, scheduled) and processes.is_main():
+            self.run.forget_evaluations(layout.BEST)
             best = {"model": model.state_dict(), "metrics": metrics, "step": p.step, "epoch": p.epoch_of_step}
             checkpoints.save(self.run.checkpoints / layout.BEST, {**best, "files": self.run.checksums()})
         noise = relative_noise(self.optimizer)
@@ -218,7 +219,10 @@ class _Loop:
         micros = list(itertools.islice(batches, self.config.accumulate))
         if not micros:
             p = self.progress
-            raise RuntimeError(f"the task's batches ended after {p.position} of {self.task.steps_per_epoch} steps")
+            raise RuntimeError(
+                f"the task's batches ended after {p.position} of {self.task.steps_per_epoch} steps; steps_per_epoch "
+                "must be the minibatches over training.accumulate, rounded up, and batches(epoch, start) begin at start"
+            )
         return micros
 
     def synchronise(self, now: bool) -> contextlib.AbstractContextManager:
@@ -318,6 +322,10 @@ class _Loop:
         """Goes to the newest checkpoint; at the very start only gives every process a dropout of its own."""
         with processes.refused_together():
             newest = checkpoints.load_newest(self.run.checkpoints) if processes.is_main() else None
+            if newest is None and self.run.result() is not None:  # from the start it would be another run
+                raise UserError(
+                    f"{self.run.checkpoints}: no checkpoint of a step is left to go on from; choose another folder"
+                )
         path = processes.from_main(newest and newest[0])
         if path is not None:
             snapshot.give_back(self, newest[1] if newest else checkpoints.load(path), path)
