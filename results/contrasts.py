@@ -100,7 +100,7 @@ def kept(folder: Path) -> list[Run]:
 
 
 def contrasts(folder: Path, asked: Sequence[Contrast]) -> list[Found]:
-    """Those of which both sides have been tested, p-values corrected by Holm over them."""
+    """Those of which both sides have been tested, p-values corrected by Holm over all of ``asked``."""
     runs, rows = trials(folder), []
     for contrast in asked:
         try:
@@ -116,8 +116,8 @@ def contrasts(folder: Path, asked: Sequence[Contrast]) -> list[Found]:
             interval = welch([*mine.values()], [*its.values()]) or (None, None, None)
             over = paired([*mine], [*its], figure)
             rows.append(Found(contrast, figure, names, sides, sides[0].mean - sides[1].mean, *interval, paired=over))
-    tested = [row for row in rows if row.p is not None]
-    corrected = iter(holm([row.p for row in tested if row.p is not None]))
+    known = [row.p for row in rows if row.p is not None]
+    corrected = iter(holm([*known, *[1.0] * (len(asked) - len(known))]))  # for all that were planned
     return [row if row.p is None else row._replace(holm=next(corrected)) for row in rows]
 
 

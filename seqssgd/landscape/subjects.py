@@ -4,6 +4,7 @@ A new kind of recipe is one more entry of ``KINDS``.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,7 +114,8 @@ class Subject:
             if losses.isfinite().all():
                 mistakes = self.mistakes(outputs, batch)
                 wrong, of = wrong + mistakes[0], of + mistakes[1]
-        return loss / count, 100 * wrong / of if of else float("nan"), count
+        # a rate over the batches with a finite loss alone would pass for that of all
+        return loss / count, 100 * wrong / of if of and math.isfinite(loss) else float("nan"), count
 
     def recalibrate(self) -> None:
         """Takes batch-norm statistics anew at the weights that the model has now."""
