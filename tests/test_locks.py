@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from seqssgd.locks import release, take_lock
+from seqssgd.locks import is_ours, release, take_lock
 from seqssgd.runs import layout
 
 
@@ -19,7 +19,10 @@ def test_a_process_that_only_asks_whether_a_run_is_in_use_does_not_refuse_it(tmp
     ) as other:
         other.stdout.readline()  # it has the lock
         monkeypatch.setattr("seqssgd.locks.time.sleep", lambda seconds: other.communicate("\n"))
-        release(take_lock(tmp_path / "lock", "in use"))
+        handle = take_lock(tmp_path / "lock", "in use")
+    assert is_ours(tmp_path / "lock") and other.returncode == 0  # it had ended before
+    release(handle)
+    assert not is_ours(tmp_path / "lock")
 
 
 RECORDING = """
