@@ -140,6 +140,17 @@ def test_errors_are_those_of_the_whole_split_no_example_twice(language, images):
     assert error == pytest.approx(100 * (logits.argmax(1) != labels).float().mean().item(), abs=1e-4)
 
 
+def test_an_error_rate_is_of_all_batches_or_of_none(images):
+    subject = open_run(images)
+    batches = [subject.load("test", lambda count, i=i: list(range(i, i + 4)))[0] for i in (0, 4)]
+    whole = subject.losses
+    subject.losses = lambda outputs, batch: whole(outputs, batch) * (math.nan if batch is batches[0] else 1)
+    loss, error, count = subject.loss_and_error(batches)
+    assert math.isnan(loss) and math.isnan(error) and count == 8
+    subject.losses = whole
+    assert math.isfinite(subject.loss_and_error(batches)[1])
+
+
 def test_a_split_of_a_single_example_has_it_once(speech):
     subject = open_run(speech)
     load = subject.load

@@ -280,3 +280,8 @@ def test_weights_too_coarse_for_their_level_are_told_of_once(dtype, granularity)
             else:
                 assert abs(norm - 1) <= 0.05 and still <= 0.2 or told
     assert [level for level, _ in told] == {torch.bfloat16: [0.001], torch.float16: [0.0001], torch.float32: []}[dtype]
+
+
+def test_a_weight_without_dimensions_is_one_filter():
+    """‖n‖ of one element of size 2, in the mean square of Gaussian draws."""
+    assert NoiseSource("gaussian", "filter_std").norm([torch.tensor(2.0)], 0.3) == pytest.approx(0.6)

@@ -13,6 +13,9 @@ from seqssgd.optim import SymmetricNoise, chunks, noise_groups
 from seqssgd.optim.reference import scaled_noise, unit_noise
 from seqssgd.report import compare, read_run
 from seqssgd.report.curvature import curvature_section
+from seqssgd.training import build_optimizer
+from seqssgd.training.curvature import CurvatureLog
+from seqssgd.training.progress import Progress
 
 INPUTS = torch.randn(20, 4, dtype=torch.double, generator=torch.Generator().manual_seed(0))
 TARGETS = torch.arange(20) % 3
@@ -252,6 +255,26 @@ def test_balanced_noise_has_no_one_level_to_relate_a_trace_to(tmp_path):
     assert [row["sharpness"] for row in run.curvature] == [row["sharpness"] for row in logged]
     section = curvature_section(compare([run]))
     assert "curvature_whole" in section.pictures and "curvature_layers" in section.pictures
+
+
+def test_noise_of_an_absolute_size_has_no_relative_trace(tmp_path):
+    """R is of ‖n‖ = level · ‖w‖."""
+    train(tmp_path, toy_config({"granularity": "absolute", "noise": 0.01}, training={"log_curvature": True}))
+    logged = [row for row in rows(tmp_path) if row["kind"] == "train"]
+    assert logged and all("sharpness" in row and "relative_trace" not in row for row in logged)
+
+
+def test_levels_that_differ_have_no_relative_trace(tmp_path):
+    config = toy_config(training={"log_curvature": True})
+    task = BeginsAtZero(config)
+    optimizer = build_optimizer(task.model, config.optim)
+    groups = [group for group in optimizer.param_groups if group["noise"]]
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2, 2))], "noise": groups[0]["noise"] / 2})
+    log = CurvatureLog(optimizer, Progress(), torch.amp.GradScaler("cpu", enabled=False), True)
+    for part in optimizer.passes():
+        task.loss(next(iter(task.batches(0))), part)[0].backward()
+    log.note()
+    assert "sharpness" in log.progress.curvature and "relative_trace" not in log.progress.curvature
 
 
 def test_methods_without_a_pair_have_no_curvature_to_log(tmp_path):

@@ -345,6 +345,20 @@ def test_copies_are_independent_and_continue_alike(duplicate):
     assert twin.param_groups[0]["params"][0] is not pair[1].param_groups[0]["params"][0]
 
 
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))], ids=["copy", "pickle"])
+def test_a_copy_made_before_the_step_makes_no_empty_step(duplicate):
+    """Copies of parameters have no gradients."""
+    pair = regression()
+    for _ in pair[1].passes():
+        loss_of(pair[0]).backward()
+    _, twin = duplicate(pair)
+    with pytest.raises(RuntimeError, match="passes"):
+        twin.step()
+    before = weights_of(pair[0])
+    pair[1].step()
+    assert not equal(weights_of(pair[0]), before)
+
+
 def test_frozen_weights_are_not_moved():
     model, optimizer = regression()
     model[0].weight.requires_grad_(False)

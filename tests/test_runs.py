@@ -1,6 +1,7 @@
 """The run directory: one owner of its names, older configurations, checkpoints of others, lists and differences."""
 
 import ast
+import os
 import shutil
 import subprocess
 import sys
@@ -330,3 +331,30 @@ def test_a_run_without_a_step_in_common_is_held_against_by_its_best(tmp_path):
     kinds = [line.split(":")[0] for line in differences(tmp_path / "a", tmp_path / "b")]
     assert kinds == ["metrics.jsonl", "checkpoints/best.pt"]
     assert TrainingConfig().epochs == 1 and OptimConfig().method == "none"
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="no git")
+def test_a_changed_program_is_a_modification_and_a_changed_page_is_none(tmp_path):
+    """Both of a recipe: the one makes figures, the other tells of them."""
+    for folder in ("seqssgd", "recipes"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+
+    def git(*words):
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", "-C", tmp_path, *who, *words], check=True, capture_output=True)
+
+    def modified():
+        code = "from seqssgd.runs.environment import environment; print(environment(0)['modified'])"
+        path = {**os.environ, "PYTHONPATH": str(tmp_path)}
+        done = subprocess.run([sys.executable, "-c", code], env=path, cwd=tmp_path, capture_output=True, check=True)
+        return done.stdout
+
+    git("init", "-q")
+    git("add", "-A")
+    git("commit", "-qm", "all")
+    with open(tmp_path / "recipes/ptb_lstm/README.md", "a") as page:
+        page.write("more")
+    assert modified() == b"False\n"
+    with open(tmp_path / "recipes/ptb_lstm/train.py", "a") as program:
+        program.write("# more")
+    assert modified() == b"True\n"

@@ -8,6 +8,7 @@ from pathlib import Path
 import forked
 import pytest
 import yaml
+from made_runs import make_run
 from programs import ROOT, generated_lines, outcome, refused
 from study_program import OVERRIDES, RECIPES, STUDIES, STUDY, TRAIN
 
@@ -382,3 +383,16 @@ def test_a_study_without_recipe_is_refused_and_the_list_names_all(capsys):
     assert STUDY.main(["--list"]) == 0
     said = capsys.readouterr().out
     assert all(f"{name} " in said for name in STUDIES) and f"recipes: {', '.join(RECIPES)}" in said
+
+
+@pytest.mark.parametrize("direction, expected", [("max", "none-2"), ("min", "none-1")])
+def test_the_best_trial_is_what_the_task_calls_best(tmp_path, monkeypatch, direction, expected):
+    monkeypatch.setattr(STUDY.Cell, "finished", True)
+    cells = []
+    for name, bleu in (("none-1", 20.0), ("none-2", 30.0)):
+        run = make_run(tmp_path / name, [{"valid_bleu": bleu}])
+        found = json.loads((run / "result.json").read_text())
+        best = {"best": {"valid_bleu": bleu, "step": 10, "epoch": 1}, "best_by": {"valid_bleu": direction}}
+        (run / "result.json").write_text(json.dumps({**found, **best}))
+        cells.append(STUDY.Cell("none", name, 0, run, [], {}))
+    assert STUDY.Study(TRAIN, tmp_path, True, cells).kept() == {expected}
