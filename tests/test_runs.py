@@ -18,7 +18,7 @@ from seqssgd.cli import main
 from seqssgd.errors import UserError
 from seqssgd.optim import SinglePass
 from seqssgd.report.listing import list_runs
-from seqssgd.runs import checkpoints, layout
+from seqssgd.runs import checkpoints, layout, plausible
 from seqssgd.runs.comparing import differences
 from seqssgd.runs.directory import RunDirectory, in_use
 from seqssgd.runs.reading import read_run, record
@@ -232,7 +232,11 @@ def test_a_run_that_goes_on_beyond_a_limit_of_steps_is_unfinished_again_and_not_
 
 def test_a_run_with_several_draws_a_step_is_what_its_settings_say(tmp_path):
     train(tmp_path / "run", toy_config({"method": "weight_noise", "signs": None, "copies": 3}))
-    assert read_run(tmp_path / "run").rows[-1]["passes"] == 3 * 20
+    run = read_run(tmp_path / "run")
+    assert run.rows[-1]["passes"] == 3 * 20
+    plausible.check_settings(run.settings, run.rows, True, [])  # as of a recipe's run
+    with pytest.raises(ValueError, match="optim.method: weight_noise, where metrics.jsonl has 15 passes at step 5"):
+        plausible.check_settings({**run.settings, "optim.copies": 2}, run.rows, True, [])
 
 
 def test_a_run_without_its_checkpoints_is_not_trained_anew(tmp_path):
