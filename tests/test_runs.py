@@ -277,6 +277,15 @@ def test_asking_in_the_process_that_trains_does_not_let_others_in(tmp_path):
         run.close()
 
 
+def test_a_directory_that_cannot_be_opened_leaves_no_lock(tmp_path):
+    RunDirectory(tmp_path / "run", {"seed": 0}).close()
+    (tmp_path / "run/checkpoints").rmdir()
+    (tmp_path / "run/checkpoints").touch()
+    with pytest.raises(UserError, match="cannot write there"):
+        RunDirectory(tmp_path / "run", {"seed": 0})
+    assert not in_use(tmp_path / "run")
+
+
 def test_a_training_that_is_refused_leaves_no_lock(tmp_path):
     config = toy_config({"noise_schedule": "9-9S"})
     with pytest.raises(ValueError, match="no noise"):
